@@ -1,0 +1,27 @@
+"""Shared fixtures: where the golden vectors and real images are, and tiny models that run in milliseconds."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def shared_folder() -> Path | None:
+    """The folder with golden vectors and real images: `$CLCA_SHARED`, else `shared` beside the repository."""
+    named = os.environ.get("CLCA_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("no shared folder: set CLCA_SHARED to the folder that holds golden/ and data/")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,143 @@
+"""Which timm models fit, and the nine backbones of the paper."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+from torch import nn
+
+from clca.errors import ClcaError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained backbone.
+
+    Attributes:
+        name: What `clca.create_model` takes.
+        architecture: timm's name of the model to build.
+        url: Where the weights are if timm does not carry them, else None.
+        source: The publication.
+    """
+
+    name: str
+    architecture: str
+    url: str | None
+    source: str
+
+
+_MOCO_V3 = "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/linear-vit-b-300ep.pth.tar"
+
+PAPER_BACKBONES = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone("vit_base_patch16_224.orig_in21k", "vit_base_patch16_224.orig_in21k", None, "ViT, ICLR 2021"),
+        Backbone("vit_base_patch16_224_miil.in21k", "vit_base_patch16_224_miil.in21k", None, "MIIL, NeurIPS 2021"),
+        Backbone("deit_base_patch16_224.fb_in1k", "deit_base_patch16_224.fb_in1k", None, "DeiT, ICML 2021"),
+        Backbone("deit3_base_patch16_224.fb_in1k", "deit3_base_patch16_224.fb_in1k", None, "DeiT-III, ECCV 2022"),
+        Backbone(
+            "deit3_base_patch16_224.fb_in22k_ft_in1k",
+            "deit3_base_patch16_224.fb_in22k_ft_in1k",
+            None,
+            "DeiT-III, ECCV 2022",
+        ),
+        Backbone("vit_base_patch16_224.dino", "vit_base_patch16_224.dino", None, "DINO, ICCV 2021"),
+        Backbone("vit_base_patch16_224.mae", "vit_base_patch16_224.mae", None, "MAE, CVPR 2022"),
+        Backbone("vit_base_patch16_clip_224.laion2b", "vit_base_patch16_clip_224.laion2b", None, "CLIP, ICML 2021"),
+        Backbone("vit_base_patch16_224.mocov3", "vit_base_patch16_224", _MOCO_V3, "MoCo v3, ICCV 2021"),
+    )
+}
+
+_FORWARD = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
+
+
+def list_backbones() -> list[str]:
+    """The paper's nine backbones; any other timm ViT with a CLS token works too."""
+    return list(PAPER_BACKBONES)
+
+
+def resolve(name: str) -> Backbone:
+    """The backbone of that name, one of the paper's or any of timm's.
+
+    Raises:
+        ClcaError: If there is no such model, or no such pretrained tag; the message says what comes close.
+    """
+    if name in PAPER_BACKBONES:
+        return PAPER_BACKBONES[name]
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) or architecture == "clca_vit":
+        known = [n for n in timm.list_models() if n != "clca_vit"]
+        close = difflib.get_close_matches(architecture, known, n=3)
+        hint = f": did you mean {' or '.join(close)}?" if close else ": see timm.list_models('vit*')"
+        raise ClcaError(f"unknown model {name!r}{hint}")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tags:
+        hint = f"choose one of {', '.join(tags)}" if tags else "it has no pretrained weights"
+        raise ClcaError(f"unknown pretrained weights {tag!r} of {architecture}: {hint}")
+    return Backbone(name, name, None, "timm")
+
+
+def check_architecture(backbone: Backbone) -> None:
+    """Refuse a timm model that does not fit before any weights are made for it.
+
+    Raises:
+        ClcaError: With one sentence that says why.
+    """
+    # On the meta device nothing is allocated, so that refusing a giant costs milliseconds.
+    with torch.device("meta"):
+        model = timm.create_model(backbone.architecture.partition(".")[0])
+    check_fits(model, backbone.name)
+
+
+def check_fits(model: nn.Module, name: str) -> None:
+    """Refuse what is not a plain timm VisionTransformer with a CLS token.
+
+    Raises:
+        ClcaError: With one sentence that says why.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ClcaError(
+            f"{name} does not fit: it is a timm {type(model).__name__}{_why_not(model)}, and clca needs a "
+            "VisionTransformer with a CLS token and absolute position embedding"
+        )
+    base = VisionTransformerDistilled if isinstance(model, VisionTransformerDistilled) else VisionTransformer
+    changed = [method for method in _FORWARD if getattr(type(model), method) is not getattr(base, method)]
+    if changed:
+        raise ClcaError(f"{name} does not fit: {type(model).__name__} has its own {changed[0]}(), which would be lost")
+    if model.cls_token is None:
+        raise ClcaError(f"{name} does not fit: it has no CLS token, which ranks the tokens and is what is classified")
+
+
+def _why_not(model: nn.Module) -> str:
+    names = {type(module).__name__.lower() for module in model.modules()} | set(vars(model))
+    if getattr(model, "rope", None) is not None or any("rope" in n or "rotary" in n for n in names):
+        return " with rotary positions"
+    if "swin" in type(model).__name__.lower():
+        return " with shifted windows"
+    if any("rel_pos" in n or "relpos" in n for n in names) or getattr(model, "rel_pos_bias", None) is not None:
+        return " with relative positions"
+    tables = ("relative_position_bias_table", "rel_pos")
+    if any(n.endswith(tables) for n, _ in model.named_parameters()):
+        return " with relative positions"
+    return ""
+
+
+def check_img_size(name: str, size: tuple[int, int], patch_embed: Any) -> None:
+    """Refuse an image size that patches do not tile.
+
+    Raises:
+        ClcaError: With the nearest sizes that fit.
+    """
+    ratio = patch_embed.feat_ratio(as_scalar=False) if hasattr(patch_embed, "feat_ratio") else patch_embed.patch_size
+    ratio = (ratio, ratio) if isinstance(ratio, int) else tuple(ratio)
+    for pixels, patch in zip(size, ratio, strict=True):
+        if pixels < patch or pixels % patch:
+            below = max(patch, pixels // patch * patch)
+            near = str(below) if pixels < patch else f"{below} or {below + patch}"
+            raise ClcaError(f"{name}: image size {pixels} is not a multiple of the patch size {patch}: use {near}")

@@ -1,0 +1,80 @@
+"""What a model is, as data: validated, saved with every run, and enough to build the same model again."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from clca.errors import ClcaError
+
+
+def _is_rate(rate: float) -> float:
+    if not (math.isfinite(rate) and 0 < rate <= 1):
+        raise ValueError("a keep rate is a share of tokens above 0 and at most 1, such as 0.25")
+    return rate
+
+
+def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
+    if any(block < 0 for block in locations):
+        raise ValueError("blocks are numbered from 0")
+    if any(a >= b for a, b in zip(locations, locations[1:], strict=False)):
+        raise ValueError("locations are distinct block numbers in ascending order, such as 3 6 9")
+    return locations
+
+
+Rate = Annotated[float, AfterValidator(_is_rate)]
+Locations = Annotated[tuple[int, ...], AfterValidator(_are_locations)]
+
+
+class ModelConfig(BaseModel):
+    """Settings of a `TokenReducedViT`; the fields are the arguments of `clca.create_model`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    num_classes: int = Field(1000, ge=0)
+    img_size: int | tuple[int, int] | None = None
+    reduction: str = "none"
+    keep_rate: Rate | tuple[Rate, ...] = 1.0
+    locations: Locations | None = None
+    cla: bool = True
+    clc: bool = True
+    num_clr: int = Field(1, ge=0)
+    clc_gap: bool = True
+    clc_recover_at_last: bool = True
+    cla_width: int = Field(2, ge=1)
+    backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+def validated(**fields: Any) -> ModelConfig:
+    """Build a `ModelConfig`; a wrong field raises a `ClcaError` of one line instead of pydantic's report."""
+    try:
+        return ModelConfig(**fields)
+    except ValidationError as error:
+        raise ClcaError(one_line(error)) from None
+
+
+def one_line(error: ValidationError) -> str:
+    """Pydantic's report as one line that names each field, its value and what is allowed.
+
+    Args:
+        error: What pydantic raised.
+
+    Returns:
+        `field = value: what is allowed`, several joined by semicolons.
+    """
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        # A union reports one error a branch; the field is one, and the last says the most general thing.
+        field = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and not _is_branch(part))
+        reason = item["msg"].removeprefix("Value error, ")
+        if field in lines and item["type"] != "value_error":
+            continue
+        lines[field] = f"{field or 'settings'} = {item['input']!r}: {reason}"
+    return "; ".join(lines.values())
+
+
+def _is_branch(part: str) -> bool:
+    return part in ("int", "float", "str", "bool", "none") or part.startswith(("tuple[", "list[", "function-", "dict["))

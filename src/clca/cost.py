@@ -1,0 +1,85 @@
+"""What a model costs: GMACs, parameters, tokens a block."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from clca.errors import ClcaError
+from clca.model import TokenReducedViT, Trace
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one image.
+
+    Attributes:
+        gmacs: Multiply-accumulate operations in 10⁹, half of what torch's FlopCounterMode counts (METHOD section 6).
+        params: Number of parameters.
+        tokens_per_block: Tokens that each block puts out, before the cache recovers any; a mean over images for ATS.
+    """
+
+    gmacs: float
+    params: int
+    tokens_per_block: tuple[float, ...]
+
+
+def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | None = None) -> Cost:
+    """Cost of one image in evaluation.
+
+    Args:
+        model: The model.
+        img_size: Pixels a side; None for the model's own. Other sizes need a backbone with `dynamic_img_size`.
+        images: Images [B, 3, H, W] to average over; of use where the cost depends on the image (ATS), which is
+            measured on noise without them.
+
+    Raises:
+        ClcaError: If the model does not take images of that size.
+    """
+    if images is not None and images.shape[0] == 0:
+        raise ClcaError("no images to average the cost over")
+    size = (img_size, img_size) if img_size is not None else tuple(model.patch_embed.img_size)
+    training = model.training
+    model.eval()
+    try:
+        if model._pads:
+            like = next(model.parameters())
+            if images is None:
+                generator = torch.Generator().manual_seed(0)
+                images = torch.randn(4, model.in_chans, *size, generator=generator)
+            # One at a time: beside others an image would be padded, and the padding counted.
+            runs = [_count(model, image[None].to(like.device, like.dtype), {}) for image in images]
+        else:
+            # Shapes alone decide the cost, and the meta device computes nothing else.
+            meta = {n: t.to("meta") for n, t in [*model.named_parameters(), *model.named_buffers()]}
+            size = tuple(images.shape[-2:]) if images is not None else size
+            x = torch.empty(1, model.in_chans, *size, device="meta", dtype=next(model.parameters()).dtype)
+            runs = [_count(model, x, meta)]
+    finally:
+        model.train(training)
+    macs = sum(flops for flops, _ in runs) / len(runs) / 2
+    tokens = tuple(sum(counts) / len(runs) for counts in zip(*(t for _, t in runs), strict=True))
+    return Cost(macs / 1e9, sum(p.numel() for p in model.parameters()), tokens)
+
+
+def _count(model: TokenReducedViT, x: Tensor, state: dict[str, Tensor]) -> tuple[int, list[float]]:
+    """FLOPs, and tokens a block, of one image [1, 3, H, W] with `state` in place of the model's own tensors."""
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Trace:
+            return self.inner.forward_trace(x)[1]
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace = functional_call(Traced(), {f"inner.{n}": t for n, t in state.items()}, (x,))
+    return counter.get_total_flops(), [float(t) for t in trace.tokens]

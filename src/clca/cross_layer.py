@@ -1,0 +1,110 @@
+"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache past every reduction, and the head over depths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clca.reductions.base import TokenState
+
+
+class CrossLayerAggregationHead(nn.Module):
+    """Classify from the CLS tokens of several depths (METHOD section 3).
+
+    BatchNorm → depth-wise convolution over the depths (C → width · C) → BatchNorm → GELU → point-wise convolution.
+
+    Args:
+        dim: Embedding width C.
+        depths: G, how many CLS tokens are aggregated.
+        num_classes: K; 0 returns the features before the classifier.
+        width: How many features each channel becomes.
+    """
+
+    def __init__(self, dim: int, depths: int, num_classes: int, width: int = 2) -> None:
+        super().__init__()
+        self.num_features = width * dim
+        self.norm_in = nn.BatchNorm1d(dim)
+        self.depthwise = nn.Conv1d(dim, self.num_features, kernel_size=depths, stride=depths, groups=dim)
+        self.norm_out = nn.BatchNorm1d(self.num_features)
+        self.act = nn.GELU()
+        self.classifier: nn.Module
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Replace the classifier by a new one for `num_classes` classes."""
+        like = self.depthwise.weight
+        self.classifier = (
+            nn.Conv1d(self.num_features, num_classes, kernel_size=1, device=like.device, dtype=like.dtype)
+            if num_classes > 0
+            else nn.Identity()
+        )
+
+    def forward(self, cls_tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """CLS tokens [B, G, C], shallowest first, to logits [B, K], or to features [B, width · C]."""
+        x = self.depthwise(self.norm_in(cls_tokens.transpose(1, 2)))  # [B, width · C, 1]
+        x = self.act(self.norm_out(x))
+        return (x if pre_logits else self.classifier(x)).squeeze(-1)
+
+
+class CrossLayerCache:
+    """Carries one average and the carriers of every block past the next reduction (METHOD section 2).
+
+    One object serves one forward pass.
+
+    Args:
+        recover_at: Blocks after which cached tokens return, ascending.
+        num_clr: R, the number of carriers at the end of the sequence.
+        gap: Whether the average of the tokens is stored too.
+        num_tokens: N of the first sequence.
+    """
+
+    def __init__(self, recover_at: tuple[int, ...], num_clr: int, gap: bool, num_tokens: int) -> None:
+        self.recover_at, self.num_clr, self.gap = recover_at, num_clr, gap
+        self.num_pooled = num_tokens - num_clr
+        self.tokens: list[Tensor] = []
+        self.valid: list[Tensor] = []
+
+    def after_block(self, index: int, x: Tensor, state: TokenState) -> Tensor:
+        """Recover at a recovery block, then store for the next one; x [B, N, C] comes back with what was recovered."""
+        if index in self.recover_at:
+            self.num_pooled = x.shape[1]
+            if self.tokens:
+                recovered = torch.cat(self.tokens, dim=1)
+                x = torch.cat([x, recovered], dim=1)
+                state.append(recovered.shape[1], torch.cat(self.valid, dim=1) if state.valid is not None else None)
+                self.tokens, self.valid = [], []
+        if index < self.recover_at[-1]:
+            self._store(x, state)
+        return x
+
+    def _store(self, x: Tensor, state: TokenState) -> None:
+        if self.gap:
+            self._push(self._average(x, state), x.new_ones(x.shape[0], 1, dtype=torch.bool))
+        if not self.num_clr:
+            return
+        if state.valid is None:
+            carriers = x[:, -self.num_clr :]
+            self._push(carriers, x.new_ones(carriers.shape[:2], dtype=torch.bool))
+            return
+        # Where the batch is padded, the last tokens of an image are not the last places of its row.
+        order = state.valid.to(torch.uint8).argsort(dim=1, stable=True)[:, -self.num_clr :]
+        carriers = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        self._push(carriers, state.valid.gather(1, order))
+
+    def _push(self, tokens: Tensor, valid: Tensor) -> None:
+        self.tokens.append(tokens)
+        self.valid.append(valid)
+
+    def _average(self, x: Tensor, state: TokenState) -> Tensor:
+        """Mean of the tokens between the prefix and what was recovered last. [B, 1, C]"""
+        first, last = state.prefix, self.num_pooled
+        pooled = x[:, first:last]
+        if state.masked and state.policy is not None:
+            weight = state.policy[:, first:last]
+        elif state.valid is not None:
+            weight = state.valid[:, first:last]
+        else:
+            return pooled.mean(dim=1, keepdim=True)
+        weight = weight.to(x.dtype).unsqueeze(-1)
+        # Weights are 0 or 1: at least one keeps an image without a kept token finite.
+        return (pooled * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1)

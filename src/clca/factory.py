@@ -1,0 +1,211 @@
+"""Making models: by name, from a timm model at hand, and through timm's own registry."""
+
+from __future__ import annotations
+
+import urllib.error
+import warnings
+from typing import Any
+
+import timm
+import torch
+from timm.models import VisionTransformer, register_model
+from torch import nn
+
+from clca.backbones import Backbone, check_architecture, check_img_size, resolve
+from clca.config import ModelConfig, validated
+from clca.errors import ClcaError
+from clca.model import TokenReducedViT
+from clca.reductions import reduction_class
+from clca.weights import load_weights
+
+__all__ = ["clca_vit", "create_model", "reduce_tokens"]
+
+# What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
+_UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
+
+
+def create_model(
+    backbone: str,
+    *,
+    pretrained: bool = False,
+    weights: str | None = None,
+    num_classes: int = 1000,
+    img_size: int | tuple[int, int] | None = None,
+    reduction: str = "none",
+    keep_rate: float | tuple[float, ...] | list[float] = 1.0,
+    locations: tuple[int, ...] | list[int] | None = None,
+    cla: bool = True,
+    clc: bool = True,
+    num_clr: int = 1,
+    clc_gap: bool = True,
+    clc_recover_at_last: bool = True,
+    cla_width: int = 2,
+    **backbone_kwargs: Any,
+) -> TokenReducedViT:
+    """A timm ViT with token reduction and Cross-Layer Cache Aggregation.
+
+    Args:
+        backbone: Name of a timm model, with or without a pretrained tag, or one of `clca.list_backbones()`.
+        pretrained: Fetch the weights of that name from the hub.
+        weights: Start from this local file instead, in timm's naming, our own or that of the published program.
+        num_classes: K; 0 for features.
+        img_size: Height and width in pixels, or one number for both; None for the backbone's own.
+        reduction: One of `clca.list_reductions()`.
+        keep_rate: Share of tokens kept at every location, or one a location.
+        locations: Blocks that reduce, ascending from 0; None for a quarter, half and three quarters of the depth.
+        cla: Classify from the CLS tokens of several depths.
+        clc: Carry information of earlier layers past every reduction.
+        num_clr: R, the number of learned carriers.
+        clc_gap: Whether the cache stores the average of the tokens too.
+        clc_recover_at_last: Whether the cache is recovered once more before the last block.
+        cla_width: Features the aggregation head makes of each channel.
+        **backbone_kwargs: Passed to `timm.create_model`.
+
+    Returns:
+        The model, in training mode as timm returns it.
+
+    Raises:
+        ClcaError: If a name, a setting or a file is wrong, or weights cannot be had: never random weights in silence.
+    """
+    config = validated(
+        backbone=backbone,
+        num_classes=num_classes,
+        img_size=tuple(img_size) if isinstance(img_size, list) else img_size,
+        reduction=reduction,
+        keep_rate=keep_rate,
+        locations=locations,
+        cla=cla,
+        clc=clc,
+        num_clr=num_clr,
+        clc_gap=clc_gap,
+        clc_recover_at_last=clc_recover_at_last,
+        cla_width=cla_width,
+        backbone_kwargs=backbone_kwargs,
+    )
+    return build(config, pretrained=pretrained, weights=weights)
+
+
+def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None = None) -> TokenReducedViT:
+    """`create_model` from settings that are validated already."""
+    reduction_class(config.reduction)  # a wrong name is told before a large backbone is made
+    source = resolve(config.backbone)
+    check_architecture(source)
+    fetch = pretrained and weights is None
+    vit = _build_backbone(source, config, pretrained=fetch and source.url is None)
+    model = TokenReducedViT(vit, config)
+    if weights is not None:
+        load_weights(model, weights)
+    elif fetch and source.url is not None:
+        load_weights(model, _download(source))
+        model.pretrained_cfg = dict(vars(vit.pretrained_cfg), url=source.url) if hasattr(vit, "pretrained_cfg") else {}
+    return model
+
+
+def reduce_tokens(
+    vit: nn.Module, *, num_classes: int | None = None, weights: str | None = None, **settings: Any
+) -> TokenReducedViT:
+    """Token reduction and Cross-Layer Cache Aggregation on an existing timm model, whose parameters are shared.
+
+    Args:
+        vit: A timm VisionTransformer with a CLS token; it is not changed.
+        num_classes: K; None keeps the model's own count and, without CLA, its own head.
+        weights: A local file to start from; it overwrites the shared parameters.
+        **settings: As for `create_model`: img_size, reduction, keep_rate, locations, cla, clc, num_clr, clc_gap,
+            clc_recover_at_last, cla_width.
+
+    Raises:
+        ClcaError: If the model or a setting does not fit.
+    """
+    cfg = getattr(vit, "pretrained_cfg", None)
+    name = getattr(cfg, "architecture", None) or (cfg or {}).get("architecture") or type(vit).__name__
+    args = {k: v for k, v in getattr(vit, "_model_args", {}).items() if k not in ("num_classes", "img_size")}
+    size = settings.pop("img_size", None)
+    if size is None and isinstance(vit, VisionTransformer):
+        size = tuple(vit.patch_embed.img_size)
+    own = getattr(vit, "num_classes", 1000)
+    config = validated(
+        backbone=name,
+        backbone_kwargs=args,
+        num_classes=own if num_classes is None else num_classes,
+        img_size=size,
+        **settings,
+    )
+    model = TokenReducedViT(vit, config)  # type: ignore[arg-type]  # refuses what is not one
+    return model if weights is None else load_weights(model, weights)
+
+
+def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) -> VisionTransformer:
+    kwargs = dict(config.backbone_kwargs)
+    if config.img_size is not None:
+        _check_size_before(source, config)
+        kwargs["img_size"] = config.img_size
+    # With CLA the backbone's head is left out: none is made, and none is fetched.
+    kwargs["num_classes"] = 0 if config.cla else config.num_classes
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return timm.create_model(source.architecture, pretrained=pretrained, **kwargs)  # type: ignore[return-value]
+    except TypeError as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {error}") from None
+    except AssertionError as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {str(error) or kwargs}") from None
+    except _UNREACHABLE as error:
+        if not pretrained:
+            raise ClcaError(f"{config.backbone} cannot be made with {kwargs}: {error}") from None
+        raise ClcaError(_how_to_get(source, error)) from None
+
+
+def _check_size_before(source: Backbone, config: ModelConfig) -> None:
+    """Patches must tile the image; timm itself would cut off the rest without a word."""
+    architecture = source.architecture.partition(".")[0]
+    patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
+    with torch.device("meta"):
+        patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+    size = config.img_size
+    assert size is not None
+    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)
+
+
+def _how_to_get(source: Backbone, error: BaseException) -> str:
+    cfg = timm.get_pretrained_cfg(source.architecture)
+    hub_id = cfg.hf_hub_id if cfg is not None else None
+    if not hub_id and not (cfg is not None and cfg.url):
+        return f"{source.name} has no pretrained weights in timm: pass a file with weights=, or train without them"
+    if hub_id and not hub_id.count("/"):
+        hub_id = f"timm/{hub_id}"
+    if hub_id and hub_id.endswith("/"):
+        hub_id += source.architecture
+    file = f"https://huggingface.co/{hub_id}/resolve/main/model.safetensors" if hub_id else cfg.url  # type: ignore[union-attr]
+    return (
+        f"the weights of {source.name} could not be fetched ({type(error).__name__}): get {file} on a machine with a "
+        "network and pass the file with weights=FILE (on the command line --weights FILE)"
+    )
+
+
+def _download(source: Backbone) -> str:
+    """The file of a backbone that timm does not carry, from torch's cache or its address."""
+    from pathlib import Path
+
+    assert source.url is not None
+    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(source.url).name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(source.url, str(target))
+        except (OSError, urllib.error.URLError) as error:
+            raise ClcaError(
+                f"the weights of {source.name} could not be fetched ({type(error).__name__}): get {source.url} on a "
+                "machine with a network and pass the file with weights=FILE (on the command line --weights FILE)"
+            ) from None
+    return str(target)
+
+
+@register_model
+def clca_vit(pretrained: bool = False, backbone: str = "deit3_base_patch16_224.fb_in1k", **kwargs: Any) -> nn.Module:
+    """timm's door: `timm.create_model("clca_vit", backbone=…, reduction=…, keep_rate=…)`, as its own scripts call it."""
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "drop_block_rate"):
+        kwargs.pop(name, None)
+    size = kwargs.pop("input_size", None)
+    if size is not None and "img_size" not in kwargs:
+        kwargs["img_size"] = tuple(size[-2:])
+    return create_model(backbone, pretrained=pretrained, **kwargs)

@@ -1,0 +1,480 @@
+"""One model for every backbone, reduction, cache and head setting: embed → blocks (reduce, cache) → head."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.layers.patch_dropout import PatchDropout, patch_dropout_forward
+from timm.models import VisionTransformer
+from timm.models._manipulate import checkpoint
+from timm.models.vision_transformer import global_pool_nlc
+from torch import Tensor, nn
+
+from clca.attention import attention_half, mlp_half, splits
+from clca.backbones import check_fits, check_img_size
+from clca.config import ModelConfig, validated
+from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
+from clca.errors import ClcaError
+from clca.reductions import Evidence, KeepSchedule, Reduction, TokenState, reduction_class
+
+_PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
+
+
+@dataclass
+class Trace:
+    """Where every patch went.
+
+    Attributes:
+        owner: For each block the index, in the sequence that the block puts out, of the token that holds each patch
+            after the block's reduction, -1 where it was dropped, each [B, P]. A fused or merged token owns all that it
+            holds; in a soft merge a token goes to its largest weight.
+        tokens: For each block how many tokens it puts out, before the cache recovers any: one number, or [B] where it
+            varies by image (ATS).
+    """
+
+    owner: list[Tensor] = field(default_factory=list)
+    tokens: list[int | Tensor] = field(default_factory=list)
+
+    def record(self, x: Tensor, state: TokenState) -> None:
+        assert state.owner is not None
+        self.owner.append(state.owner)
+        self.tokens.append(x.shape[1] if state.valid is None else state.valid.sum(dim=1))
+
+
+class TokenReducedViT(nn.Module):
+    """A timm VisionTransformer with token reduction and Cross-Layer Cache Aggregation.
+
+    Parameters and modules of the backbone are shared with it under timm's own names; the backbone itself is not
+    changed. With CLA its final norm and head are left out. Source of the method: Rios et al., ICASSP 2025.
+
+    Args:
+        vit: The backbone.
+        config: Settings; `locations=None` becomes a quarter, half and three quarters of the depth.
+
+    Raises:
+        ClcaError: If the backbone does not fit, or the settings do not fit the backbone.
+    """
+
+    def __init__(self, vit: VisionTransformer, config: ModelConfig) -> None:
+        super().__init__()
+        check_fits(vit, config.backbone)
+        depth = len(vit.blocks)
+        locations = _resolve_locations(config, depth)
+        self.config = config.model_copy(update={"locations": locations})
+        self.locations = locations
+        self.classes: list[str] | None = None
+        self.preprocess: dict[str, Any] | None = None
+        self.auxiliary_loss: Tensor = torch.zeros(())
+        self.grad_checkpointing = False
+        self.num_clr = config.num_clr if config.clc else 0
+        self._adopt_embedding(vit, config.img_size)
+        self.blocks = vit.blocks
+        self._init_carriers(vit)
+        self._init_reductions(vit)
+        self._adopt_head(vit)
+        self.recover_at = self._recovery_blocks(depth)
+
+    # -- construction ------------------------------------------------------------------------------------------
+
+    def _adopt_embedding(self, vit: VisionTransformer, img_size: int | tuple[int, int] | None) -> None:
+        self.embed_dim: int = vit.embed_dim
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
+        self.no_embed_class: bool = vit.no_embed_class
+        self.dynamic_img_size: bool = vit.dynamic_img_size
+        self.pool_include_prefix: bool = vit.pool_include_prefix
+        self.in_chans: int = vit.in_chans
+        self.feature_info = vit.feature_info
+        self.pretrained_cfg = getattr(vit, "pretrained_cfg", {})
+        self._traits = dict(getattr(vit, "_traits", {}))
+        for name in _PREFIX_TOKENS:
+            if getattr(vit, name, None) is not None:
+                setattr(self, name, getattr(vit, name))
+        self.pos_embed = vit.pos_embed
+        self.patch_embed, self.pos_drop = vit.patch_embed, vit.pos_drop
+        self.patch_drop, self.norm_pre = vit.patch_drop, vit.norm_pre
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if size is not None and tuple(size) != tuple(vit.patch_embed.img_size):
+            check_img_size(self.config.backbone, size, vit.patch_embed)
+            self.patch_embed, self.pos_embed = _resized(vit, size)
+        self._traits["img_size"] = tuple(self.patch_embed.img_size)
+
+    def _init_carriers(self, vit: VisionTransformer) -> None:
+        self.clr: nn.Parameter | None = None
+        self.clr_pos_embed: nn.Parameter | None = None
+        if not self.num_clr:
+            return
+        self.clr = nn.Parameter(vit.cls_token.detach().clone().repeat(1, self.num_clr, 1))
+        if self.pos_embed is not None and not self.no_embed_class:
+            self.clr_pos_embed = nn.Parameter(torch.randn_like(self.clr) * 0.02)
+
+    def _init_reductions(self, vit: VisionTransformer) -> None:
+        config, cls = self.config, reduction_class(self.config.reduction)
+        count = len(self.locations)
+        if not isinstance(config.keep_rate, float) and len(config.keep_rate) != count:
+            raise ClcaError(
+                f"keep_rate has {len(config.keep_rate)} rates for the {count} locations {list(self.locations)}: "
+                "give one rate, or one a location"
+            )
+        self._schedule = KeepSchedule(config.keep_rate, count)
+        if cls is None:
+            self.reductions = nn.ModuleList()
+            _warn_if_ignored(config.keep_rate)
+            return
+        if not count:
+            raise ClcaError(f"reduction {config.reduction!r} has no locations: name at least one block")
+        split = [splits(block) for block in self.blocks]
+        if not all(split) and (cls.place == "inside" or cls.alters_attention):
+            block = self.blocks[split.index(False)]
+            raise ClcaError(
+                f"{config.backbone}: reduction {config.reduction!r} works inside attention, and {_describe(block)} is "
+                "not one it knows: choose patchmerger, sit or dpcknn, or another backbone"
+            )
+        self.reductions = nn.ModuleList(
+            cls(self.embed_dim, j, count, self.patch_embed.num_patches, self._schedule) for j in range(count)
+        ).to(device=vit.cls_token.device, dtype=vit.cls_token.dtype)
+
+    def _adopt_head(self, vit: VisionTransformer) -> None:
+        config = self.config
+        self.num_classes = config.num_classes
+        self.global_pool: str = vit.global_pool
+        self.cla_head: CrossLayerAggregationHead | None = None
+        if config.cla:
+            head = CrossLayerAggregationHead(
+                self.embed_dim, len(self.locations) + 1, config.num_classes, config.cla_width
+            )
+            self.cla_head = head.to(device=vit.cls_token.device, dtype=vit.cls_token.dtype)
+            self.num_features = self.head_hidden_size = head.num_features
+            return
+        self.num_features = self.head_hidden_size = self.embed_dim
+        self.norm, self.fc_norm, self.head_drop = vit.norm, vit.fc_norm, vit.head_drop
+        self.attn_pool, self.head = vit.attn_pool, vit.head
+        if hasattr(vit, "head_dist"):
+            self.head_dist = vit.head_dist
+        if self._pads and vit.global_pool == "prr":
+            raise ClcaError(f"{config.backbone}: 'prr' pooling cannot leave out the padding of {config.reduction}")
+        if config.num_classes != vit.num_classes:
+            self.reset_classifier(config.num_classes)
+
+    def _recovery_blocks(self, depth: int) -> tuple[int, ...]:
+        config = self.config
+        if not config.clc:
+            return ()
+        if not self.num_clr and not config.clc_gap:
+            raise ClcaError(
+                "clc needs something to carry: num_clr of at least 1, or clc_gap; or turn it off with clc=False"
+            )
+        last = {depth - 2} if config.clc_recover_at_last and depth >= 2 else set()
+        if not last | set(self.locations):
+            raise ClcaError("clc has no block to recover at: name a location, or turn on clc_recover_at_last")
+        return tuple(sorted(last | set(self.locations)))
+
+    # -- settings at run time ----------------------------------------------------------------------------------
+
+    @property
+    def keep_rate(self) -> float | tuple[float, ...]:
+        """The keep rate, or one a location; can be set for every reduction whose parameters do not depend on it."""
+        return self.config.keep_rate
+
+    @keep_rate.setter
+    def keep_rate(self, rate: float | tuple[float, ...] | list[float]) -> None:
+        fields = self.config.model_dump() | {"keep_rate": tuple(rate) if isinstance(rate, list) else rate}
+        config = validated(**fields)
+        if config.keep_rate == self.config.keep_rate:
+            return
+        cls = reduction_class(config.reduction)
+        if cls is None:
+            _warn_if_ignored(config.keep_rate)
+        elif cls.fixed_counts:
+            raise ClcaError(
+                f"the parameters of {config.reduction} depend on the keep rate: make a new model for {rate} "
+                "(topk, evit, tome, ats, dynamicvit and dpcknn can change it at run time)"
+            )
+        if not isinstance(config.keep_rate, float) and len(config.keep_rate) != len(self.locations):
+            raise ClcaError(f"keep_rate has {len(config.keep_rate)} rates for {len(self.locations)} locations")
+        self.config = config
+        self._schedule = KeepSchedule(config.keep_rate, len(self.locations))
+
+    @property
+    def _pads(self) -> bool:
+        return any(cast(Reduction, reduction).pads for reduction in self.reductions)
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to logits [B, K]; what the reduction adds to the loss is then `auxiliary_loss`."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to what the head reads.
+
+        Args:
+            x: Images, [B, 3, H, W].
+
+        Returns:
+            With CLA the CLS tokens after every location and the last block, [B, G, C]; without it the tokens after
+            the final norm, [B, N, C], where the padding of ATS is zero.
+        """
+        return self._features(x, None)
+
+    def forward_trace(self, x: Tensor) -> tuple[Tensor, Trace]:
+        """Like `forward`, and says which token holds each patch after each block. Images: [B, 3, H, W]."""
+        trace = Trace()
+        return self.forward_head(self._features(x, trace)), trace
+
+    def _features(self, x: Tensor, trace: Trace | None) -> Tensor:
+        x, state = self._embed(x, trace is not None)
+        cache = CrossLayerCache(self.recover_at, self.num_clr, self.config.clc_gap, x.shape[1])
+        if len(self.reductions):
+            cast(Reduction, self.reductions[0]).begin(x, state)
+        cls_tokens = []
+        for i, block in enumerate(self.blocks):
+            x = self._run_block(i, block, x, state)
+            if trace is not None:
+                trace.record(x, state)
+            if self.recover_at:
+                x = cache.after_block(i, x, state)
+            if self.cla_head is not None and (i in self.locations or i == len(self.blocks) - 1):
+                cls_tokens.append(x[:, 0])
+        self.auxiliary_loss = torch.stack(state.losses).mean() if state.losses else x.new_zeros(())
+        if self.cla_head is not None:
+            return torch.stack(cls_tokens, dim=1)
+        x = self.norm(x)
+        return x if state.valid is None else torch.where(state.valid.unsqueeze(-1), x, x.new_zeros(()))
+
+    def _embed(self, x: Tensor, tracing: bool) -> tuple[Tensor, TokenState]:
+        """Patch and position embedding, prefix and carriers (METHOD section 1). [B, N, C]"""
+        if not self.dynamic_img_size and tuple(x.shape[-2:]) != tuple(self.patch_embed.img_size):
+            raise ClcaError(
+                f"images of {x.shape[-2]}×{x.shape[-1]} pixels given to a model for "
+                f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or set img_size"
+            )
+        x = self.patch_embed(x)
+        pos_embed = self.pos_embed
+        if self.dynamic_img_size:
+            batch, height, width, dim = x.shape
+            if pos_embed is not None:
+                pos_embed = resample_abs_pos_embed(
+                    pos_embed,
+                    new_size=[height, width],
+                    old_size=self.patch_embed.grid_size,
+                    num_prefix_tokens=0 if self.no_embed_class else self.num_prefix_tokens,
+                )
+            x = x.view(batch, -1, dim)
+        batch, num_patches = x.shape[:2]
+        prefix = [getattr(self, name).expand(batch, -1, -1) for name in _PREFIX_TOKENS if hasattr(self, name)]
+        if pos_embed is None:
+            x = torch.cat([*prefix, x], dim=1)
+        elif self.no_embed_class:
+            x = torch.cat([*prefix, x + pos_embed], dim=1)
+        else:
+            x = torch.cat([*prefix, x], dim=1) + pos_embed
+        if self.clr is not None:
+            clr = self.clr if self.clr_pos_embed is None else self.clr + self.clr_pos_embed
+            x = torch.cat([x, clr.expand(batch, -1, -1).to(x.dtype)], dim=1)
+        if pos_embed is not None:
+            x = self.pos_drop(x)
+        x, kept = self._drop_patches(x)
+        state = TokenState(
+            prefix=self.num_prefix_tokens,
+            num_patches=num_patches,
+            schedule=self._schedule,
+            appended=self.num_clr,
+            cache_on=self.config.clc,
+            training=self.training,
+        )
+        if tracing:
+            state.owner = _first_owner(batch, num_patches, kept, self.num_prefix_tokens, x.device)
+        return self.norm_pre(x), state
+
+    def _drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """timm's patch dropout over the patch tokens only; also the patches kept, [B, M]."""
+        drop = self.patch_drop
+        if not isinstance(drop, PatchDropout):
+            return x, None
+        end = x.shape[1] - self.num_clr
+        kept_x, kept = patch_dropout_forward(x[:, :end], drop.prob, drop.num_prefix_tokens, drop.ordered, self.training)
+        return torch.cat([kept_x, x[:, end:]], dim=1), kept
+
+    def _run_block(self, index: int, block: nn.Module, x: Tensor, state: TokenState) -> Tensor:
+        reduction: Reduction | None = None
+        if index in self.locations and len(self.reductions):
+            reduction = cast(Reduction, self.reductions[self.locations.index(index)])
+            if reduction.place == "before":
+                x = reduction.reduce(x, Evidence(), state)
+                reduction = None
+            elif reduction.keeps_all(x.shape[1], state):
+                reduction = None
+        policy = state.policy if state.masked else None
+        if reduction is None and state.key_bias is None and policy is None:
+            return self._call(block, x)
+        needs = reduction.needs if reduction is not None else frozenset[str]()
+        x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)
+        if reduction is not None:
+            x = reduction.reduce(x, evidence, state)
+        return self._call(mlp_half, block, x)
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(function, *args)
+        return function(*args)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features as `forward_features` returns them to logits [B, K], or to what the classifier reads."""
+        if self.cla_head is not None:
+            return self.cla_head(x, pre_logits=pre_logits)
+        if hasattr(self, "head_dist"):
+            cls, dist = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
+            return (cls + dist) / 2 if pre_logits else (self.head(cls) + self.head_dist(dist)) / 2
+        x = self.head_drop(self.fc_norm(self._pool(x)))
+        return x if pre_logits else self.head(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self._pads and self.global_pool not in ("", "token"):
+            return self._pool_padded(x)
+        if self.attn_pool is not None:
+            return self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
+        return global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)
+
+    def _pool_padded(self, x: Tensor) -> Tensor:
+        """Pooling that leaves out the padding of ATS, which `forward_features` set to zero."""
+        x = x if self.pool_include_prefix else x[:, self.num_prefix_tokens :]
+        real = x.abs().amax(dim=-1, keepdim=True) > 0  # [B, N, 1]
+        if self.attn_pool is not None:
+            return self.attn_pool(x, attn_mask=real[:, None, :, 0].unsqueeze(2))
+        mean = x.sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        if self.global_pool == "avg":
+            return mean
+        largest = x.masked_fill(~real, -math.inf).amax(dim=1)
+        return largest if self.global_pool == "max" else 0.5 * (largest + mean)
+
+    # -- timm's contract ---------------------------------------------------------------------------------------
+
+    @property
+    def default_cfg(self) -> Any:
+        """timm's description of the pretrained weights: input size, mean, deviation."""
+        return self.pretrained_cfg
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The last layer; for distilled DeiT without CLA both heads."""
+        if self.cla_head is not None:
+            return self.cla_head.classifier
+        return (self.head, self.head_dist) if hasattr(self, "head_dist") else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for `num_classes` classes; 0 leaves it out, and the model then puts out features."""
+        self.num_classes = num_classes
+        self.config = self.config.model_copy(update={"num_classes": num_classes})
+        self.classes = None
+        if self.cla_head is not None:
+            if global_pool not in (None, self.global_pool):
+                raise ClcaError("the aggregation head does not pool: global_pool cannot be set with cla=True")
+            self.cla_head.reset(num_classes)
+            return
+        if global_pool is not None and global_pool != self.global_pool:
+            known = ("", "token", "avg", "avgmax", "max")
+            if global_pool not in known or self.attn_pool is not None or hasattr(self, "head_dist"):
+                raise ClcaError(f"global_pool={global_pool!r}: this backbone pools by {self.global_pool!r}")
+            self.global_pool = global_pool
+        like = cast(nn.Parameter, self.cls_token)
+        for name in ("head", "head_dist"):
+            if hasattr(self, name):
+                new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+                setattr(self, name, new.to(device=like.device, dtype=like.dtype))
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one dimension that weight decay leaves alone."""
+        return {"pos_embed", "clr", "clr_pos_embed", *_PREFIX_TOKENS}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise learning rates."""
+        at_location = [(rf"^reductions\.{j}\.", (block,)) for j, block in enumerate(self.locations)]
+        return {
+            "stem": r"^cls_token|dist_token|reg_token|clr|pos_embed|patch_embed|norm_pre",
+            "blocks": [(r"^blocks\.(\d+)", None), *at_location, (r"^norm|attn_pool|fc_norm", (99999,))],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+        if hasattr(self.patch_embed, "set_grad_checkpointing"):
+            self.patch_embed.set_grad_checkpointing(enable)
+
+    # -- storage -----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write `config.json` and `model.safetensors` into the folder; see `clca.from_pretrained`."""
+        from clca.hub import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload to the Hugging Face hub what `save_pretrained` writes; returns the address."""
+        from clca.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loss that still holds its graph can be neither copied nor sent to another process.
+        return super().__getstate__() | {"auxiliary_loss": self.auxiliary_loss.detach()}  # type: ignore[misc]
+
+
+def _resolve_locations(config: ModelConfig, depth: int) -> tuple[int, ...]:
+    if config.locations is None:
+        proposed = {depth // 4, depth // 2, 3 * depth // 4}
+        return tuple(sorted(b for b in proposed if not (config.cla and b == depth - 1)))
+    for block in config.locations:
+        if block >= depth:
+            raise ClcaError(
+                f"location {block} is outside {config.backbone}, whose blocks are 0 to {depth - 1}: "
+                f"choose locations below {depth - 1}"
+            )
+        if config.cla and block == depth - 1:
+            raise ClcaError(
+                f"location {block} is the last block, whose CLS token the aggregation head reads anyway: "
+                f"choose locations below {depth - 1}, or cla=False"
+            )
+    return config.locations
+
+
+def _resized(vit: VisionTransformer, size: tuple[int, int]) -> tuple[nn.Module, nn.Parameter | None]:
+    """Patch embedding and position table of the backbone for another image size; the backbone keeps its own."""
+    import copy
+
+    old_grid = vit.patch_embed.grid_size
+    patch_embed = copy.copy(vit.patch_embed)  # shares the projection, has its own sizes
+    patch_embed.set_input_size(img_size=size)
+    if vit.pos_embed is None:
+        return patch_embed, None
+    table = resample_abs_pos_embed(
+        vit.pos_embed.detach(),
+        new_size=list(patch_embed.grid_size),
+        old_size=list(old_grid),
+        num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
+    )
+    return patch_embed, nn.Parameter(table)
+
+
+def _first_owner(batch: int, patches: int, kept: Tensor | None, prefix: int, device: torch.device) -> Tensor:
+    if kept is None:
+        return torch.arange(prefix, prefix + patches, device=device).expand(batch, -1)
+    owner = torch.full((batch, patches), -1, dtype=torch.long, device=device)
+    return owner.scatter(1, kept, torch.arange(prefix, prefix + kept.shape[1], device=device).expand(batch, -1))
+
+
+def _warn_if_ignored(keep_rate: float | tuple[float, ...]) -> None:
+    if keep_rate != 1.0:
+        warnings.warn(f"reduction 'none' keeps every token: keep_rate={keep_rate} has no effect", stacklevel=3)
+
+
+def _describe(block: nn.Module) -> str:
+    name = type(block).__name__
+    attn = getattr(block, "attn", None)
+    return f"a {name} with {type(attn).__name__}" if attn is not None else f"a {name}"

@@ -1,0 +1,69 @@
+"""ATS (Fayyaz et al., ECCV 2022): sample tokens by inverse transform of their significance, a number that varies by image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clca.reductions.base import Evidence, Reduction, TokenState, kept_index, padding_bias, take
+from clca.reductions.registry import register_reduction
+
+
+@register_reduction("ats")
+class ATS(Reduction):
+    """Adaptive token sampling; the batch is padded, and padding is hidden from every image (METHOD section 4)."""
+
+    place = "inside"
+    needs = frozenset({"cls_attention", "value_norms"})
+    alters_attention = True
+    pads = True
+
+    def sample_points(self, state: TokenState) -> list[float]:
+        """(2i+1) / (2S), i = 0 … m-1."""
+        steps = state.schedule.static_count(state.num_patches, self.index) + 1  # S
+        # In double precision as written: rounding lifts the quotient for some S, and the published counts need it.
+        points = math.ceil(((2 * steps - 1) / (2 * steps) - 1 / (2 * steps)) / (1 / steps))
+        return [(2 * i + 1) / (2 * steps) for i in range(points)]
+
+    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+        assert evidence.cls_attention is not None
+        assert evidence.value_norms is not None
+        prefix, (batch, num_tokens, _) = state.prefix, x.shape
+        scores = (evidence.cls_attention * evidence.value_norms).sum(dim=1)[:, prefix:].detach()  # [B, n]
+        if state.valid is not None:
+            scores = scores * state.valid[:, prefix:]
+        scores = scores / (scores.sum(dim=1, keepdim=True) + 1e-6)
+        points = torch.tensor(self.sample_points(state), dtype=scores.dtype, device=x.device)
+        sampled = torch.zeros_like(scores, dtype=torch.bool)
+        sampled = sampled.scatter(1, _nearest(scores.cumsum(dim=1), points), True)
+
+        count = sampled.sum(dim=1)  # [B]
+        width = min(len(points), num_tokens - prefix)
+        if not torch.compiler.is_compiling():
+            width = int(count.max())
+        # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
+        index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix
+        real = torch.arange(width, device=x.device) < count.unsqueeze(1)
+        state.valid = torch.cat([real.new_ones(batch, prefix), real], dim=1)
+        state.key_bias = padding_bias(state.valid)
+        if state.owner is not None:
+            moved = kept_index(index, num_tokens, prefix)
+            dropped = torch.cat([sampled.new_zeros(batch, prefix), ~sampled], dim=1)
+            state.move(moved.masked_fill(dropped, -1))
+        kept = torch.where(real.unsqueeze(-1), take(x, index), x.new_zeros(()))
+        return torch.cat([x[:, :prefix], kept], dim=1)
+
+
+def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:
+    """For each point the index of the nearest value of `cumulative` [B, n], the lowest of equally near ones. [B, m]"""
+    cumulative = cumulative.contiguous()
+    last = cumulative.shape[1] - 1
+    points = points.expand(cumulative.shape[0], -1).contiguous()
+    above = torch.searchsorted(cumulative, points)  # the first value not below the point
+    below = (above - 1).clamp(min=0)
+    low, high = cumulative.gather(1, below), cumulative.gather(1, above.clamp(max=last))
+    take_low = ((points - low).abs() <= (high - points).abs()) | (above > last)
+    # Values repeat where scores are 0, as on padding: the first of the run is the one that scored.
+    return torch.searchsorted(cumulative, torch.where(take_low, low, high)).clamp(max=last)

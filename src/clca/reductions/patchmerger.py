@@ -1,0 +1,30 @@
+"""PatchMerger (Renggli et al., 2022): learned queries attend to all tokens and replace them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clca.reductions.base import Evidence, KeepSchedule, Reduction, TokenState, assigned_index
+from clca.reductions.registry import register_reduction
+
+
+@register_reduction("patchmerger")
+class PatchMerger(Reduction):
+    """softmax(Q zᵀ) z with z = LayerNorm(x) over all tokens but the prefix (METHOD section 4)."""
+
+    place = "before"
+    fixed_counts = True
+
+    def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
+        super().__init__(dim, index, num_locations, num_patches, schedule)
+        self.norm = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.randn(schedule.static_count(num_patches, index), dim))
+
+    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+        z = self.norm(x[:, state.prefix :])
+        weights = (self.queries @ z.transpose(1, 2)).softmax(dim=-1)  # [B, M, n]
+        if state.owner is not None:
+            state.move(assigned_index(weights.argmax(dim=1), state.prefix))
+        merged = weights.to(z.dtype) @ z
+        return torch.cat([x[:, : state.prefix], merged.to(x.dtype)], dim=1)

@@ -1,0 +1,54 @@
+"""Names of the token reductions. A package adds its own by the entry point group `clca.reductions`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from clca.errors import ClcaError
+from clca.reductions.base import Reduction
+
+_REDUCTIONS: dict[str, type[Reduction]] = {}
+_ENTRY_POINTS = "clca.reductions"
+
+
+def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]]:
+    """Class decorator that makes a `Reduction` known by `name`.
+
+    Raises:
+        ClcaError: If the name is taken or is not that of a `Reduction`.
+    """
+
+    def register(cls: type[Reduction]) -> type[Reduction]:
+        if not (isinstance(cls, type) and issubclass(cls, Reduction)):
+            raise ClcaError(f"reduction {name!r}: {cls!r} is not a subclass of clca.Reduction")
+        if name == "none" or _REDUCTIONS.get(name, cls) is not cls:
+            raise ClcaError(f"reduction {name!r} is registered already: choose another name")
+        _REDUCTIONS[name] = cls
+        return cls
+
+    return register
+
+
+def list_reductions() -> list[str]:
+    """Every value that `reduction=` takes, "none" first."""
+    return ["none", *sorted({*_REDUCTIONS, *(point.name for point in entry_points(group=_ENTRY_POINTS))})]
+
+
+def reduction_class(name: str) -> type[Reduction] | None:
+    """The class registered under `name`; None for "none".
+
+    Raises:
+        ClcaError: If there is no such reduction; the message lists those there are.
+    """
+    if name == "none":
+        return None
+    if name not in _REDUCTIONS:
+        for point in entry_points(group=_ENTRY_POINTS, name=name):
+            register_reduction(name)(point.load())
+    if name not in _REDUCTIONS:
+        close = difflib.get_close_matches(name, list_reductions(), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ClcaError(f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}")
+    return _REDUCTIONS[name]

@@ -1,0 +1,34 @@
+"""Top-K: keep the tokens that CLS attends to most, drop the rest."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, cat
+
+from clca.reductions.base import Evidence, Reduction, TokenState, descending, kept_index, take
+from clca.reductions.registry import register_reduction
+
+
+@register_reduction("topk")
+class TopK(Reduction):
+    """Keep the ceil(k · candidates) with the highest head-mean CLS attention, in descending order (METHOD section 4)."""
+
+    place = "inside"
+    needs = frozenset({"cls_attention"})
+
+    def count(self, candidates: int, state: TokenState) -> int:
+        """How many of `candidates` tokens stay."""
+        return math.ceil(state.schedule.rate(self.index) * candidates)
+
+    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
+        candidates = num_tokens - state.prefix
+        return self.count(candidates, state) >= candidates
+
+    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+        assert evidence.cls_attention is not None
+        prefix, num_tokens = state.prefix, x.shape[1]
+        scores = evidence.cls_attention.mean(dim=1)[:, prefix:]
+        kept = descending(scores)[:, : self.count(num_tokens - prefix, state)] + prefix  # [B, K]
+        state.move(kept_index(kept, num_tokens, prefix))
+        return cat([x[:, :prefix], take(x, kept)], dim=1)

@@ -56,7 +56,7 @@ class Settings:
 
 
 class PlainReductions:
-    """Each reduction takes a sequence and returns the shorter one; the embedding sets `num_prefix` and `num_patches`."""
+    """A reduction takes a sequence and returns a shorter one; the embedding sets `num_prefix` and `num_patches`."""
 
     num_prefix: int
     num_patches: int

@@ -1,0 +1,56 @@
+"""Images to learn from: `clca.data.open` reads folders, CSV files, the Ultra-FGVC sets, or draws synthetic leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clca.data.leaves import Leaves
+from clca.data.listing import SPLITS, ImageDataset
+from clca.data.sources import SOURCES, read_listing
+from clca.errors import ClcaError
+
+__all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open"]
+
+
+def open(
+    root: str | Path,
+    split: str = "train",
+    *,
+    source: str | None = None,
+    transform: Callable[[Image.Image], Any] | None = None,
+    strict: bool = True,
+) -> ImageDataset | Leaves:
+    """Open one split of a data set.
+
+    Args:
+        root: A folder, a CSV file, or "leaves" for synthetic leaves drawn in memory, with parameters as in
+            "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
+        split: "train", "val", "train_val" (all that is not test) or "test". Where a set has no validation images, they
+            are taken from training by rule (`clca.data.splits`), so train and val never overlap.
+        source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
+            "soyageing-R1" (R3, R4, R5, R6); None finds out by the layout.
+        transform: Called with each RGB PIL image; None leaves the image as it is.
+        strict: False accepts an incomplete set (files missing, counts that differ from the published ones).
+
+    Returns:
+        A torch Dataset of (transformed image, label) with `classes`, `paths`, `labels` and a settable `transform`.
+
+    Raises:
+        ClcaError: In one line, where there is nothing to read, or what is there does not make a data set.
+    """
+    if split not in SPLITS:
+        raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    if source == "leaves" or (source is None and is_leaves(root)):
+        return Leaves.from_text(str(root), split=split, transform=transform)
+    listing = read_listing(root, source)
+    if strict and listing.problems:
+        raise ClcaError(listing.problems[0])
+    return ImageDataset(listing.classes, listing.samples(split), transform)
+
+
+def is_leaves(root: str | Path) -> bool:
+    """Whether `root` asks for synthetic leaves in memory rather than for files."""
+    text = str(root)
+    return text.startswith("leaves:") or (text == "leaves" and not Path(text).exists())

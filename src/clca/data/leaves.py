@@ -1,0 +1,182 @@
+"""Synthetic leaves, the embedded data set: cultivars that differ in fine detail only, on images that differ in all.
+
+A cultivar is a point in the space of traits (`leaf_drawing.Traits`): angle and density of the veins, frequency and
+depth of the teeth, depth of the lobes. Its leaves scatter a little around it, and vary widely in pose, colour, light,
+damage and background, which carry no information on the cultivar.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from clca.data.leaf_drawing import Traits, draw_leaf
+from clca.errors import ClcaError
+
+TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
+    "vein_angle": (34.0, 66.0),
+    "vein_density": (5.5, 12.5),
+    "tertiary_density": (4.0, 13.0),
+    "tooth_density": (9.0, 34.0),
+    "tooth_depth": (0.006, 0.034),
+    "lobe_depth": (0.0, 0.34),
+}
+"""Lowest and highest value of every trait over all cultivars."""
+
+_JITTER = 0.045  # standard deviation of a trait within a cultivar, as a fraction of its range
+_HARDEST_GAP = 0.15  # at difficulty 1 the cultivars' traits span this fraction of the ranges
+_SPLIT_OF = ("train", "test", "val", "train", "train")  # by image number modulo 5: already three images fill each split
+
+
+def cultivar_traits(cultivar: int, seed: int = 0, difficulty: float = 0.5) -> Traits:
+    """The traits at the centre of a cultivar.
+
+    Cultivars follow a low-discrepancy sequence (Roberts' generalised golden ratio) that starts at a point given by the
+    seed, so they stay apart however many there are, and more of them leave the earlier ones as they are.
+    """
+    ratio = 1.0
+    for _ in range(60):  # the root of x^(d+1) = x + 1
+        ratio = (1 + ratio) ** (1 / (len(TRAIT_RANGES) + 1))
+    steps = ratio ** -np.arange(1.0, len(TRAIT_RANGES) + 1)
+    start = np.random.default_rng([seed, 6]).random(len(TRAIT_RANGES))
+    gap = 1 - (1 - _HARDEST_GAP) * difficulty
+    return _traits(0.5 + gap * ((start + cultivar * steps) % 1 - 0.5))
+
+
+def _traits(fractions: NDArray[np.float64]) -> Traits:
+    inside = np.clip(fractions, -0.1, 1.1)
+    low_high = TRAIT_RANGES.items()
+    values = {name: low + part * (high - low) for (name, (low, high)), part in zip(low_high, inside, strict=True)}
+    return Traits(**{**values, "lobe_depth": max(0.0, values["lobe_depth"])})
+
+
+class Leaves(Dataset[tuple[Any, int]]):
+    """Synthetic leaves in memory, drawn when first asked for.
+
+    The picture of a leaf depends on seed, difficulty, size, cultivar and number alone: more cultivars or images leave
+    the others as they are, and the same leaf comes out at every size. Of every five leaves of a cultivar three are for
+    training, one for validation, one for test.
+
+    Args:
+        cultivars: Number of classes.
+        images: Leaves of each, over all splits.
+        size: Side of the square images, in pixels.
+        seed: Whole number from 0; another seed gives other cultivars.
+        difficulty: 0 (cultivars far apart) to 1 (their gaps are about the scatter within one).
+        split: "train", "val", "train_val", "test", or "all".
+        transform: Called with each RGB image; settable; None gives the image itself.
+        cache: Keep drawn images in memory.
+
+    Attributes:
+        classes: "cultivar-001" …
+        paths: What `write_leaves` calls each file, relative to its folder; in memory no such files exist.
+        labels: One index into `classes` for each leaf.
+
+    Raises:
+        ClcaError: For parameters out of range, naming the parameter.
+    """
+
+    def __init__(
+        self,
+        cultivars: int = 20,
+        images: int = 30,
+        size: int = 224,
+        seed: int = 0,
+        difficulty: float = 0.5,
+        split: str = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        cache: bool = True,
+    ) -> None:
+        _check(cultivars, images, size, seed, difficulty)
+        wanted = {"train_val": ("train", "val"), "all": ("train", "val", "test")}.get(split, (split,))
+        if not set(wanted) <= set(_SPLIT_OF):
+            raise ClcaError(f"unknown split {split!r}: choose from train, val, train_val, test, all")
+        self.size, self.seed, self.difficulty, self.split = size, seed, difficulty, split
+        self.transform = transform
+        self.classes = [f"cultivar-{cultivar + 1:03d}" for cultivar in range(cultivars)]
+        self._leaves = [
+            (cultivar, number)
+            for cultivar in range(cultivars)
+            for number in range(images)
+            if _SPLIT_OF[number % 5] in wanted
+        ]
+        self.labels = [cultivar for cultivar, _ in self._leaves]
+        self.paths = [
+            Path(_SPLIT_OF[number % 5], self.classes[cultivar], f"{number:04d}.png")
+            for cultivar, number in self._leaves
+        ]
+        self._cache: dict[int, Image.Image] | None = {} if cache else None
+
+    @classmethod
+    def from_text(
+        cls, text: str, split: str = "train", transform: Callable[[Image.Image], Any] | None = None
+    ) -> "Leaves":
+        """From "leaves" or "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
+
+        Raises:
+            ClcaError: For an unknown or unreadable parameter.
+        """
+        types = {"cultivars": int, "images": int, "size": int, "seed": int, "difficulty": float}
+        values: dict[str, Any] = {}
+        for item in filter(None, text.partition(":")[2].split(",")):
+            name, _, value = (part.strip() for part in item.partition("="))
+            if name not in types:
+                raise ClcaError(f"{text}: unknown parameter {name!r}: choose from {', '.join(types)}")
+            try:
+                values[name] = types[name](value)
+            except ValueError:
+                raise ClcaError(f"{text}: {name} is {value!r}, not a number") from None
+        return cls(**values, split=split, transform=transform)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.image(index)
+        return (image if self.transform is None else self.transform(image)), self.labels[index]
+
+    def image(self, index: int) -> Image.Image:
+        """The leaf as an RGB image, before the transform."""
+        if self._cache is None:
+            return self._draw(index)[0]
+        if index not in self._cache:
+            self._cache[index] = self._draw(index)[0]
+        return self._cache[index].copy()
+
+    def detail_mask(self, index: int) -> NDArray[np.bool_]:
+        """Where the detail that decides the cultivar is: veins and margin. Boolean, [size, size]."""
+        return self._draw(index)[1]
+
+    def traits(self, index: int) -> Traits:
+        """The traits that this very leaf was drawn from."""
+        return self._traits_and_rng(index)[0]
+
+    def _traits_and_rng(self, index: int) -> tuple[Traits, np.random.Generator]:
+        cultivar, number = self._leaves[index]
+        rng = np.random.default_rng([self.seed, cultivar, number])
+        centre = cultivar_traits(cultivar, self.seed, self.difficulty)
+        spans = np.array([(low, high) for low, high in TRAIT_RANGES.values()])
+        values = np.array([getattr(centre, name) for name in TRAIT_RANGES])
+        fractions = (values - spans[:, 0]) / (spans[:, 1] - spans[:, 0])
+        return _traits(fractions + rng.normal(0, _JITTER, len(spans))), rng
+
+    def _draw(self, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
+        traits, rng = self._traits_and_rng(index)
+        return draw_leaf(traits, rng, self.size)
+
+
+def _check(cultivars: int, images: int, size: int, seed: int, difficulty: float) -> None:
+    if not 2 <= cultivars <= 999:
+        raise ClcaError(f"cultivars is {cultivars}: needs 2 to 999")
+    if not 3 <= images <= 9999:
+        raise ClcaError(f"images is {images}: needs 3 to 9999 a cultivar, so that each split has some")
+    if not 16 <= size <= 2048:
+        raise ClcaError(f"size is {size}: needs 16 to 2048 pixels")
+    if seed < 0:
+        raise ClcaError(f"seed is {seed}: needs a whole number from 0")
+    if not 0 <= difficulty <= 1:
+        raise ClcaError(f"difficulty is {difficulty}: needs 0 (easy) to 1 (hard)")

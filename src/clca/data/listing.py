@@ -1,0 +1,106 @@
+"""What every source of images produces: the class names, and which file with which label is in which split."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from clca.data.images import read_image
+from clca.data.splits import Samples, take_every_fifth
+from clca.errors import ClcaError
+
+SPLITS = ("train", "val", "train_val", "test")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a data set, without opening one.
+
+    Attributes:
+        root: Where it was read from.
+        source: Name of the source that read it.
+        classes: Class names; a label is an index into them.
+        splits: Image files and labels of "train", "val" and "test" (whichever there are), no image in two of them.
+        problems: What keeps it from being used as it is, a line each: files missing, counts that do not fit.
+    """
+
+    root: Path
+    source: str
+    classes: list[str]
+    splits: dict[str, Samples]
+    problems: list[str] = field(default_factory=list)
+
+    def samples(self, split: str) -> Samples:
+        """The images of a split; "train_val" is train and val together.
+
+        Raises:
+            ClcaError: For a split that does not exist, or one without images.
+        """
+        if split not in SPLITS:
+            raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+        parts = ("train", "val") if split == "train_val" else (split,)
+        found = [sample for part in parts for sample in self.splits.get(part, [])]
+        if not found:
+            there = ", ".join(f"{name} ({len(part)} images)" for name, part in self.splits.items() if part)
+            raise ClcaError(f"{self.root}: no images in split {split!r}; there are: {there or 'none'}")
+        return found
+
+
+def with_validation(splits: dict[str, Samples]) -> dict[str, Samples]:
+    """Take validation images from training by rule where a set names none."""
+    if splits.get("val") or not splits.get("train"):
+        return splits
+    train, val = take_every_fifth(splits["train"])
+    return {**splits, "train": train, "val": val}
+
+
+def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]) -> list[str]:
+    """Refuse what no classifier can be trained on.
+
+    Returns:
+        A line for each of val and test that holds classes which training lacks.
+
+    Raises:
+        ClcaError: For no images at all or a single class.
+    """
+    if not any(splits.values()):
+        raise ClcaError(f"{root}: no images found")
+    if len(classes) < 2:
+        raise ClcaError(f"{root}: only one class ({classes[0]!r}): a classifier needs at least two")
+    problems = []
+    trained = {label for _, label in splits.get("train", [])}
+    for name in ("val", "test"):
+        unknown = sorted({label for _, label in splits.get(name, [])} - trained)
+        if unknown and trained:
+            names = ", ".join(repr(classes[label]) for label in unknown[:5]) + (" …" if len(unknown) > 5 else "")
+            problems.append(f"{root}: {name} holds {len(unknown)} class(es) that train lacks: {names}")
+    return problems
+
+
+class ImageDataset(Dataset[tuple[Any, int]]):
+    """The images of one split, read when asked for.
+
+    Attributes:
+        classes: Class names.
+        paths: The image files.
+        labels: One index into `classes` for each file.
+        transform: Called with each RGB image; may be set at any time; None gives the PIL image itself.
+    """
+
+    def __init__(
+        self, classes: list[str], samples: Samples, transform: Callable[[Image.Image], Any] | None = None
+    ) -> None:
+        self.classes = list(classes)
+        self.paths = [path for path, _ in samples]
+        self.labels = [label for _, label in samples]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = read_image(self.paths[index])
+        return (image if self.transform is None else self.transform(image)), self.labels[index]

@@ -1,0 +1,182 @@
+"""Image folders and CSV files, and the registry of everything that `clca.data.open` can read."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from clca.data.images import EXTENSIONS
+from clca.data.listing import Listing, check_classes, with_validation
+from clca.data.splits import Samples, split_by_rule
+from clca.data.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise
+from clca.errors import ClcaError
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Names of split folders (and values of a CSV's split column), in lower case, and the split each means."""
+
+
+def read_listing(root: str | Path, source: str | None = None) -> Listing:
+    """List the images under `root` with the named source, or with the one whose layout it has.
+
+    Raises:
+        ClcaError: For a path that does not exist, an unknown source, or a layout that is none of those known.
+    """
+    root = Path(root).expanduser()
+    if source is not None and source not in SOURCES:
+        raise ClcaError(f"unknown source {source!r}: choose from {', '.join([*SOURCES, 'leaves'])}")
+    if not root.exists():
+        raise ClcaError(f"{root}: no such file or folder")
+    return SOURCES[source or find_source(root)](root)
+
+
+def find_source(root: Path) -> str:
+    """The name of the source whose layout `root` has."""
+    if root.is_file():
+        if root.suffix.lower() == ".csv":
+            return "csv"
+        raise ClcaError(f"{root}: is a file; give a folder of images or a .csv file")
+    if _split_folders(root):
+        return "folder"
+    if looks_like_ultra_fgvc(root):
+        return recognise(root)
+    return "csv" if _csv_in(root) is not None and not _folders(root) else "folder"
+
+
+def read_folder(root: Path) -> Listing:
+    """`root/{train,val,test}/class/*`, or `root/class/*` with the splits made by rule.
+
+    Classes are the folder names in plain sorted order, as torchvision has them; images lie at any depth below. Split
+    folders may also be called training, valid, validation, dev or testing. Without a validation folder, validation is
+    one training image in five of each class, by rule.
+    """
+    if not root.is_dir():
+        raise ClcaError(f"{root}: is not a folder")
+    split_folders = _split_folders(root)
+    if not split_folders:
+        classes = _class_folders(root)
+        splits = split_by_rule(_images_of(root, classes, allow_empty=False))
+    else:
+        names = {split: _class_folders(folder) for split, folder in split_folders.items()}
+        classes = sorted(set().union(*names.values()))
+        index = {name: label for label, name in enumerate(classes)}
+        splits = {}
+        for split, folder in split_folders.items():
+            found = _images_of(folder, names[split], allow_empty=split != "train")
+            splits[split] = [(path, index[names[split][label]]) for path, label in found]
+    problems = check_classes(root, classes, splits)
+    return Listing(root, "folder", classes, with_validation(splits), problems)
+
+
+def read_csv(root: Path) -> Listing:
+    """A CSV file (or a folder with exactly one) with columns path, label and, if there are splits, split.
+
+    Paths are relative to the CSV file or absolute. Labels may be any text; classes are in sorted order, by value where
+    every label is a whole number. Without a split column, or without validation rows, the rule of folders holds.
+    """
+    file = _csv_in(root) if root.is_dir() else root
+    if file is None:
+        raise ClcaError(f"{root}: holds no or several .csv files: name the one with columns path,label[,split]")
+    rows, missing = [], []
+    for line, row in _rows(file, required=("path", "label")):
+        path = file.parent / row["path"]
+        if not path.is_file():
+            missing.append(row["path"])
+            continue
+        given = (row.get("split") or "").lower()
+        if given and given not in SPLIT_NAMES:
+            raise ClcaError(f"{file}, line {line}: unknown split {given!r}: use train, val or test")
+        rows.append((path, row["label"], SPLIT_NAMES.get(given, "")))
+    problems = []
+    if missing:
+        problems.append(f"{file}: {len(missing)} file(s) missing, relative to the CSV file: {', '.join(missing[:5])}")
+    labels = {label for _, label, _ in rows}
+    numeric = all(label.isdecimal() for label in labels)
+    classes = sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
+    index = {name: label for label, name in enumerate(classes)}
+    if any(split for _, _, split in rows):
+        splits: dict[str, Samples] = {"train": [], "val": [], "test": []}
+        for path, label, split in rows:
+            splits[split or "train"].append((path, index[label]))
+    else:
+        splits = split_by_rule([(path, index[label]) for path, label, _ in rows])
+    if not rows and problems:
+        raise ClcaError(problems[0])
+    problems += check_classes(file, classes, splits)
+    return Listing(root, "csv", classes, with_validation(splits), problems)
+
+
+def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and stripped values of a CSV file, after a check that the required columns are there and filled."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            columns = [(name or "").strip() for name in reader.fieldnames or []]
+            if not set(required) <= set(columns):
+                raise ClcaError(f"{file}: needs the columns {', '.join(required)}; has {', '.join(columns) or 'none'}")
+            reader.fieldnames = columns
+            for row in reader:
+                values = {name: (row[name] or "").strip() for name in columns if isinstance(row.get(name), str)}
+                if not all(values.get(name) for name in required):
+                    raise ClcaError(f"{file}, line {reader.line_num}: {' or '.join(required)} is empty")
+                yield reader.line_num, values
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error})") from None
+
+
+def _csv_in(folder: Path) -> Path | None:
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file()]
+    return files[0] if len(files) == 1 else None
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Sub-folders in sorted order, without hidden ones and what archivers leave behind."""
+    found = (path for path in parent.iterdir() if path.is_dir())
+    return sorted((path for path in found if path.name[0] not in "._"), key=lambda path: path.name)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split in found:
+            raise ClcaError(f"{root}: {found[split].name} and {folder.name} both mean {split!r}: keep one of them")
+        if split is not None:
+            found[split] = folder
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _class_folders(folder: Path) -> list[str]:
+    names = [path.name for path in _folders(folder)]
+    if not names:
+        raise ClcaError(f"{folder}: no class folders with images: expected one folder a class")
+    if len(names) == 1 and _split_folders(folder / names[0]):
+        raise ClcaError(f"{folder}: holds the data set one level further down: give {folder / names[0]}")
+    return names
+
+
+def _images_of(folder: Path, classes: list[str], *, allow_empty: bool) -> Samples:
+    samples: Samples = []
+    for label, name in enumerate(classes):
+        found = sorted(_image_files(folder / name))
+        if not found and not allow_empty:
+            raise ClcaError(f"{folder / name}: no images in this class folder: add some or remove the folder")
+        samples.extend((path, label) for path in found)
+    return samples
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        for name in files:
+            if name[0] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield Path(parent, name)
+
+
+SOURCES: dict[str, Callable[[Path], Listing]] = {"folder": read_folder, "csv": read_csv}
+"""Every source of image files by name; each lists the images under a path."""
+for _name in ULTRA_FGVC:
+    SOURCES[_name] = lambda root, name=_name: read_ultra_fgvc(root, name)  # type: ignore[misc]

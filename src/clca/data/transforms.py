@@ -1,0 +1,121 @@
+"""From an RGB image to a tensor: the published recipe (METHOD.md, section 7), two stronger ones, and the evaluation's.
+
+Every random choice here draws from torch's global CPU generator and from nothing else (torchvision v2's random
+crops, flips, TrivialAugmentWide, RandAugment, ColorJitter and RandomErasing do), so `torch.manual_seed(s)` before a
+call fixes its result; Python's and numpy's generators are never touched.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.functional import InterpolationMode
+
+from clca.errors import ClcaError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Augmentation = Literal["none", "medium", "strong"]
+Transform = Callable[[Image.Image], Tensor]
+
+
+def train_transform(
+    img_size: int,
+    augmentation: Augmentation = "none",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """The transform of training images: RGB image → float tensor [3, img_size, img_size].
+
+    Args:
+        img_size: Side of the square result, in pixels.
+        augmentation: "none" is the published recipe: square bicubic resize to img_size/0.875, random crop, horizontal
+            flip. "medium" adds the published stronger one: random resized crop (torchvision's default area of 8 to
+            100 %) in place of resize and crop, TrivialAugmentWide, erasing with probability 0.3. "strong": random
+            resized crop, RandAugment (two operations of magnitude 9), colour jitter 0.3, erasing with probability
+            0.4. What is not done to one image alone (label smoothing, stochastic depth, mixup, CutMix) is training's.
+        mean: Per channel, of values in 0 … 1.
+        std: The same.
+
+    Raises:
+        ClcaError: For an unknown augmentation or an impossible size.
+    """
+    _check_size(img_size)
+    bicubic = InterpolationMode.BICUBIC
+    random_resized_crop = v2.RandomResizedCrop(img_size, interpolation=bicubic, antialias=True)
+    flip = v2.RandomHorizontalFlip()
+    to_tensor = _to_normalized_tensor(mean, std)
+    if augmentation == "none":
+        resize = _resize(_resize_for(img_size), square=True)
+        return v2.Compose([resize, v2.RandomCrop(img_size), flip, *to_tensor])
+    if augmentation == "medium":
+        trivial = v2.TrivialAugmentWide(interpolation=bicubic)
+        return v2.Compose([random_resized_crop, flip, trivial, *to_tensor, v2.RandomErasing(0.3)])
+    if augmentation == "strong":
+        random_augment = v2.RandAugment(num_ops=2, magnitude=9, interpolation=bicubic)
+        jitter = v2.ColorJitter(0.3, 0.3, 0.3)
+        return v2.Compose([random_resized_crop, flip, random_augment, jitter, *to_tensor, v2.RandomErasing(0.4)])
+    raise ClcaError(f"unknown augmentation {augmentation!r}: choose from {', '.join(get_args(Augmentation))}")
+
+
+def eval_transform(
+    img_size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Transform:
+    """The transform of evaluation: the same square resize as in training, then the centre crop."""
+    return from_preprocess(preprocess_dict(img_size, mean, std))
+
+
+def preprocess_dict(
+    img_size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> dict[str, Any]:
+    """What a saved model carries to rebuild its evaluation transform; plain JSON values."""
+    _check_size(img_size)
+    return {
+        "img_size": img_size,
+        "resize": _resize_for(img_size),
+        "interpolation": "bicubic",
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "square": True,
+    }
+
+
+def from_preprocess(preprocess: dict[str, Any]) -> Transform:
+    """The evaluation transform that a `preprocess_dict` describes.
+
+    `square` False scales the shorter side to `resize` and keeps the aspect ratio.
+
+    Raises:
+        ClcaError: Where a key is missing or the interpolation unknown.
+    """
+    missing = [key for key in ("img_size", "resize", "interpolation", "mean", "std", "square") if key not in preprocess]
+    if missing:
+        raise ClcaError(f"the model's preprocess lacks {', '.join(missing)}: was it saved by clca?")
+    _check_size(preprocess["img_size"])
+    resize = _resize(preprocess["resize"], preprocess["square"], preprocess["interpolation"])
+    crop = v2.CenterCrop(preprocess["img_size"])
+    return v2.Compose([resize, crop, *_to_normalized_tensor(preprocess["mean"], preprocess["std"])])
+
+
+def _resize_for(img_size: int) -> int:
+    return round(img_size / 0.875)
+
+
+def _resize(size: int, square: bool, interpolation: str = "bicubic") -> v2.Resize:
+    known = {mode.value for mode in InterpolationMode}
+    if interpolation not in known:
+        raise ClcaError(f"unknown interpolation {interpolation!r}: choose from {', '.join(sorted(known))}")
+    return v2.Resize([size, size] if square else [size], InterpolationMode(interpolation), antialias=True)
+
+
+def _to_normalized_tensor(mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()]
+
+
+def _check_size(img_size: int) -> None:
+    if not isinstance(img_size, int) or isinstance(img_size, bool) or img_size < 1:
+        raise ClcaError(f"image size {img_size!r} is not a positive whole number of pixels")

@@ -1,0 +1,85 @@
+"""`last.ckpt`: all that a run needs to go on exactly where it stopped."""
+
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clca.errors import WorkError
+from clca.training.run_folder import replacing
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run is. Random numbers need no entry: they follow from the seed and the step (`batches.py`).
+
+    Attributes:
+        step, epochs_done: Updates and epochs (their evaluation included) done.
+        metrics_size: Bytes of `metrics.jsonl` written by then.
+        loss_sum, correct, seen: Over the images of the current epoch so far.
+        grad_max: Largest gradient entry since the last line of metrics.
+        train, watched: Numbers of the last epoch on the training images and on the watched split.
+        best, best_epoch: Numbers and number (from 1) of the best epoch on val; None before the first.
+        stale: Epochs since then.
+        seconds: Time spent, over all parts of the run.
+    """
+
+    step: int = 0
+    metrics_size: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seen: float = 0.0
+    grad_max: float = 0.0
+    epochs_done: int = 0
+    train: dict[str, Any] | None = None
+    watched: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(path: Path, progress: Progress, states: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: The file; replaced only once the new one is on disk.
+        progress: Where the run is.
+        states: State dicts by name (model, optimizer, …): tensors and plain Python values.
+
+    Raises:
+        WorkError: It could not be written.
+    """
+    with replacing(path) as temporary:
+        torch.save({"format": FORMAT, "progress": asdict(progress), **states}, temporary)
+
+
+def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        WorkError: It is damaged or not one of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format") != FORMAT:
+            raise KeyError("format")
+        return Progress(**content.pop("progress")), content
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise WorkError(
+            f"{path}: is damaged or no checkpoint of this program ({type(error).__name__}); "
+            "remove the run folder to begin again, or choose another --out"
+        ) from error

@@ -1,0 +1,222 @@
+"""What one training run is: the model, the data and the recipe, checked before anything starts.
+
+The defaults are the published recipe for ultra-fine-grained sets (Rios et al., ICASSP 2025): AdamW at 1e-4, weight
+decay 0.05 on matrices only, batches of 32, cross-entropy, random crop and flip.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from clca.config import ModelConfig
+
+PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
+PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class DataConfig(BaseModel):
+    """Which images, and which part of them is learned from and watched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: str = Field(
+        description="Folder with train/, val/, test/ and one folder a class in each (or one folder a class, split by "
+        "rule), a CSV file, an Ultra-FGVC set, or leaves:cultivars=20,images=30,size=224 for synthetic leaves."
+    )
+    source: str | None = Field(
+        None, description="How the data is laid out (folder, csv, cotton80 …). Found out if left away."
+    )
+    train_split: Literal["train", "train_val"] = Field(
+        "train",
+        description="Images to learn from; train_val is what published numbers learn from, and leaves none to watch.",
+    )
+    val_split: Literal["auto", "val", "test", "none"] = Field(
+        "auto",
+        description="Images to watch after every epoch. auto: val, unless it is learned from. The weights kept are the "
+        "best on val; with test or none, the last ones.",
+    )
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _path_as_text(cls, root: object) -> object:
+        return str(root) if isinstance(root, Path) else root
+
+
+class TrainConfig(BaseModel):
+    """One training run. Two runs with equal configs on one CPU end with equal weights, bit for bit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    data: DataConfig
+    pretrained: bool = Field(
+        True, description="Start from the published weights of the model; --no-pretrained: from random ones."
+    )
+    weights: str | None = Field(
+        None,
+        description="Start from this file instead (safetensors or .pth; timm's, our own or the published names).",
+    )
+    out: Path | None = Field(
+        None, description="Run folder. Left away: runs/ and a name made from data, model and settings."
+    )
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Of the new weights, the order of the images and their augmentation."
+    )
+
+    epochs: int = Field(
+        PUBLISHED_EPOCHS, ge=1, description="Passes over the images in all: 2 of warm-up, 45 of cosine, 5 of cooldown."
+    )
+    warmup_epochs: NotNegative | None = Field(
+        None,
+        description="Linear warm-up from --warmup-lr; part of --epochs. Left away: 2, or less if --epochs is below 52.",
+    )
+    cooldown_epochs: NotNegative | None = Field(
+        None,
+        description="Last epochs at --min-lr; part of --epochs. Left away: 5, or less if --epochs is below 52.",
+    )
+    lr: Positive = Field(1e-4, description="Highest learning rate; not scaled by the batch size.")
+    warmup_lr: NotNegative = Field(1e-6, description="Learning rate at the first step.")
+    min_lr: NotNegative = Field(1e-5, description="Learning rate at the end of the cosine and after it.")
+    weight_decay: NotNegative = Field(
+        0.05, description="AdamW's; none on biases, norms, position embedding, CLS and CLR."
+    )
+    batch_size: int = Field(32, ge=1, description="Images that one update of the weights sees, over all processes.")
+    grad_accum: int = Field(
+        1, ge=1, description="Split each batch into this many parts, one after the other, to save memory."
+    )
+    clip_grad: Positive | None = Field(None, description="Largest norm of the gradient. Left away: no clipping.")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Multiply the learning rate by this for every layer further from the head (0.65 to 0.9 are usual).",
+    )
+    head_lr_scale: Positive = Field(1.0, description="Multiply the learning rate of the classification head by this.")
+    freeze_backbone: bool = Field(False, description="Learn only what is new: head, carrier token, reduction modules.")
+
+    augmentation: Literal["none", "medium", "strong"] = Field(
+        "none",
+        description="none: random crop and flip, as published. medium: TrivialAugment, random resized crop, erasing.",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Left away: 0.1 with medium and strong augmentation, else 0."
+    )
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Stochastic depth. Left away: 0.1 with medium and strong augmentation, else 0."
+    )
+    mixup: NotNegative = Field(0.0, description="Mixup's alpha (0: off; 0.8 is usual).")
+    cutmix: NotNegative = Field(0.0, description="CutMix' alpha (0: off; 1 is usual).")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Keep and use a moving average of the weights with this decay (0.999 suits a few thousand steps).",
+    )
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after this many epochs without a better top-1 on val. Left away: never."
+    )
+
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto", description="Mixed precision. auto: bf16 where the device computes it fast, else none."
+    )
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: the GPU if there is one. cpu: not even then.")
+    channels_last: bool = Field(False, description="Images in channels-last order in memory.")
+    grad_checkpointing: bool = Field(False, description="Compute activations twice to need far less memory.")
+
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Processes that read images, for each training process. Left away: one a core, at most 8."
+    )
+    log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
+    checkpoint_minutes: Positive = Field(10.0, description="Save last.ckpt at least this often, and after epochs.")
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Save last.ckpt every so many steps as well."
+    )
+    track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="Send the metrics there too.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.warmup + self.cooldown >= self.epochs:
+            raise ValueError(
+                f"epochs: {self.epochs} leaves none for the cosine after {self.warmup:g} of warm-up and "
+                f"{self.cooldown:g} of cooldown"
+            )
+        if self.batch_size % self.grad_accum:
+            raise ValueError(f"grad_accum: {self.grad_accum} does not divide batch_size {self.batch_size}")
+        if (self.mixup or self.cutmix) and (self.batch_size // self.grad_accum) % 2:
+            raise ValueError(
+                f"batch_size: mixup and cutmix need an even number of images in each part of a batch, not "
+                f"{self.batch_size // self.grad_accum}"
+            )
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: {self.min_lr:g} is above lr {self.lr:g}")
+        if self.patience is not None and self.watched_split != "val":
+            raise ValueError("patience: stopping early needs the val split; it is learned from or switched off")
+        return self
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up: as asked for, or the published share of a shorter run."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return PUBLISHED_WARMUP * min(1.0, self.epochs / PUBLISHED_EPOCHS)
+
+    @property
+    def cooldown(self) -> float:
+        """Epochs at the lowest learning rate: as asked for, or the published share of a shorter run."""
+        if self.cooldown_epochs is not None:
+            return self.cooldown_epochs
+        return PUBLISHED_COOLDOWN * min(1.0, self.epochs / PUBLISHED_EPOCHS)
+
+    @property
+    def watched_split(self) -> Literal["val", "test", "none"]:
+        """The split evaluated after every epoch."""
+        if self.data.val_split == "auto":
+            return "val" if self.data.train_split == "train" else "none"
+        return self.data.val_split
+
+    @property
+    def smoothing(self) -> float:
+        if self.label_smoothing is not None:
+            return self.label_smoothing
+        return 0.0 if self.augmentation == "none" else 0.1
+
+    @property
+    def drop_path_rate(self) -> float:
+        if self.drop_path is not None:
+            return self.drop_path
+        return 0.0 if self.augmentation == "none" else 0.1
+
+
+# What may differ between a run and its continuation: none of it changes the weights.
+NOT_PART_OF_A_RUN = frozenset(
+    {"out", "workers", "log_every", "checkpoint_minutes", "checkpoint_steps", "track", "device"}
+)
+
+
+def identity(config: TrainConfig) -> dict[str, object]:
+    """What makes a run that run, flat: `{"lr": 0.0001, "model.reduction": "evit", …}`."""
+    flat: dict[str, object] = {}
+    left_out = {name: True for name in NOT_PART_OF_A_RUN} | {"model": {"num_classes"}}  # the data says how many
+    for name, value in config.model_dump(mode="json", exclude=left_out).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": nested for inner, nested in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def default_run_folder(config: TrainConfig) -> Path:
+    """`runs/<data>-<model>-<reduction>-<digest>`: the same command finds its run again, another gets another folder."""
+    import hashlib
+    import json
+    import re
+
+    model = config.model
+    parts = [Path(config.data.root.split(":")[0]).resolve().name, model.backbone.split(".")[0], model.reduction]
+    if model.reduction != "none":
+        rates = model.keep_rate if isinstance(model.keep_rate, (list, tuple)) else [model.keep_rate]
+        parts.append("-".join(f"{rate:g}" for rate in rates))
+    parts.append(f"s{config.seed}")
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w.+-]+", "_", "-".join([*parts, digest]))
+    return Path("runs") / name

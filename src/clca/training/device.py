@@ -1,0 +1,77 @@
+"""What a run computes on: processes, device and precision, through accelerate."""
+
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from clca.errors import ClcaError
+from clca.training.config import TrainConfig
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or the first of those that torchrun or accelerate launched."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def make_accelerator(
+    config: TrainConfig | None = None, folder: Path | None = None, *, device: str = "auto", precision: str = "auto"
+) -> Accelerator:
+    """The accelerator of a run, or with `config` None of an evaluation.
+
+    Args:
+        config: The run; says device, precision, gradient accumulation and tracker.
+        folder: Run folder, where TensorBoard's files go.
+        device: "auto" or "cpu"; used without `config`.
+        precision: "auto", "no", "bf16" or "fp16"; used without `config`.
+
+    Raises:
+        ClcaError: fp16 without a GPU, or a tracker that is not installed.
+    """
+    if config is not None:
+        device, precision = config.device, config.precision
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    if precision == "fp16" and on_cpu:
+        raise ClcaError("--precision fp16 needs a GPU; on a CPU choose bf16 or no")
+    if precision == "auto":
+        precision = "bf16" if _bf16_is_fast(on_cpu) else "no"
+    track = config.track if config is not None else "none"
+    if track != "none" and importlib.util.find_spec(track) is None:
+        raise ClcaError(f"--track {track} needs the package {track}: pip install 'clca[{track}]'")
+    # accelerate keeps one state a process and refuses a second run with other settings (a study has many).
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision,
+        gradient_accumulation_steps=config.grad_accum if config is not None else 1,
+        log_with=track if track != "none" else None,
+        project_dir=str(folder) if folder is not None else None,
+        # Buffers are batch norm's, which are equal in all processes already.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _bf16_is_fast(on_cpu: bool) -> bool:
+    if on_cpu:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("clca", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,156 @@
+"""Everything that can go wrong before the first step, found before the first step."""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from clca import data
+from clca.data.images import read_image
+from clca.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    eval_transform,
+    preprocess_dict,
+    train_transform,
+)
+from clca.errors import ClcaError
+from clca.factory import build
+from clca.model import TokenReducedViT
+from clca.training.config import TrainConfig
+
+Images = Any  # a torch Dataset with .classes, .paths, .labels and a settable .transform
+
+
+@dataclass
+class Splits:
+    """The images learned from and, where there are any, those watched after every epoch."""
+
+    train: Images
+    watched: Images | None
+
+    @property
+    def classes(self) -> list[str]:
+        return self.train.classes
+
+
+def open_splits(config: TrainConfig) -> Splits:
+    """Open both splits, without transforms.
+
+    Raises:
+        ClcaError: A split is missing, there is one class only, or the watched split has classes that training lacks.
+    """
+    where, name = config.data, config.watched_split
+    train = data.open(where.root, where.train_split, source=where.source)
+    watched = data.open(where.root, name, source=where.source) if name != "none" else None
+    if len(train.classes) < 2:
+        raise ClcaError(f"{where.root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
+    if len(set(train.labels)) < 2:
+        raise ClcaError(
+            f"{where.root}: the {where.train_split} images are all of one class; a classifier needs two or more"
+        )
+    if watched is not None:
+        same_classes(train.classes, watched.classes, f"{where.root}: {name}", "the training images")
+        unseen = sorted(set(watched.labels) - set(train.labels))
+        if unseen:
+            raise ClcaError(
+                f"{where.root}: {name} has images of {_some([train.classes[label] for label in unseen])} "
+                "and training has none"
+            )
+    return Splits(train, watched)
+
+
+def same_classes(known: Sequence[str], found: Sequence[str], where: str, whose: str) -> None:
+    """Refuse images of classes that a model does not know.
+
+    Raises:
+        ClcaError: With the classes concerned.
+    """
+    strange = [name for name in found if name not in set(known)]
+    if strange:
+        raise ClcaError(f"{where} has classes that {whose} lack: {_some(strange)} (known: {_some(known)})")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+def verify_images(splits: Splits, console: Console | None) -> None:
+    """Decode every image once, so that none fails in epoch 7.
+
+    Args:
+        console: Where a bar goes if that takes a while; None for silence.
+
+    Raises:
+        ClcaError: Naming up to three unreadable files, and how many there are.
+    """
+    files = [
+        path
+        for images in (splits.train, splits.watched)
+        if isinstance(images, data.ImageDataset)
+        for path in images.paths
+    ]
+    problems = []
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        checked: Iterable[str | None] = pool.map(_problem, files)
+        if console is not None and console.is_terminal and len(files) > 200:
+            checked = track(checked, "checking images", len(files), console=console, transient=True)
+        problems = [problem for problem in checked if problem]
+    if problems:
+        more = f"; and {len(problems) - 3} more: clca data check lists them" if len(problems) > 3 else ""
+        raise ClcaError(f"{len(problems)} of {len(files)} images cannot be used: {'; '.join(problems[:3])}{more}")
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        read_image(path)
+    except ClcaError as error:
+        return str(error)
+    return None
+
+
+def build_model(config: TrainConfig, classes: Sequence[str]) -> TokenReducedViT:
+    """The model of a run, its new parts drawn from the run's seed.
+
+    Raises:
+        ClcaError: Whatever `clca.create_model` refuses.
+    """
+    torch.manual_seed(config.seed)
+    extra = dict(config.model.backbone_kwargs)
+    if config.drop_path_rate:
+        extra.setdefault("drop_path_rate", config.drop_path_rate)
+    settings = config.model.model_copy(update={"num_classes": len(classes), "backbone_kwargs": extra})
+    model = build(settings, pretrained=config.pretrained, weights=config.weights)
+    model.classes = list(classes)
+    model.preprocess = preprocess_dict(image_size(model))
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    return model
+
+
+def image_size(model: TokenReducedViT) -> int:
+    """Side in pixels of the square images that a model takes.
+
+    Raises:
+        ClcaError: It takes oblong ones, which the published recipe does not know.
+    """
+    height, width = model.patch_embed.img_size
+    if height != width:
+        raise ClcaError(f"--img-size {height} {width}: training uses square images; give one number")
+    return height
+
+
+def set_transforms(splits: Splits, size: int, augmentation: Augmentation) -> tuple[Images, Images | None]:
+    """Give each split its transform: augmentation for training, the plain one for watching."""
+    splits.train.transform = train_transform(size, augmentation, IMAGENET_MEAN, IMAGENET_STD)
+    if splits.watched is not None:
+        splits.watched.transform = eval_transform(size, IMAGENET_MEAN, IMAGENET_STD)
+    return splits.train, splits.watched

@@ -1,0 +1,187 @@
+"""A run is a folder: `config.json`, `metrics.jsonl`, `model.safetensors`, `last.ckpt`, `summary.json`.
+
+Every file but the growing `metrics.jsonl` is written beside its place and then renamed, so that an interruption or a
+full disk leaves the previous one whole.
+"""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from clca.errors import ClcaError, WorkError
+from clca.training.config import TrainConfig, identity
+
+CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
+    "config.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "last.ckpt",
+    "summary.json",
+)
+
+State = Literal["new", "started", "finished"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file in the same folder that takes the place of `path` once the block ends without an error.
+
+    Raises:
+        WorkError: It could not be written; what was there before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WorkError(f"{path} could not be written ({reason(error)}); the previous one, if any, is whole") from error
+    except RuntimeError as error:  # torch's own writer reports a full disk as this
+        if "PytorchStreamWriter" not in str(error) and "write" not in str(error).lower():
+            raise
+        raise WorkError(
+            f"{path} could not be written (is the disk full?); the previous one, if any, is whole"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left"
+    return (error.strerror or str(error)).lower()
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder and prove that files can be written there.
+
+    Raises:
+        ClcaError: They cannot, with the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe") as probe:
+            probe.write(b"\0" * 2**16)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise ClcaError(
+            f"--out {folder}: nothing can be written there ({reason(error)}); choose another folder"
+        ) from None
+
+
+def need_space(folder: Path, size: int) -> None:
+    """Refuse a folder whose disk has not `size` bytes left.
+
+    Raises:
+        ClcaError: With what is needed and what there is.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ClcaError(
+            f"--out {folder}: a checkpoint of this model needs {size / 2**20:.0f} MB and the disk has "
+            f"{free / 2**20:.0f} MB left; make room or choose another folder"
+        )
+
+
+def find_run(folder: Path, config: TrainConfig) -> State:
+    """What the folder holds: nothing yet, this run begun, or this run finished.
+
+    Raises:
+        ClcaError: It holds another run, or files that are not a run's.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return "new"
+    if not folder.is_dir():
+        raise ClcaError(f"--out {folder}: is a file; choose another folder")
+    if not (folder / CONFIG).is_file():
+        if all(entry.name.startswith(".") for entry in folder.iterdir()):
+            return "new"
+        raise ClcaError(f"--out {folder}: holds other files and no run; choose a new folder")
+    stored = read_config(folder)
+    if "train" not in stored:
+        raise ClcaError(f"--out {folder}: holds a saved model, not a run; choose another folder")
+    there, here = identity(stored_config(folder)), identity(config)
+    different = [name for name in here if here[name] != there.get(name)]
+    if different:
+        listed = ", ".join(f"{name} is {there.get(name)!r} there and {here[name]!r} now" for name in different[:3])
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise ClcaError(f"--out {folder}: holds a different run ({listed}{more}); choose another folder")
+    return "finished" if (folder / SUMMARY).is_file() else "started"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Raises:
+        ClcaError: There is none, or it cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ClcaError(
+            f"{folder}: no {CONFIG} there, so it is no run; name the folder that clca train wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ClcaError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ClcaError(f"{path}: is not a run's configuration")
+    return content
+
+
+def stored_config(folder: Path) -> TrainConfig:
+    """The `TrainConfig` that a run was started with.
+
+    Raises:
+        ClcaError: The folder is no run, or one of another version of this program.
+    """
+    stored = read_config(folder)
+    try:
+        return TrainConfig.model_validate(stored["train"])
+    except KeyError:
+        raise ClcaError(f"{folder}: holds a saved model, not a run") from None
+    except ValueError as error:
+        raise ClcaError(f"{folder / CONFIG}: settings of another version of clca ({type(error).__name__})") from None
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, cut back to where the last checkpoint saw its end.
+
+    Args:
+        path: The file.
+        size: Bytes to keep of it; what an interrupted run wrote after its last checkpoint is written again.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 (stays open as long as the run)
+        self._file.truncate(size)
+
+    def write(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise WorkError(f"{self.path} could not be written ({reason(error)})") from error
+
+    def sync(self) -> int:
+        """Make sure that what was written is on disk; its size in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self._file.close()

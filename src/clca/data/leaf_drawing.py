@@ -46,22 +46,31 @@ class _Shape:
     petiole: Array  # [points, 2]
 
 
-def draw_leaf(traits: Traits, rng: np.random.Generator, size: int) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Draw a leaf as it would come from a scanner.
+def draw_leaf(traits: Traits, rng: np.random.Generator, size: int) -> Image.Image:
+    """Draw a leaf as a scanner would see it, in RGB.
 
     Args:
         traits: Its fine detail.
         rng: Source of everything else: pose, colour, light, damage, background, slight variation of the shape.
         size: Side of the square image, in pixels.
-
-    Returns:
-        The RGB image and a mask [size, size] of where the deciding detail is: the veins and the margin.
     """
-    shape = _grow(traits, rng)
-    shape, length = _pose(shape, rng, size)
+    shape, length = _pose(_grow(traits, rng), rng, size)
     blade, veins, petiole, holes = _masks(shape, rng, size, length)
-    image = _colour(blade * (1 - holes), veins * blade, petiole, rng, size)
-    return image, _detail(blade, veins, size, length)
+    return _colour(blade * (1 - holes), veins * blade, petiole, rng, size)
+
+
+def leaf_detail(traits: Traits, rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
+    """Where `draw_leaf`, with the same arguments, draws what the traits decide. Boolean, [size, size].
+
+    That is the veins, and a band along the margin about as wide as the teeth are high.
+    """
+    shape, length = _pose(_grow(traits, rng), rng, size)
+    blade, veins, _, _ = _masks(shape, rng, size, length)
+    width = 2 * max(1, round(0.012 * length)) + 1
+    mask = Image.fromarray((blade * 255).astype(np.uint8))
+    outer = np.asarray(mask.filter(ImageFilter.MaxFilter(width))) > 127
+    inner = np.asarray(mask.filter(ImageFilter.MinFilter(width))) > 127
+    return (outer & ~inner) | (veins * blade > 0.12)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
@@ -115,14 +124,14 @@ def _secondary_starts(traits: Traits, rng: np.random.Generator) -> tuple[Array, 
     spacing = 0.9 / traits.vein_density
     starts = 0.03 + spacing * (np.arange(int(np.ceil(traits.vein_density))) + rng.uniform(0, 1))
     starts = starts + rng.normal(0, 0.08 * spacing, starts.size)
-    starts = np.concatenate([[0.004], np.sort(starts[(starts > 0.02) & (starts < 0.93)])])
+    starts = np.concatenate([np.array([0.004]), np.sort(starts[(starts > 0.02) & (starts < 0.93)])])
     spread = (74 - traits.vein_angle) * np.exp(-starts / 0.09)  # near the base veins fan out to fill the blade
-    angles = np.radians(traits.vein_angle + spread + 8 * (0.5 - starts) + rng.normal(0, 1.0, starts.size))
-    return starts, np.minimum(angles, np.radians(88))
+    angles: Array = np.radians(traits.vein_angle + spread + 8 * (0.5 - starts) + rng.normal(0, 1.0, starts.size))
+    return starts, angles.clip(max=np.radians(88))
 
 
 def _secondary_curves(starts: Array, angles: Array, curl: float, reach: Array) -> Array:
-    along = np.linspace(0, 1, 16) * reach[:, None]  # [veins, points]
+    along: Array = np.linspace(0, 1, 16) * reach[:, None]  # [veins, points]
     x = along * np.sin(angles)[:, None]
     y = starts[:, None] + along * np.cos(angles)[:, None] + curl * along**2
     return np.stack([x, y], axis=-1)
@@ -130,14 +139,13 @@ def _secondary_curves(starts: Array, angles: Array, curl: float, reach: Array) -
 
 def _reach(y: Array, half: Array, starts: Array, angles: Array, curl: float) -> tuple[Array, Array]:
     """How far each secondary vein runs before it meets the margin, and at which height it does."""
-    along = np.linspace(0, 1.0, 160)
+    along: Array = np.linspace(0, 1.0, 160)
     across = along * np.sin(angles)[:, None]
     height = starts[:, None] + along * np.cos(angles)[:, None] + curl * along**2
     outside = across[:, 1:] >= np.interp(height[:, 1:], y, half, right=0.0)
     first = outside.argmax(axis=1) + 1
-    reach: Array = along[first]
     ends: Array = height[np.arange(first.size), first]
-    return reach, ends
+    return along[first], ends
 
 
 def _lobes(y: Array, ends: Array) -> Array:
@@ -264,15 +272,6 @@ def _ribbon(line: Array, start: float, end: float) -> list[float]:
     return flat
 
 
-def _detail(blade: Array, veins: Array, size: int, length: float) -> NDArray[np.bool_]:
-    """Veins, and a band along the margin as wide as the teeth are high."""
-    width = 2 * max(1, round(0.02 * length)) + 1
-    mask = Image.fromarray((blade * 255).astype(np.uint8))
-    outer = np.asarray(mask.filter(ImageFilter.MaxFilter(width))) > 127
-    inner = np.asarray(mask.filter(ImageFilter.MinFilter(width))) > 127
-    return (outer & ~inner) | (veins * blade > 0.25)
-
-
 # --- colour -----------------------------------------------------------------------------------------------------------
 
 
@@ -305,7 +304,7 @@ def _colour(blade: Array, veins: Array, petiole: Array, rng: np.random.Generator
     texture = 1 + rng.uniform(-0.12, 0.12) * ramp + 0.03 * (_clouds(rng, size, 40) - 0.5)
     covered = np.maximum(blade, petiole)
     shift = np.round(rng.uniform(-0.02, 0.02, 2) * size).astype(int)
-    shadow = np.roll(_blurred(covered, rng.uniform(0.006, 0.025) * size), shift, axis=(0, 1))
+    shadow = _blurred(_shifted(covered, *shift), rng.uniform(0.006, 0.025) * size)
     image = paper * (texture * (1 - rng.uniform(0.1, 0.45) * shadow))[..., None]
 
     stalk = np.clip(pale * rng.uniform(0.6, 0.95) + [rng.uniform(-0.05, 0.2), 0, -0.05], 0, 1)
@@ -339,6 +338,12 @@ def _clouds(rng: np.random.Generator, size: int, cells: int) -> Array:
 def _blurred(mask: Array, radius: float) -> Array:
     image = Image.fromarray((mask * 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float64) / 255
+
+
+def _shifted(mask: Array, down: int, right: int) -> Array:
+    edge = max(abs(down), abs(right))
+    size = len(mask)
+    return np.pad(mask, edge)[edge - down : edge - down + size, edge - right : edge - right + size]
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Array:

@@ -5,6 +5,9 @@ depth of the teeth, depth of the lobes. Its leaves scatter a little around it, a
 damage and background, which carry no information on the cultivar.
 """
 
+import io
+import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from clca.data.leaf_drawing import Traits, draw_leaf
-from clca.errors import ClcaError
+from clca.data.inspection import track
+from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
+from clca.errors import ClcaError, WorkError
 
 TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
     "vein_angle": (34.0, 66.0),
@@ -27,6 +31,8 @@ TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
 }
 """Lowest and highest value of every trait over all cultivars."""
 
+_FORMAT = "clca-leaves-1"
+_PARAMETERS_FILE = "leaves.json"
 _JITTER = 0.045  # standard deviation of a trait within a cultivar, as a fraction of its range
 _HARDEST_GAP = 0.15  # at difficulty 1 the cultivars' traits span this fraction of the ranges
 _SPLIT_OF = ("train", "test", "val", "train", "train")  # by image number modulo 5: already three images fill each split
@@ -142,14 +148,14 @@ class Leaves(Dataset[tuple[Any, int]]):
     def image(self, index: int) -> Image.Image:
         """The leaf as an RGB image, before the transform."""
         if self._cache is None:
-            return self._draw(index)[0]
+            return draw_leaf(*self._traits_and_rng(index), self.size)
         if index not in self._cache:
-            self._cache[index] = self._draw(index)[0]
+            self._cache[index] = draw_leaf(*self._traits_and_rng(index), self.size)
         return self._cache[index].copy()
 
     def detail_mask(self, index: int) -> NDArray[np.bool_]:
         """Where the detail that decides the cultivar is: veins and margin. Boolean, [size, size]."""
-        return self._draw(index)[1]
+        return leaf_detail(*self._traits_and_rng(index), self.size)
 
     def traits(self, index: int) -> Traits:
         """The traits that this very leaf was drawn from."""
@@ -164,10 +170,6 @@ class Leaves(Dataset[tuple[Any, int]]):
         fractions = (values - spans[:, 0]) / (spans[:, 1] - spans[:, 0])
         return _traits(fractions + rng.normal(0, _JITTER, len(spans))), rng
 
-    def _draw(self, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
-        traits, rng = self._traits_and_rng(index)
-        return draw_leaf(traits, rng, self.size)
-
 
 def _check(cultivars: int, images: int, size: int, seed: int, difficulty: float) -> None:
     if not 2 <= cultivars <= 999:
@@ -180,3 +182,80 @@ def _check(cultivars: int, images: int, size: int, seed: int, difficulty: float)
         raise ClcaError(f"seed is {seed}: needs a whole number from 0")
     if not 0 <= difficulty <= 1:
         raise ClcaError(f"difficulty is {difficulty}: needs 0 (easy) to 1 (hard)")
+
+
+def write_leaves(
+    out: str | Path,
+    cultivars: int = 20,
+    images: int = 30,
+    size: int = 224,
+    seed: int = 0,
+    difficulty: float = 0.5,
+    *,
+    progress: bool = True,
+) -> Path:
+    """Write synthetic leaves as `out/{train,val,test}/cultivar-001/0000.png` …, and their parameters as leaves.json.
+
+    An interrupted run is taken up where it stopped, and a set can be enlarged by asking for more cultivars or images;
+    files that are there are kept.
+
+    Args:
+        out: A folder that is new, empty, or holds leaves with the same size, seed and difficulty.
+        cultivars, images, size, seed, difficulty: As for `Leaves`.
+        progress: Show a progress bar on a terminal if it takes longer than two seconds.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ClcaError: For parameters out of range, or a folder that holds anything else.
+        WorkError: Where the folder cannot be written.
+    """
+    out = Path(out).expanduser()
+    leaves = Leaves(cultivars, images, size, seed, difficulty, split="all", cache=False)
+    parameters = {
+        "format": _FORMAT, "cultivars": cultivars, "images": images, "size": size, "seed": seed,
+        "difficulty": difficulty,
+    }  # fmt: skip
+    _check_ours(out, parameters)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / _PARAMETERS_FILE, (json.dumps(parameters, indent=2) + "\n").encode())
+        for index in track(range(len(leaves)), len(leaves), "drawing leaves" if progress else None):
+            path = out / leaves.paths[index]
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                buffer = io.BytesIO()
+                leaves.image(index).save(buffer, "PNG")
+                _write(path, buffer.getvalue())
+    except OSError as error:
+        raise WorkError(f"{out}: cannot write ({error.strerror or error}); run it again to go on") from error
+    return out
+
+
+def _check_ours(out: Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse a folder in which new leaves would lie among other files, or among leaves of another kind."""
+    if out.exists() and not out.is_dir():
+        raise ClcaError(f"{out}: is a file; give a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        found = json.loads((out / _PARAMETERS_FILE).read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise ClcaError(f"{out}: is not empty and holds no synthetic leaves; give a new folder")
+    for name, value in parameters.items():
+        grown = name in ("cultivars", "images") and isinstance(found.get(name), int) and value >= found[name]
+        if found.get(name) != value and not grown:
+            raise ClcaError(f"{out}: holds leaves made with {name} {found.get(name)}, not {value}; give a new folder")
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

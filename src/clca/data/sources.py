@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def read_csv(root: Path) -> Listing:
     problems = []
     if missing:
         problems.append(f"{file}: {len(missing)} file(s) missing, relative to the CSV file: {', '.join(missing[:5])}")
+    twice = [str(path) for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
+    if twice:
+        problems.append(f"{file}: {len(twice)} file(s) listed more than once: {', '.join(twice[:5])}")
     labels = {label for _, label, _ in rows}
     numeric = all(label.isdecimal() for label in labels)
     classes = sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)

@@ -1,4 +1,4 @@
-"""Ultra-fine-grained image recognition at a fraction of the cost: token reduction with Cross-Layer Cache Aggregation."""
+"""Ultra-fine-grained image recognition at a fraction of the cost: token reduction with cross-layer aggregation."""
 
 from clca.backbones import list_backbones
 from clca.config import ModelConfig
@@ -6,8 +6,9 @@ from clca.cost import Cost, cost
 from clca.errors import ClcaError, WorkError
 from clca.factory import create_model, reduce_tokens
 from clca.hub import from_pretrained
-from clca.model import TokenReducedViT, Trace
+from clca.model import TokenReducedViT
 from clca.reductions import Reduction, list_reductions, register_reduction
+from clca.trace import Trace
 from clca.weights import load_published
 
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention
@@ -10,7 +11,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clca.reductions.base import Evidence
+from clca.reductions.base import Evidence, exact
 
 
 def splits(block: nn.Module) -> bool:
@@ -19,7 +20,7 @@ def splits(block: nn.Module) -> bool:
 
 
 def attention_half(
-    block: nn.Module,
+    block: Any,
     x: Tensor,
     key_bias: Tensor | None = None,
     policy: Tensor | None = None,
@@ -37,16 +38,16 @@ def attention_half(
     Returns:
         Tokens [B, N, C], and the evidence.
     """
-    if isinstance(block, ResPostBlock):
-        attended, evidence = attend(block.attn, x, key_bias, policy, needs)
+    if type(block) is ResPostBlock:
+        attended, evidence = attend(cast(Attention, block.attn), x, key_bias, policy, needs)
         return x + block.drop_path1(block.norm1(attended)), evidence
     attended, evidence = attend(block.attn, block.norm1(x), key_bias, policy, needs)
     return x + block.drop_path1(block.ls1(attended)), evidence
 
 
-def mlp_half(block: nn.Module, x: Tensor) -> Tensor:
+def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it. x: [B, N, C]"""
-    if isinstance(block, ResPostBlock):
+    if type(block) is ResPostBlock:
         return x + block.drop_path2(block.norm2(block.mlp(x)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
@@ -91,7 +92,7 @@ def _evidence(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | 
     evidence = Evidence()
     # Ranks decide what is kept: half precision would make ties of tokens that differ.
     precise = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with exact(q):
         if "cls_attention" in needs:
             logits = (q[:, :, :1].to(precise) * scale) @ k.to(precise).transpose(-2, -1)  # [B, H, 1, N]
             if key_bias is not None:
@@ -107,7 +108,7 @@ def _evidence(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | 
 def _policy_softmax(q: Tensor, k: Tensor, scale: float, key_bias: Tensor | None, policy: Tensor) -> Tensor:
     """Softmax over the keys that the policy [B, N] keeps, and each token's own key. [B, H, N, N]"""
     precise = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with exact(q):
         logits = (q.to(precise) * scale) @ k.to(precise).transpose(-2, -1)
         if key_bias is not None:
             logits = logits + key_bias.to(precise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +20,7 @@ def _is_rate(rate: float) -> float:
 def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
     if any(block < 0 for block in locations):
         raise ValueError("blocks are numbered from 0")
-    if any(a >= b for a, b in zip(locations, locations[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(locations)):
         raise ValueError("locations are distinct block numbers in ascending order, such as 3 6 9")
     return locations
 

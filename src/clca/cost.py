@@ -11,7 +11,8 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from clca.errors import ClcaError
-from clca.model import TokenReducedViT, Trace
+from clca.model import TokenReducedViT
+from clca.trace import Trace
 
 
 @dataclass(frozen=True)

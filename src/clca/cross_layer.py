@@ -1,4 +1,4 @@
-"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache past every reduction, and the head over depths."""
+"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache past reductions, and the head over depths."""
 
 from __future__ import annotations
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.error
+import urllib.parse
+import urllib.request
 import warnings
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer, register_model
 from torch import nn
 
@@ -20,7 +27,22 @@ from clca.weights import load_weights
 
 __all__ = ["clca_vit", "create_model", "reduce_tokens"]
 
+# What timm's scripts ask before they make `clca_vit`: only a model of fixed size is handed `--img-size`.
+default_cfgs = {
+    "clca_vit": {
+        "architecture": "clca_vit",
+        "input_size": (3, 224, 224),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "num_classes": 1000,
+    }
+}
+
 # What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
 
 
@@ -141,6 +163,8 @@ def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) 
         kwargs["img_size"] = config.img_size
     # With CLA the backbone's head is left out: none is made, and none is fetched.
     kwargs["num_classes"] = 0 if config.cla else config.num_classes
+    if pretrained:
+        _check_reachable(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -166,16 +190,45 @@ def _check_size_before(source: Backbone, config: ModelConfig) -> None:
     check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)
 
 
+def _check_reachable(source: Backbone) -> None:
+    """Say at once that there is no network: the hub's client would try for most of a minute, aloud.
+
+    Raises:
+        ClcaError: If the weights are not in the cache and the hub's name cannot be resolved.
+    """
+    cfg = timm.get_pretrained_cfg(source.architecture)
+    hub_id = _hub_id(cfg, source) if cfg is not None else None
+    cached = hub_id and any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in _HUB_FILES)
+    if not hub_id or cached or urllib.request.getproxies():
+        return
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(ENDPOINT).hostname, 443)
+    except OSError as error:
+        raise ClcaError(_how_to_get(source, error)) from None
+
+
+def _hub_id(cfg: Any, source: Backbone) -> str | None:
+    return (
+        (cfg.hf_hub_id + source.architecture if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id)
+        if cfg.hf_hub_id
+        else None
+    )
+
+
 def _how_to_get(source: Backbone, error: BaseException) -> str:
     cfg = timm.get_pretrained_cfg(source.architecture)
-    hub_id = cfg.hf_hub_id if cfg is not None else None
-    if not hub_id and not (cfg is not None and cfg.url):
-        return f"{source.name} has no pretrained weights in timm: pass a file with weights=, or train without them"
-    if hub_id and not hub_id.count("/"):
-        hub_id = f"timm/{hub_id}"
-    if hub_id and hub_id.endswith("/"):
-        hub_id += source.architecture
-    file = f"https://huggingface.co/{hub_id}/resolve/main/model.safetensors" if hub_id else cfg.url  # type: ignore[union-attr]
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        return (
+            f"{source.name} has no pretrained weights in timm: pass a file with weights=FILE (--weights FILE), or "
+            "start from random weights with pretrained=False (--no-pretrained)"
+        )
+    hub_id = _hub_id(cfg, source)
+    return _fetch_by_hand(
+        source, f"{ENDPOINT}/{hub_id}/resolve/main/model.safetensors" if hub_id else str(cfg.url), error
+    )
+
+
+def _fetch_by_hand(source: Backbone, file: str, error: BaseException) -> str:
     return (
         f"the weights of {source.name} could not be fetched ({type(error).__name__}): get {file} on a machine with a "
         "network and pass the file with weights=FILE (on the command line --weights FILE)"
@@ -184,8 +237,6 @@ def _how_to_get(source: Backbone, error: BaseException) -> str:
 
 def _download(source: Backbone) -> str:
     """The file of a backbone that timm does not carry, from torch's cache or its address."""
-    from pathlib import Path
-
     assert source.url is not None
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(source.url).name
     if not target.is_file():
@@ -193,16 +244,13 @@ def _download(source: Backbone) -> str:
         try:
             torch.hub.download_url_to_file(source.url, str(target))
         except (OSError, urllib.error.URLError) as error:
-            raise ClcaError(
-                f"the weights of {source.name} could not be fetched ({type(error).__name__}): get {source.url} on a "
-                "machine with a network and pass the file with weights=FILE (on the command line --weights FILE)"
-            ) from None
+            raise ClcaError(_fetch_by_hand(source, source.url, error)) from None
     return str(target)
 
 
 @register_model
 def clca_vit(pretrained: bool = False, backbone: str = "deit3_base_patch16_224.fb_in1k", **kwargs: Any) -> nn.Module:
-    """timm's door: `timm.create_model("clca_vit", backbone=…, reduction=…, keep_rate=…)`, as its own scripts call it."""
+    """timm's door: `timm.create_model("clca_vit", backbone=…, reduction=…)`, as its own scripts call it."""
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "drop_block_rate"):
         kwargs.pop(name, None)
     size = kwargs.pop("input_size", None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -20,30 +20,11 @@ from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
+from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, TokenState, reduction_class
+from clca.trace import Trace, first_owner
 
 _PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
-
-
-@dataclass
-class Trace:
-    """Where every patch went.
-
-    Attributes:
-        owner: For each block the index, in the sequence that the block puts out, of the token that holds each patch
-            after the block's reduction, -1 where it was dropped, each [B, P]. A fused or merged token owns all that it
-            holds; in a soft merge a token goes to its largest weight.
-        tokens: For each block how many tokens it puts out, before the cache recovers any: one number, or [B] where it
-            varies by image (ATS).
-    """
-
-    owner: list[Tensor] = field(default_factory=list)
-    tokens: list[int | Tensor] = field(default_factory=list)
-
-    def record(self, x: Tensor, state: TokenState) -> None:
-        assert state.owner is not None
-        self.owner.append(state.owner)
-        self.tokens.append(x.shape[1] if state.valid is None else state.valid.sum(dim=1))
 
 
 class TokenReducedViT(nn.Module):
@@ -108,7 +89,7 @@ class TokenReducedViT(nn.Module):
         self.clr_pos_embed: nn.Parameter | None = None
         if not self.num_clr:
             return
-        self.clr = nn.Parameter(vit.cls_token.detach().clone().repeat(1, self.num_clr, 1))
+        self.clr = nn.Parameter(self._like.detach().clone().repeat(1, self.num_clr, 1))
         if self.pos_embed is not None and not self.no_embed_class:
             self.clr_pos_embed = nn.Parameter(torch.randn_like(self.clr) * 0.02)
 
@@ -136,7 +117,7 @@ class TokenReducedViT(nn.Module):
             )
         self.reductions = nn.ModuleList(
             cls(self.embed_dim, j, count, self.patch_embed.num_patches, self._schedule) for j in range(count)
-        ).to(device=vit.cls_token.device, dtype=vit.cls_token.dtype)
+        ).to(device=self._like.device, dtype=self._like.dtype)
 
     def _adopt_head(self, vit: VisionTransformer) -> None:
         config = self.config
@@ -147,7 +128,7 @@ class TokenReducedViT(nn.Module):
             head = CrossLayerAggregationHead(
                 self.embed_dim, len(self.locations) + 1, config.num_classes, config.cla_width
             )
-            self.cla_head = head.to(device=vit.cls_token.device, dtype=vit.cls_token.dtype)
+            self.cla_head = head.to(device=self._like.device, dtype=self._like.dtype)
             self.num_features = self.head_hidden_size = head.num_features
             return
         self.num_features = self.head_hidden_size = self.embed_dim
@@ -198,6 +179,11 @@ class TokenReducedViT(nn.Module):
             raise ClcaError(f"keep_rate has {len(config.keep_rate)} rates for {len(self.locations)} locations")
         self.config = config
         self._schedule = KeepSchedule(config.keep_rate, len(self.locations))
+
+    @property
+    def _like(self) -> Tensor:
+        """A parameter whose device and type new ones take."""
+        return cast(Tensor, self.cls_token)
 
     @property
     def _pads(self) -> bool:
@@ -288,7 +274,7 @@ class TokenReducedViT(nn.Module):
             training=self.training,
         )
         if tracing:
-            state.owner = _first_owner(batch, num_patches, kept, self.num_prefix_tokens, x.device)
+            state.owner = first_owner(batch, num_patches, kept, self.num_prefix_tokens, x.device)
         return self.norm_pre(x), state
 
     def _drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -318,7 +304,7 @@ class TokenReducedViT(nn.Module):
             x = reduction.reduce(x, evidence, state)
         return self._call(mlp_half, block, x)
 
-    def _call(self, function: Any, *args: Any) -> Any:
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(function, *args)
         return function(*args)
@@ -335,22 +321,11 @@ class TokenReducedViT(nn.Module):
 
     def _pool(self, x: Tensor) -> Tensor:
         if self._pads and self.global_pool not in ("", "token"):
-            return self._pool_padded(x)
+            x = x if self.pool_include_prefix else x[:, self.num_prefix_tokens :]
+            return pool_padded(x, self.global_pool, self.attn_pool)
         if self.attn_pool is not None:
-            return self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
+            return cast(nn.Module, self.attn_pool)(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
         return global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)
-
-    def _pool_padded(self, x: Tensor) -> Tensor:
-        """Pooling that leaves out the padding of ATS, which `forward_features` set to zero."""
-        x = x if self.pool_include_prefix else x[:, self.num_prefix_tokens :]
-        real = x.abs().amax(dim=-1, keepdim=True) > 0  # [B, N, 1]
-        if self.attn_pool is not None:
-            return self.attn_pool(x, attn_mask=real[:, None, :, 0].unsqueeze(2))
-        mean = x.sum(dim=1) / real.sum(dim=1).clamp(min=1)
-        if self.global_pool == "avg":
-            return mean
-        largest = x.masked_fill(~real, -math.inf).amax(dim=1)
-        return largest if self.global_pool == "max" else 0.5 * (largest + mean)
 
     # -- timm's contract ---------------------------------------------------------------------------------------
 
@@ -363,7 +338,7 @@ class TokenReducedViT(nn.Module):
         """The last layer; for distilled DeiT without CLA both heads."""
         if self.cla_head is not None:
             return self.cla_head.classifier
-        return (self.head, self.head_dist) if hasattr(self, "head_dist") else self.head
+        return cast(Any, (self.head, self.head_dist)) if hasattr(self, "head_dist") else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes` classes; 0 leaves it out, and the model then puts out features."""
@@ -380,11 +355,10 @@ class TokenReducedViT(nn.Module):
             if global_pool not in known or self.attn_pool is not None or hasattr(self, "head_dist"):
                 raise ClcaError(f"global_pool={global_pool!r}: this backbone pools by {self.global_pool!r}")
             self.global_pool = global_pool
-        like = cast(nn.Parameter, self.cls_token)
         for name in ("head", "head_dist"):
             if hasattr(self, name):
                 new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
-                setattr(self, name, new.to(device=like.device, dtype=like.dtype))
+                setattr(self, name, new.to(device=self._like.device, dtype=self._like.dtype))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -423,7 +397,7 @@ class TokenReducedViT(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A loss that still holds its graph can be neither copied nor sent to another process.
-        return super().__getstate__() | {"auxiliary_loss": self.auxiliary_loss.detach()}  # type: ignore[misc]
+        return super().__getstate__() | {"auxiliary_loss": self.auxiliary_loss.detach()}
 
 
 def _resolve_locations(config: ModelConfig, depth: int) -> tuple[int, ...]:
@@ -446,8 +420,6 @@ def _resolve_locations(config: ModelConfig, depth: int) -> tuple[int, ...]:
 
 def _resized(vit: VisionTransformer, size: tuple[int, int]) -> tuple[nn.Module, nn.Parameter | None]:
     """Patch embedding and position table of the backbone for another image size; the backbone keeps its own."""
-    import copy
-
     old_grid = vit.patch_embed.grid_size
     patch_embed = copy.copy(vit.patch_embed)  # shares the projection, has its own sizes
     patch_embed.set_input_size(img_size=size)
@@ -460,13 +432,6 @@ def _resized(vit: VisionTransformer, size: tuple[int, int]) -> tuple[nn.Module, 
         num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
     )
     return patch_embed, nn.Parameter(table)
-
-
-def _first_owner(batch: int, patches: int, kept: Tensor | None, prefix: int, device: torch.device) -> Tensor:
-    if kept is None:
-        return torch.arange(prefix, prefix + patches, device=device).expand(batch, -1)
-    owner = torch.full((batch, patches), -1, dtype=torch.long, device=device)
-    return owner.scatter(1, kept, torch.arange(prefix, prefix + kept.shape[1], device=device).expand(batch, -1))
 
 
 def _warn_if_ignored(keep_rate: float | tuple[float, ...]) -> None:

@@ -35,7 +35,16 @@ _PUBLISHED = (
 _ADDED = ("clr", "clr_pos_embed", "cla_head.", "reductions.")
 _HEADS = ("head.", "head_dist.", "cla_head.classifier.")
 # Settings that training scripts keep beside the weights; harmless to build, and of no use here.
-_HARMLESS = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, np.dtype, np.ndarray, np.float64, np.int64]
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    np.dtype,
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # numpy 1's name
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+]
 
 
 def load_published(model: TokenReducedViT, checkpoint: str | Path | Mapping[str, Any]) -> TokenReducedViT:
@@ -193,4 +202,5 @@ def _differences(absent: list[str], unused: list[str], wrong: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if any(c.isalpha() for c in line) else f"{type(error).__name__} {line}".strip()

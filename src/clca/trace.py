@@ -1,0 +1,39 @@
+"""Where every patch went: which token holds it after each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clca.reductions import TokenState
+
+
+@dataclass
+class Trace:
+    """Where every patch went.
+
+    Attributes:
+        owner: For each block the index, in the sequence that the block puts out, of the token that holds each patch
+            after the block's reduction, -1 where it was dropped, each [B, P]. A fused or merged token owns all that it
+            holds; in a soft merge a token goes to its largest weight.
+        tokens: For each block how many tokens it puts out, before the cache recovers any: one number, or [B] where it
+            varies by image (ATS).
+    """
+
+    owner: list[Tensor] = field(default_factory=list)
+    tokens: list[int | Tensor] = field(default_factory=list)
+
+    def record(self, x: Tensor, state: TokenState) -> None:
+        assert state.owner is not None
+        self.owner.append(state.owner)
+        self.tokens.append(x.shape[1] if state.valid is None else state.valid.sum(dim=1))
+
+
+def first_owner(batch: int, patches: int, kept: Tensor | None, prefix: int, device: torch.device) -> Tensor:
+    """The token that holds each patch before block 0; `kept` [B, M] are those that patch dropout left. [B, P]"""
+    if kept is None:
+        return torch.arange(prefix, prefix + patches, device=device).expand(batch, -1)
+    owner = torch.full((batch, patches), -1, dtype=torch.long, device=device)
+    return owner.scatter(1, kept, torch.arange(prefix, prefix + kept.shape[1], device=device).expand(batch, -1))

@@ -117,8 +117,11 @@ def _problem(path: Path) -> str | None:
     return None
 
 
-def build_model(config: TrainConfig, classes: Sequence[str]) -> TokenReducedViT:
+def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True) -> TokenReducedViT:
     """The model of a run, its new parts drawn from the run's seed.
+
+    Args:
+        start: False where a checkpoint follows, so that the weights to start from are not needed again.
 
     Raises:
         ClcaError: Whatever `clca.create_model` refuses.
@@ -128,7 +131,8 @@ def build_model(config: TrainConfig, classes: Sequence[str]) -> TokenReducedViT:
     if config.drop_path_rate:
         extra.setdefault("drop_path_rate", config.drop_path_rate)
     settings = config.model.model_copy(update={"num_classes": len(classes), "backbone_kwargs": extra})
-    model = build(settings, pretrained=config.pretrained, weights=config.weights)
+    weights = config.weights if start else None
+    model = build(settings, pretrained=start and config.pretrained and weights is None, weights=weights)
     model.classes = list(classes)
     model.preprocess = preprocess_dict(image_size(model))
     if config.grad_checkpointing:

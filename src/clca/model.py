@@ -324,7 +324,7 @@ class TokenReducedViT(nn.Module):
             x = x if self.pool_include_prefix else x[:, self.num_prefix_tokens :]
             return pool_padded(x, self.global_pool, self.attn_pool)
         if self.attn_pool is not None:
-            return cast(nn.Module, self.attn_pool)(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
+            return self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
         return global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)
 
     # -- timm's contract ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""ATS (Fayyaz et al., ECCV 2022): sample tokens by inverse transform of their significance, a number that varies by image."""
+"""ATS (Fayyaz et al., ECCV 2022): sample tokens by their significance, a number that varies by image."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -147,6 +148,11 @@ class Reduction(nn.Module):
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         """Reduce the tokens [B, N, C] and update `state`; returns [B, N', C]."""
         raise TypeError(f"{type(self).__name__} does not define reduce(x, evidence, state)")
+
+
+def exact(x: Tensor) -> AbstractContextManager[None]:
+    """Arithmetic in the precision of its operands, whatever autocast is on around it, on the device of x."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from clca.reductions.base import (
     TokenState,
     assigned_index,
     descending,
+    exact,
     init_linear,
 )
 from clca.reductions.registry import register_reduction
@@ -59,7 +60,7 @@ class DPCKNN(Reduction):
 
 def assign_clusters(x: Tensor, clusters: int) -> Tensor:
     """The cluster of each token of x [B, n, C], [B, n]; clusters are numbered by falling ρ·δ of their centres."""
-    with torch.autocast(x.device.type, enabled=False):
+    with exact(x):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         n = x.shape[1]
         distance = torch.cdist(x, x) / x.shape[2] ** 0.5  # [B, n, n]

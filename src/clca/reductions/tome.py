@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.reductions.base import Evidence, Reduction, TokenState, descending, take
+from clca.reductions.base import Evidence, Reduction, TokenState, descending, exact, take
 from clca.reductions.registry import register_reduction
 
 
@@ -69,7 +69,7 @@ def _match(metric: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
     metric = F.normalize(metric, dim=-1)
     first_even, first_odd = prefix + prefix % 2, prefix + (prefix + 1) % 2
     even, odd = metric[:, first_even::2], metric[:, first_odd::2]
-    with torch.autocast(metric.device.type, enabled=False):
+    with exact(metric):
         best, target = (even @ odd.transpose(1, 2)).max(dim=-1)  # [B, sources]
     merged = descending(best)[:, :r]
     return first_even + 2 * merged, first_odd + 2 * target.gather(1, merged)

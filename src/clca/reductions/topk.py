@@ -12,7 +12,7 @@ from clca.reductions.registry import register_reduction
 
 @register_reduction("topk")
 class TopK(Reduction):
-    """Keep the ceil(k · candidates) with the highest head-mean CLS attention, in descending order (METHOD section 4)."""
+    """Keep the ceil(k · candidates) of highest head-mean CLS attention, in descending order (METHOD section 4)."""
 
     place = "inside"
     needs = frozenset({"cls_attention"})

@@ -46,25 +46,26 @@ class _Shape:
     petiole: Array  # [points, 2]
 
 
-def draw_leaf(traits: Traits, rng: np.random.Generator, size: int) -> Image.Image:
+def draw_leaf(traits: Traits, rng: np.random.Generator, size: int, turn: float = np.pi) -> Image.Image:
     """Draw a leaf as a scanner would see it, in RGB.
 
     Args:
         traits: Its fine detail.
         rng: Source of everything else: pose, colour, light, damage, background, slight variation of the shape.
         size: Side of the square image, in pixels.
+        turn: Largest angle, either way, between the leaf and upright, in radians.
     """
-    shape, length = _pose(_grow(traits, rng), rng, size)
+    shape, length = _pose(_grow(traits, rng), rng, size, turn)
     blade, veins, petiole, holes = _masks(shape, rng, size, length)
     return _colour(blade * (1 - holes), veins * blade, petiole, rng, size)
 
 
-def leaf_detail(traits: Traits, rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
+def leaf_detail(traits: Traits, rng: np.random.Generator, size: int, turn: float = np.pi) -> NDArray[np.bool_]:
     """Where `draw_leaf`, with the same arguments, draws what the traits decide. Boolean, [size, size].
 
     That is the veins, and a band along the margin about as wide as the teeth are high.
     """
-    shape, length = _pose(_grow(traits, rng), rng, size)
+    shape, length = _pose(_grow(traits, rng), rng, size, turn)
     blade, veins, _, _ = _masks(shape, rng, size, length)
     width = 2 * max(1, round(0.012 * length)) + 1
     mask = Image.fromarray((blade * 255).astype(np.uint8))
@@ -100,7 +101,7 @@ def _grow(traits: Traits, rng: np.random.Generator) -> _Shape:
         secondaries.extend(curves * [side, 1])
     outline = np.concatenate([sides[0], sides[1][::-1]])
     midrib = np.stack([np.zeros(40), np.linspace(0, 0.985, 40)], axis=1)
-    down = np.linspace(0, rng.uniform(0.10, 0.24), 12)
+    down = np.linspace(0, rng.uniform(0.08, 0.20), 12)
     petiole = np.stack([rng.uniform(-2.5, 2.5) * down**2, -down], axis=1)
 
     def warp(points: Array) -> Array:
@@ -122,12 +123,13 @@ def _smooth_noise(rng: np.random.Generator, y: Array, amplitude: float) -> Array
 def _secondary_starts(traits: Traits, rng: np.random.Generator) -> tuple[Array, Array]:
     """Where the secondary veins of one side leave the midrib, and at which angles (radians)."""
     spacing = 0.9 / traits.vein_density
-    starts = 0.03 + spacing * (np.arange(int(np.ceil(traits.vein_density))) + rng.uniform(0, 1))
-    starts = starts + rng.normal(0, 0.08 * spacing, starts.size)
-    starts = np.concatenate([np.array([0.004]), np.sort(starts[(starts > 0.02) & (starts < 0.93)])])
+    evenly = 0.03 + spacing * (np.arange(int(np.ceil(traits.vein_density))) + rng.uniform(0, 1))
+    evenly = evenly + rng.normal(0, 0.08 * spacing, evenly.size)
+    starts: Array = np.concatenate([[0.004], np.sort(evenly[(evenly > 0.02) & (evenly < 0.93)])])
     spread = (74 - traits.vein_angle) * np.exp(-starts / 0.09)  # near the base veins fan out to fill the blade
-    angles: Array = np.radians(traits.vein_angle + spread + 8 * (0.5 - starts) + rng.normal(0, 1.0, starts.size))
-    return starts, angles.clip(max=np.radians(88))
+    degrees = traits.vein_angle + spread + 8 * (0.5 - starts) + rng.normal(0, 1.0, starts.size)
+    angles: Array = np.radians(np.minimum(degrees, 88))
+    return starts, angles
 
 
 def _secondary_curves(starts: Array, angles: Array, curl: float, reach: Array) -> Array:
@@ -152,8 +154,8 @@ def _lobes(y: Array, ends: Array) -> Array:
     """A wave along the margin whose rounded crests are where every other vein ends."""
     phase = np.interp(y, np.sort(ends), np.arange(ends.size) / 2)
     envelope = np.clip(y / 0.12, 0, 1) * np.clip((1 - y) / 0.15, 0, 1)
-    wave = np.sqrt(np.cos(np.pi * phase) ** 2 + 0.03)  # rounded crests, narrower hollows
-    return (wave - 0.67) * envelope
+    wave = (np.cos(np.pi * phase) ** 2) ** 0.75
+    return (wave - 0.57) * envelope
 
 
 def _toothed(y: Array, half: Array, lobed: Array, traits: Traits, rng: np.random.Generator) -> Array:
@@ -199,12 +201,12 @@ def _along(curves: Array, place: Array) -> Array:
     return curves[vein, left] * (1 - weight) + curves[vein, left + 1] * weight
 
 
-def _pose(shape: _Shape, rng: np.random.Generator, size: int) -> tuple[_Shape, float]:
+def _pose(shape: _Shape, rng: np.random.Generator, size: int, turn: float) -> tuple[_Shape, float]:
     """Turn, scale and place a leaf in pixels; also its length in pixels. Area does not depend on the traits."""
-    turn = rng.uniform(0, 2 * np.pi)
+    angle = np.pi + turn * rng.uniform(-1, 1)  # image rows run downwards
     stretch = rng.uniform(0.93, 1.07)
-    matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * [[stretch], [1 / stretch]]
-    target = rng.uniform(0.19, 0.40)  # of the image's area
+    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * [[stretch], [1 / stretch]]
+    target = rng.uniform(0.26, 0.48)  # of the image's area
     offset = rng.uniform(-1, 1, 2)
     outline = shape.outline @ matrix
     x, y = outline.T

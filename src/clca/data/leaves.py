@@ -22,19 +22,19 @@ from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
 from clca.errors import ClcaError, WorkError
 
 TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
-    "vein_angle": (34.0, 66.0),
-    "vein_density": (5.5, 12.5),
-    "tertiary_density": (4.0, 13.0),
-    "tooth_density": (9.0, 34.0),
-    "tooth_depth": (0.006, 0.034),
-    "lobe_depth": (0.0, 0.34),
+    "vein_angle": (28.0, 72.0),
+    "vein_density": (4.5, 13.0),
+    "tertiary_density": (3.0, 14.0),
+    "tooth_density": (6.0, 38.0),
+    "tooth_depth": (0.004, 0.05),
+    "lobe_depth": (0.0, 0.65),
 }
 """Lowest and highest value of every trait over all cultivars."""
 
 _FORMAT = "clca-leaves-1"
 _PARAMETERS_FILE = "leaves.json"
-_JITTER = 0.045  # standard deviation of a trait within a cultivar, as a fraction of its range
-_HARDEST_GAP = 0.15  # at difficulty 1 the cultivars' traits span this fraction of the ranges
+_JITTER = 0.035  # standard deviation of a trait within a cultivar, as a fraction of its range
+_HARDEST_GAP = 0.12  # at difficulty 1 the cultivars' traits span this fraction of the ranges
 _SPLIT_OF = ("train", "test", "val", "train", "train")  # by image number modulo 5: already three images fill each split
 
 
@@ -102,6 +102,7 @@ class Leaves(Dataset[tuple[Any, int]]):
         if not set(wanted) <= set(_SPLIT_OF):
             raise ClcaError(f"unknown split {split!r}: choose from train, val, train_val, test, all")
         self.size, self.seed, self.difficulty, self.split = size, seed, difficulty, split
+        self._turn = np.pi * min(1.0, 1 / 6 + 5 / 3 * difficulty)  # from 0.5 on a leaf may lie any way round
         self.transform = transform
         self.classes = [f"cultivar-{cultivar + 1:03d}" for cultivar in range(cultivars)]
         self._leaves = [
@@ -148,14 +149,14 @@ class Leaves(Dataset[tuple[Any, int]]):
     def image(self, index: int) -> Image.Image:
         """The leaf as an RGB image, before the transform."""
         if self._cache is None:
-            return draw_leaf(*self._traits_and_rng(index), self.size)
+            return draw_leaf(*self._traits_and_rng(index), self.size, self._turn)
         if index not in self._cache:
-            self._cache[index] = draw_leaf(*self._traits_and_rng(index), self.size)
+            self._cache[index] = draw_leaf(*self._traits_and_rng(index), self.size, self._turn)
         return self._cache[index].copy()
 
     def detail_mask(self, index: int) -> NDArray[np.bool_]:
         """Where the detail that decides the cultivar is: veins and margin. Boolean, [size, size]."""
-        return leaf_detail(*self._traits_and_rng(index), self.size)
+        return leaf_detail(*self._traits_and_rng(index), self.size, self._turn)
 
     def traits(self, index: int) -> Traits:
         """The traits that this very leaf was drawn from."""

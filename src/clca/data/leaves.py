@@ -27,7 +27,7 @@ TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
     "tertiary_density": (3.0, 14.0),
     "tooth_density": (6.0, 38.0),
     "tooth_depth": (0.004, 0.05),
-    "lobe_depth": (0.0, 0.65),
+    "lobe_depth": (0.0, 0.55),
 }
 """Lowest and highest value of every trait over all cultivars."""
 

@@ -87,7 +87,7 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
     folder_of.make_writable(folder)
     splits = open_splits(config)
     if is_first_process():
-        verify_images(splits, None if quiet else console)
+        verify_images(splits, progress=not quiet)
     accelerator = make_accelerator(config, folder)
     held = RunState(config, folder, splits, accelerator)
     show = held.first and not quiet

@@ -1,18 +1,13 @@
 """Everything that can go wrong before the first step, found before the first step."""
 
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from clca import data
-from clca.data.images import read_image
+from clca.data.inspection import verify_images as decode_images
 from clca.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -83,38 +78,27 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
-def verify_images(splits: Splits, console: Console | None) -> None:
-    """Decode every image once, so that none fails in epoch 7.
+def verify_images(splits: Splits, progress: bool) -> None:
+    """Decode every image file once, so that none fails in epoch 7; draw synthetic leaves once, before workers share them.
 
     Args:
-        console: Where a bar goes if that takes a while; None for silence.
+        progress: Show a bar on a terminal if it takes long.
 
     Raises:
         ClcaError: Naming up to three unreadable files, and how many there are.
     """
-    files = [
-        path
-        for images in (splits.train, splits.watched)
-        if isinstance(images, data.ImageDataset)
-        for path in images.paths
-    ]
-    problems = []
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        checked: Iterable[str | None] = pool.map(_problem, files)
-        if console is not None and console.is_terminal and len(files) > 200:
-            checked = track(checked, "checking images", len(files), console=console, transient=True)
-        problems = [problem for problem in checked if problem]
-    if problems:
-        more = f"; and {len(problems) - 3} more: clca data check lists them" if len(problems) > 3 else ""
-        raise ClcaError(f"{len(problems)} of {len(files)} images cannot be used: {'; '.join(problems[:3])}{more}")
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        read_image(path)
-    except ClcaError as error:
-        return str(error)
-    return None
+    files = []
+    for images in (splits.train, splits.watched):
+        if isinstance(images, data.Leaves):
+            for index in range(len(images)):
+                images.image(index)
+        elif images is not None:
+            files += images.paths
+    bad = decode_images(files, progress=progress)
+    if bad:
+        listed = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3])
+        more = f"; and {len(bad) - 3} more (clca data check lists them)" if len(bad) > 3 else ""
+        raise ClcaError(f"{len(bad)} of {len(files)} images cannot be used: {listed}{more}")
 
 
 def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True) -> TokenReducedViT:

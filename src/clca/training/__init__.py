@@ -5,16 +5,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clca.training.config import DataConfig, TrainConfig
-    from clca.training.loop import Interrupted, RunResult, train
+    from clca.training.evaluation import Evaluation, evaluate
+    from clca.training.loop import Interrupted, RunResult, resume, train
+    from clca.training.prediction import Prediction, predict
 
-__all__ = ["DataConfig", "Interrupted", "RunResult", "TrainConfig", "train"]
+__all__ = [
+    "DataConfig",
+    "Evaluation",
+    "Interrupted",
+    "Prediction",
+    "RunResult",
+    "TrainConfig",
+    "evaluate",
+    "predict",
+    "resume",
+    "train",
+]
 
 _HOMES = {
     "DataConfig": "config",
     "TrainConfig": "config",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
     "Interrupted": "loop",
     "RunResult": "loop",
+    "resume": "loop",
     "train": "loop",
+    "Prediction": "prediction",
+    "predict": "prediction",
 }
 
 

@@ -104,6 +104,12 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
         accelerator.end_training()
 
 
+def resume(folder: str | Path, *, quiet: bool = False, console: Console | None = None) -> RunResult:
+    """Go on with the run in a folder, with the settings it was started with; as `train` otherwise."""
+    config = folder_of.stored_config(Path(folder))
+    return train(config.model_copy(update={"out": Path(folder)}), quiet=quiet, console=console)
+
+
 def finished_run(folder: Path) -> RunResult:
     """The result of a finished run, from its `summary.json`."""
     try:

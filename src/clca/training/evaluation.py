@@ -1,0 +1,255 @@
+"""`evaluate(run)`: how good a finished run is on images it has not seen, and what it costs."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch.utils.data import Dataset
+
+from clca import data as data_room
+from clca.cost import cost
+from clca.data.transforms import from_preprocess
+from clca.errors import ClcaError, WorkError
+from clca.hub import from_pretrained
+from clca.training.batches import default_workers, eval_loader
+from clca.training.confusion import most_confused, write_confusion_picture
+from clca.training.device import make_accelerator
+from clca.training.metrics import answer
+from clca.training.preflight import same_classes
+from clca.training.run_folder import read_config, reason, replacing, stored_config, write_json
+
+ROWS_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class: its images, and precision, recall and F1 in 0 … 1."""
+
+    name: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found, all shares in 0 … 1.
+
+    Attributes:
+        data, split: The images.
+        images: How many.
+        top1, top5, macro: Share of images right at first, among the five most likely, and mean share over classes.
+        loss: Mean cross-entropy.
+        classes: One result a class of the run.
+        confusion: Images by true class (row) and predicted class (column), [K, K].
+        gmacs: Multiply-accumulates of one image in 10⁹.
+        params: Parameters.
+        tokens_per_block: Tokens that each block puts out.
+        images_per_second: Measured, the forward pass alone, on `device` in `precision`; None on a single batch.
+        folder: Where `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png` are; None where nothing was written.
+    """
+
+    data: str
+    split: str
+    images: int
+    top1: float
+    top5: float
+    macro: float
+    loss: float
+    classes: list[ClassResult]
+    confusion: np.ndarray
+    gmacs: float
+    params: int
+    tokens_per_block: tuple[float, ...]
+    keep_rate: float | tuple[float, ...]
+    images_per_second: float | None
+    device: str
+    precision: str
+    folder: Path | None
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of `evaluation.json`."""
+        names = ("data", "split", "images", "top1", "top5", "macro", "loss", "gmacs", "params", "tokens_per_block")
+        more = ("keep_rate", "images_per_second", "device", "precision")
+        return {name: getattr(self, name) for name in (*names, *more)}
+
+    def render(self, console: Console) -> None:
+        """Print the numbers, the class table (the worst where there are many) and what is confused most."""
+        table = Table(
+            title=f"{self.split} of {self.data}: {self.images} images", show_header=False, title_justify="left"
+        )
+        table.add_row("top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.2f}")
+        table.add_row("top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M")
+        rate = f"{self.images_per_second:.1f}" if self.images_per_second is not None else "–"
+        table.add_row("macro accuracy", f"{self.macro:.2%}", f"images/s ({self.device}, {self.precision})", rate)
+        table.add_row("loss", f"{self.loss:.4f}", "tokens by block", " ".join(f"{n:g}" for n in self.tokens_per_block))
+        console.print(table)
+        console.print(self._class_table())
+        pairs = most_confused(self.confusion, [result.name for result in self.classes])
+        if pairs:
+            listed = ", ".join(f"{true} taken for {taken} ({count})" for true, taken, count in pairs)
+            console.print(f"most confused: {listed}", markup=False, highlight=False)
+
+    def _class_table(self) -> Table:
+        present = [result for result in self.classes if result.images]
+        shown = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
+        title = "by class" if len(shown) == len(present) else f"the {len(shown)} hardest of {len(present)} classes"
+        table = Table(title=title, title_justify="left")
+        table.add_column("class")
+        for name in ("images", "precision", "recall", "F1"):
+            table.add_column(name, justify="right")
+        for result in shown:
+            numbers = (f"{value:.1%}" for value in (result.precision, result.recall, result.f1))
+            table.add_row(result.name, str(result.images), *numbers)
+        return table
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    split: str = "test",
+    *,
+    keep_rate: float | tuple[float, ...] | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Evaluate a run or a saved model, over all processes that were launched.
+
+    Args:
+        run: Run folder, or a saved model's folder or hub id.
+        data: Other images than the run's own; their classes must be among the run's.
+        split: "test", "val", "train" or "train_val".
+        keep_rate: Keep this share of tokens, or one a location, instead of what the run was trained with.
+        batch_size: Images at once, over all processes.
+        workers: Processes that read images; None: one a core, at most 8.
+        device: "auto" or "cpu".
+        precision: "auto", "no", "bf16" or "fp16".
+        out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are not the
+            run's), or nowhere if `run` is not a folder.
+
+    Raises:
+        ClcaError: There is no such run, split or image, or the images are of other classes.
+        WorkError: The files could not be written.
+    """
+    model = from_pretrained(run)
+    if model.classes is None or model.preprocess is None:
+        raise ClcaError(f"{run}: the saved model does not say its classes and preprocessing, so it cannot be evaluated")
+    own = stored_config(Path(run)).data if Path(run).is_dir() and "train" in read_config(Path(run)) else None
+    root = str(data) if data is not None else own.root if own is not None else None
+    if root is None:
+        raise ClcaError(
+            f"{run}: the saved model does not say what it was trained on; name the images: clca evaluate RUN DATA"
+        )
+    source = own.source if data is None and own is not None else None
+    images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess))
+    labelled = _Relabelled(images, model.classes, f"{root}: {split}")
+    if keep_rate is not None:
+        model.keep_rate = keep_rate
+    accelerator = make_accelerator(device=device, precision=precision)
+    workers = default_workers() if workers is None else workers
+    share = max(1, batch_size // accelerator.num_processes)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    loader = eval_loader(labelled, len(labelled), share, rank, processes, workers, accelerator.device)
+    price = cost(model, images=_some_images(labelled) if model.config.reduction == "ats" else None)
+    answers = answer(model.to(accelerator.device), loader, accelerator)
+    labels, guesses = answers.labels.numpy(), answers.ranked[:, 0].numpy()
+    folder = _folder(run, data, split, keep_rate, out)
+    evaluation = Evaluation(
+        data=root,
+        split=split,
+        images=len(labels),
+        top1=answers.top(1),
+        top5=answers.top(5),
+        macro=answers.macro_accuracy(),
+        loss=answers.loss,
+        classes=_by_class(labels, guesses, model.classes),
+        confusion=confusion_matrix(labels, guesses, labels=range(len(model.classes))),
+        gmacs=price.gmacs,
+        params=price.params,
+        tokens_per_block=price.tokens_per_block,
+        keep_rate=model.keep_rate,
+        images_per_second=answers.images_per_second,
+        device=accelerator.device.type,
+        precision=accelerator.mixed_precision,
+        folder=folder,
+    )
+    if folder is not None and accelerator.is_main_process:
+        _write(evaluation, folder)
+    accelerator.end_training()
+    return evaluation
+
+
+class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
+    """Images whose labels are indices into the model's classes, by name."""
+
+    def __init__(self, images: Any, classes: list[str], where: str) -> None:
+        same_classes(classes, images.classes, where, "the run")
+        self.images = images
+        self.label = [classes.index(name) for name in images.classes]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.images[index]
+        return image, self.label[label]
+
+
+def _some_images(images: _Relabelled) -> torch.Tensor:
+    """Sixteen images spread over the split, for a cost that depends on what is seen."""
+    chosen = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
+    return torch.stack([images[int(index)][0] for index in chosen])
+
+
+def _by_class(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> list[ClassResult]:
+    every = range(len(names))
+    precision, recall, f1, count = precision_recall_fscore_support(labels, guesses, labels=every, zero_division=0)
+    return [ClassResult(names[k], int(count[k]), float(precision[k]), float(recall[k]), float(f1[k])) for k in every]
+
+
+def _folder(run: Any, data: Any, split: str, keep_rate: Any, out: Any) -> Path | None:
+    if out is not None:
+        return Path(out)
+    if not Path(run).is_dir():
+        return None
+    parts = [split]
+    if data is not None:
+        parts.insert(0, Path(str(data).split(":")[0]).resolve().name)
+    if keep_rate is not None:
+        rates = keep_rate if isinstance(keep_rate, (tuple, list)) else [keep_rate]
+        parts.append("keep" + "-".join(f"{rate:g}" for rate in rates))
+    return Path(run) / "evaluation" / "-".join(parts)
+
+
+def _write(evaluation: Evaluation, folder: Path) -> None:
+    names = [result.name for result in evaluation.classes]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
+    write_json(folder / "evaluation.json", json.loads(json.dumps(evaluation.summary())))
+    rows = [[r.name, r.images, f"{r.precision:.6f}", f"{r.recall:.6f}", f"{r.f1:.6f}"] for r in evaluation.classes]
+    _write_csv(folder / "classes.csv", [["class", "images", "precision", "recall", "f1"], *rows])
+    counts = [[name, *row] for name, row in zip(names, evaluation.confusion.tolist(), strict=True)]
+    _write_csv(folder / "confusion.csv", [["true \\ predicted", *names], *counts])
+    with replacing(folder / "confusion.png") as temporary:
+        write_confusion_picture(temporary, evaluation.confusion, names)
+
+
+def _write_csv(path: Path, rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")

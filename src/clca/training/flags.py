@@ -1,0 +1,230 @@
+"""The command line and YAML files as views of `TrainConfig`: its fields, flat, under the names that people type.
+
+Nothing is said twice: defaults, limits and most descriptions come from the config, and values are checked there alone.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields, make_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from clca.config import ModelConfig
+from clca.errors import ClcaError
+from clca.training.config import DataConfig, TrainConfig
+
+_NOT_FLAGS = {"model", "data", "num_classes", "backbone_kwargs"}
+_RENAMED = {"backbone": "model", "root": "data"}
+_SEVERAL = {"keep_rate", "locations"}
+_MODEL_HELP = {
+    "model": "Name of a timm ViT, such as deit3_small_patch16_224.fb_in1k or vit_small_patch14_dinov2.",
+    "img_size": "Side of the square images in pixels; a multiple of the patch size. Left away: the model's own.",
+    "reduction": "none, topk, evit, dynamicvit, ats, tome, patchmerger, sit or dpcknn.",
+    "keep_rate": "Share of tokens kept at each location (0.1: a tenth), or one share a location.",
+    "locations": "Blocks that reduce, from 0. Left away: after a quarter, half and three quarters of the depth.",
+    "cla": "Cross-Layer Aggregation head: classify from the CLS tokens of several depths.",
+    "clc": "Cross-Layer Cache: carry what earlier layers saw past every reduction.",
+    "num_clr": "Learned carrier tokens of the cache.",
+    "clc_gap": "Whether the cache keeps the average of the tokens too.",
+    "clc_recover_at_last": "Whether the cache is recovered once more before the last block.",
+    "cla_width": "Features that the aggregation head makes of each channel.",
+}
+_GROUPS = {
+    "model": (ModelConfig, ["pretrained", "weights"]),
+    "images": (DataConfig, ["augmentation", "mixup", "cutmix", "batch_size"]),
+    "recipe": (
+        None,
+        ["epochs", "lr", "warmup_epochs", "cooldown_epochs", "warmup_lr", "min_lr", "weight_decay", "layer_decay", "head_lr_scale", "freeze_backbone", "label_smoothing", "drop_path", "clip_grad", "grad_accum", "ema", "patience", "seed"],
+    ),
+    "run": (
+        None,
+        ["out", "workers", "precision", "device", "channels_last", "grad_checkpointing", "log_every", "checkpoint_minutes", "checkpoint_steps", "track"],
+    ),
+}
+
+
+def _groups() -> dict[str, dict[str, FieldInfo]]:
+    """Flag name → field of the config, by group of the help text."""
+    groups: dict[str, dict[str, FieldInfo]] = {}
+    for title, (nested, own) in _GROUPS.items():
+        found = dict(nested.model_fields) if nested is not None else {}
+        found.update({name: TrainConfig.model_fields[name] for name in own})
+        groups[title] = {_RENAMED.get(name, name): info for name, info in found.items() if name not in _NOT_FLAGS}
+    return groups
+
+
+def arguments(given: Mapping[str, Any]) -> type:
+    """A dataclass for tyro with a nested group for every part of the config.
+
+    Args:
+        given: Values from a file, by flag name, which take the place of the defaults of on/off flags.
+    """
+    import tyro
+
+    groups = []
+    for title, members in _groups().items():
+        members = {name: info for name, info in members.items() if name != "data"}
+        made = make_dataclass(title.capitalize(), [_argument(name, info, given) for name, info in members.items()])
+        groups.append((title, Annotated[made, tyro.conf.arg(name="", help="")], field(default_factory=made)))
+    data = Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help=_help("data"), help_behavior_hint="")
+    ]
+    config = Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="YAML file with any of these settings; flags given here go first.",
+            help_behavior_hint="",
+        ),
+    ]
+    going_on = Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="RUN", help="Go on with an interrupted run; nothing else is needed.", help_behavior_hint=""
+        ),
+    ]
+    own = [("data", data, None), ("config", config, None), ("resume", going_on, None)]
+    return make_dataclass("Train", [*own, *groups])
+
+
+def _help(name: str) -> str:
+    info = next(members[name] for members in _groups().values() if name in members)
+    return info.description or _MODEL_HELP[name]
+
+
+def _argument(name: str, info: FieldInfo, given: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    import tyro
+
+    if info.annotation is bool:
+        told = given.get(name, info.default)
+        return name, Annotated[bool, tyro.conf.arg(help=_help(name))], told if isinstance(told, bool) else info.default
+    hint = "" if info.default is None or info.is_required() else f"(default: {_plain(info.default)})"
+    metavar = _metavar(name, info)
+    if name in _SEVERAL:
+        kind: Any = tuple[str, ...]
+        metavar = f"{metavar} [{metavar} …]"
+        return name, Annotated[kind, tyro.conf.arg(help=_help(name), metavar=metavar, help_behavior_hint=hint)], ()
+    return name, Annotated[str | None, tyro.conf.arg(help=_help(name), metavar=metavar, help_behavior_hint=hint)], None
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metavar(name: str, info: FieldInfo) -> str:
+    from typing import Literal, get_args, get_origin
+
+    named = {"model": "NAME", "img_size": "PIXELS", "keep_rate": "RATE", "locations": "BLOCK", "out": "FOLDER"}
+    named |= {"weights": "FILE", "reduction": "NAME", "source": "NAME", "epochs": "N"}
+    if name in named:
+        return named[name]
+    if get_origin(info.annotation) is Literal:
+        return "|".join(get_args(info.annotation))
+    return "N" if "int" in str(info.annotation) else "NUMBER"
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """Settings of a YAML (or JSON) file by flag name; fields may be flat, or nested under model: and data: as in config.json.
+
+    Raises:
+        ClcaError: The file cannot be read, or names a setting that does not exist.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ClcaError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ClcaError(f"--config {path}: holds no settings; write one a line, such as lr: 0.0001")
+    if isinstance(content.get("train"), dict):  # a run's config.json
+        content = content["train"]
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        nested = value if name in ("model", "data") and isinstance(value, dict) else {name: value}
+        flat.update({_RENAMED.get(key, key).replace("-", "_"): inner for key, inner in nested.items()})
+    known = {name for members in _groups().values() for name in members} | {"num_classes", "backbone_kwargs"}
+    for name in flat:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise ClcaError(
+                f"--config {path}: no setting is called {name}" + (f"; did you mean {near[0]}?" if near else "")
+            )
+    return flat
+
+
+def to_config(parsed: Any, given: Mapping[str, Any]) -> TrainConfig:
+    """A `TrainConfig` from what tyro parsed and what a file gave.
+
+    Raises:
+        ClcaError: One line that names each wrong flag, its value and what is allowed.
+    """
+    flat = {name: value for name, value in given.items() if value is not None}
+    if parsed.data is not None:
+        flat["data"] = parsed.data
+    for title in _GROUPS:
+        group = getattr(parsed, title)
+        for member in fields(group):
+            value = getattr(group, member.name)
+            if value is not None and value != ():
+                flat[member.name] = value[0] if isinstance(value, tuple) and _is_single(member.name, value) else value
+    nested: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+    own: dict[str, Any] = {}
+    for name, value in flat.items():
+        for part, kind in (("model", ModelConfig), ("data", DataConfig)):
+            field_name = next((old for old, new in _RENAMED.items() if new == name), name)
+            if field_name in kind.model_fields:
+                nested[part][field_name] = value
+                break
+        else:
+            own[name] = value
+    return checked(lambda: TrainConfig.model_validate({**own, **nested}))
+
+
+def _is_single(name: str, value: tuple[str, ...]) -> bool:
+    return name == "keep_rate" and len(value) == 1
+
+
+def checked(make: Callable[[], TrainConfig]) -> TrainConfig:
+    """What `make` makes; pydantic's report of what is wrong becomes one line."""
+    try:
+        return make()
+    except ValidationError as error:
+        raise ClcaError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's report in one line: each flag, its value, and what is allowed."""
+    told: dict[str, str] = {}
+    for item in error.errors():
+        path = [part for part in item["loc"] if isinstance(part, str)]
+        name = path[0] if path else ""
+        if name in ("model", "data") and len(path) > 1:
+            name = path[1]
+        message = item["msg"].removeprefix("Value error, ")
+        if not path and ": " in message:  # a check over several fields says itself which
+            name, message = message.split(": ", 1)
+            told[name] = f"{_flag(name)}: {message}"
+        elif item["type"] == "missing":
+            told[name] = f"{_flag(name)} is missing: {_help(_RENAMED.get(name, name))}"
+        elif name not in told or item["type"] == "value_error":
+            # Where several types are allowed each says why it is not that one; a rule of ours says it best.
+            message = message.replace("Input should be", "should be").replace(
+                ", unable to parse string as a number", ""
+            )
+            told[name] = f"{_flag(name)} {_shown(item['input'])}: {message}"
+    return "; ".join(told.values())
+
+
+def _flag(name: str) -> str:
+    name = _RENAMED.get(name, name)
+    return "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(str(part) for part in value)
+    return str(value) if not isinstance(value, BaseModel) else ""

@@ -213,9 +213,9 @@ def _pose(shape: _Shape, rng: np.random.Generator, size: int, turn: float) -> tu
     area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
     points = np.concatenate([outline, shape.petiole @ matrix])
     low, high = points.min(axis=0), points.max(axis=0)
-    scale = min(np.sqrt(target / area), 0.95 / (high - low).max()) * size
+    scale = min(np.sqrt(target / area), 0.92 / (high - low).max()) * size
     slack = (size - (high - low) * scale) / 2
-    shift = size / 2 - (low + high) / 2 * scale + offset * slack * 0.8
+    shift = size / 2 - (low + high) / 2 * scale + offset * slack * 0.5
 
     def place(points: Array) -> Array:
         return points @ matrix * scale + shift

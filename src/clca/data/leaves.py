@@ -50,7 +50,9 @@ def cultivar_traits(cultivar: int, seed: int = 0, difficulty: float = 0.5) -> Tr
     steps = ratio ** -np.arange(1.0, len(TRAIT_RANGES) + 1)
     start = np.random.default_rng([seed, 6]).random(len(TRAIT_RANGES))
     gap = 1 - (1 - _HARDEST_GAP) * difficulty
-    return _traits(0.5 + gap * ((start + cultivar * steps) % 1 - 0.5))
+    offset = (start + cultivar * steps) % 1 * 2 - 1
+    outward = np.sign(offset) * np.abs(offset) ** 0.6  # few cultivars lie in the middle, where they would be alike
+    return _traits(0.5 + gap * outward / 2)
 
 
 def _traits(fractions: NDArray[np.float64]) -> Traits:
@@ -102,7 +104,7 @@ class Leaves(Dataset[tuple[Any, int]]):
         if not set(wanted) <= set(_SPLIT_OF):
             raise ClcaError(f"unknown split {split!r}: choose from train, val, train_val, test, all")
         self.size, self.seed, self.difficulty, self.split = size, seed, difficulty, split
-        self._turn = np.pi * min(1.0, 1 / 6 + 5 / 3 * difficulty)  # from 0.5 on a leaf may lie any way round
+        self._turn = np.pi * min(1.0, 1 / 12 + 11 / 6 * difficulty)  # from 0.5 on a leaf may lie any way round
         self.transform = transform
         self.classes = [f"cultivar-{cultivar + 1:03d}" for cultivar in range(cultivars)]
         self._leaves = [

@@ -45,7 +45,7 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
     if images is not None and images.shape[0] == 0:
         raise ClcaError("no images to average the cost over")
     size = (img_size, img_size) if img_size is not None else tuple(model.patch_embed.img_size)
-    training = model.training
+    training, loss = model.training, model.auxiliary_loss
     model.eval()
     try:
         if model._pads:
@@ -63,6 +63,7 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
             runs = [_count(model, x, meta)]
     finally:
         model.train(training)
+        model.auxiliary_loss = loss
     macs = sum(flops for flops, _ in runs) / len(runs) / 2
     tokens = tuple(sum(counts) / len(runs) for counts in zip(*(t for _, t in runs), strict=True))
     return Cost(macs / 1e9, sum(p.numel() for p in model.parameters()), tokens)

@@ -42,7 +42,7 @@ class Pair:
 def make_pair(
     style: str = "deit",
     *,
-    grid: int = 4,
+    grid: int | tuple[int, int] = 4,
     depth: int = 6,
     locations: tuple[int, ...] = (1, 3, 4),
     images: int = 2,
@@ -54,7 +54,7 @@ def make_pair(
 
     Args:
         style: Key of `BACKBONES`.
-        grid: Patches a side.
+        grid: Patches a side, or down and across.
         depth: Number of blocks.
         locations: Reduction blocks.
         images: How many random images to draw.
@@ -64,7 +64,8 @@ def make_pair(
     """
     backbone, extra = BACKBONES[style]
     kwargs = {"patch_size": PATCH, "embed_dim": 24, "num_heads": 3, "depth": depth, **extra}
-    size = PATCH * grid
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    size = (PATCH * rows, PATCH * columns)
     vit = timm.create_model(backbone, img_size=size, num_classes=CLASSES, **kwargs)
     plain = Settings(
         num_heads=3,
@@ -81,7 +82,7 @@ def make_pair(
     )
     model = model.to(dtype)
     clca.load_published(model, state)
-    pixels = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    pixels = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     return Pair(model.eval(), reference, state, pixels)
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_vectors import published_gradient
-from small_models import Pair, make_pair
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from small_models import BACKBONES, Pair, make_pair
 
 REDUCTIONS = ("none", "topk", "evit", "dynamicvit", "ats", "tome", "patchmerger", "sit", "dpcknn")
 
@@ -60,10 +62,8 @@ def scenario(reduction: str, name: str, **more: Any) -> Pair:
     return make_pair(**settings)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_logits_tokens_and_owners(reduction: str, name: str) -> None:
-    pair = scenario(reduction, name)
+def assert_same(pair: Pair) -> None:
+    """Logits, tokens and owners of the package are those of the reference, for each image alone and for the batch."""
     with torch.no_grad():
         outcomes = pair.reference(pair.images)
         wanted = torch.stack([outcome.logits for outcome in outcomes])
@@ -75,6 +75,12 @@ def test_logits_tokens_and_owners(reduction: str, name: str) -> None:
             assert [owner[0].tolist() for owner in trace.owner] == outcome.owner
             torch.testing.assert_close(logits[0], outcome.logits, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(together, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_logits_tokens_and_owners(reduction: str, name: str) -> None:
+    assert_same(scenario(reduction, name))
 
 
 @pytest.mark.parametrize("name", ["default", "registers", "registers-in-table", "rates", "2x2-floor", "clc-only"])
@@ -96,3 +102,47 @@ def test_gradients_of_every_parameter(reduction: str, name: str) -> None:
         torch.testing.assert_close(got, tensor.grad, rtol=1e-6, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
         compared += 1
     assert compared > 6 * 8  # every block's weights, at least
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Any settings that are allowed, on images from 2x2 patches, also such that are not square."""
+    depth = draw(st.integers(2, 6))
+    cla = draw(st.booleans())
+    blocks = st.integers(0, depth - 2 if cla else depth - 1)
+    locations = tuple(sorted(draw(st.sets(blocks, min_size=1, max_size=4))))
+    rate = st.floats(0.01, 1.0)
+    one_each = st.lists(rate, min_size=len(locations), max_size=len(locations)).map(tuple)
+    reduction = draw(st.sampled_from(REDUCTIONS))
+    return {
+        "style": draw(st.sampled_from(sorted(BACKBONES))),
+        "grid": (draw(st.integers(2, 5)), draw(st.integers(2, 5))),
+        "depth": depth,
+        "locations": locations,
+        "cla": cla,
+        "reduction": reduction,
+        "keep_rate": 1.0 if reduction == "none" else draw(st.one_of(rate, one_each)),
+        "clc": draw(st.booleans()),
+        "num_clr": draw(st.integers(0, 4)),
+        "clc_gap": draw(st.booleans()),
+        "clc_recover_at_last": draw(st.booleans()),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_any_setting(case: dict[str, Any]) -> None:
+    assume(not case["clc"] or case["num_clr"] or case["clc_gap"])
+    assert_same(make_pair(**case))
+
+
+@pytest.mark.parametrize("reduction", ["sit", "patchmerger", "tome", "dynamicvit"])
+@pytest.mark.parametrize(("grid", "rate", "counts"), [(10, 0.7, [70, 48, 34]), (25, 0.6, [375, 225, 134])])
+def test_static_counts_are_rounded_as_written(reduction: str, grid: int, rate: float, counts: list[int]) -> None:
+    """k ** (j+1) first, then times P: 100 * 0.7 * 0.7 would keep 49, and 0.6 * 0.6 * 0.6 * 625 would keep 135."""
+    settings = {"grid": grid, "keep_rate": rate, "locations": (0, 1, 2), "depth": 4, "clc": False, "images": 1}
+    pair = make_pair(reduction=reduction, **settings)
+    with torch.no_grad():
+        _, trace = pair.model.forward_trace(pair.images)
+    assert [tokens - 1 for tokens in trace.tokens[:3]] == counts

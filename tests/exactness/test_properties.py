@@ -164,7 +164,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_any_setting_runs_and_stays_finite(case: dict[str, Any]) -> None:
     assume(not case["clc"] or case["num_clr"] or case["clc_gap"])

@@ -115,15 +115,12 @@ def check_fits(model: nn.Module, name: str) -> None:
 
 
 def _why_not(model: nn.Module) -> str:
-    names = {type(module).__name__.lower() for module in model.modules()} | set(vars(model))
-    if getattr(model, "rope", None) is not None or any("rope" in n or "rotary" in n for n in names):
+    layers = {type(module).__name__.lower() for module in model.modules()}
+    if any("rope" in name or "rotary" in name for name in layers):
         return " with rotary positions"
     if "swin" in type(model).__name__.lower():
         return " with shifted windows"
-    if any("rel_pos" in n or "relpos" in n for n in names) or getattr(model, "rel_pos_bias", None) is not None:
-        return " with relative positions"
-    tables = ("relative_position_bias_table", "rel_pos")
-    if any(n.endswith(tables) for n, _ in model.named_parameters()):
+    if any("rel_pos" in name or "relative_position" in name for name, _ in model.named_parameters()):
         return " with relative positions"
     return ""
 

@@ -113,13 +113,15 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
     source = resolve(config.backbone)
     check_architecture(source)
     fetch = pretrained and weights is None
+    if fetch:
+        _check_reachable(source)
     vit = _build_backbone(source, config, pretrained=fetch and source.url is None)
     model = TokenReducedViT(vit, config)
     if weights is not None:
         load_weights(model, weights)
     elif fetch and source.url is not None:
         load_weights(model, _download(source))
-        model.pretrained_cfg = dict(vars(vit.pretrained_cfg), url=source.url) if hasattr(vit, "pretrained_cfg") else {}
+        model.pretrained_cfg = {**_settings(vit.pretrained_cfg), "url": source.url, "hf_hub_id": None}
     return model
 
 
@@ -163,8 +165,6 @@ def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) 
         kwargs["img_size"] = config.img_size
     # With CLA the backbone's head is left out: none is made, and none is fetched.
     kwargs["num_classes"] = 0 if config.cla else config.num_classes
-    if pretrained:
-        _check_reachable(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -176,6 +176,8 @@ def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) 
     except _UNREACHABLE as error:
         if not pretrained:
             raise ClcaError(f"{config.backbone} cannot be made with {kwargs}: {error}") from None
+        if "loading state_dict" in str(error):
+            raise ClcaError(f"the pretrained weights of {config.backbone} do not fit the settings {kwargs}") from None
         raise ClcaError(_how_to_get(source, error)) from None
 
 
@@ -194,15 +196,22 @@ def _check_reachable(source: Backbone) -> None:
     """Say at once that there is no network: the hub's client would try for most of a minute, aloud.
 
     Raises:
-        ClcaError: If the weights are not in the cache and the hub's name cannot be resolved.
+        ClcaError: If there are no such weights, or they are not in the cache and their host cannot be resolved.
     """
     cfg = timm.get_pretrained_cfg(source.architecture)
     hub_id = _hub_id(cfg, source) if cfg is not None else None
-    cached = hub_id and any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in _HUB_FILES)
-    if not hub_id or cached or urllib.request.getproxies():
+    if source.url is not None:
+        address, cached = source.url, _cache_file(source.url).is_file()
+    elif hub_id:
+        address, cached = ENDPOINT, any(isinstance(try_to_load_from_cache(hub_id, n), str) for n in _HUB_FILES)
+    elif cfg is not None and cfg.url:
+        address, cached = str(cfg.url), _cache_file(str(cfg.url)).is_file()
+    else:
+        raise ClcaError(_how_to_get(source, OSError()))
+    if cached or urllib.request.getproxies():
         return
     try:
-        socket.getaddrinfo(urllib.parse.urlparse(ENDPOINT).hostname, 443)
+        socket.getaddrinfo(urllib.parse.urlparse(address).hostname, 443)
     except OSError as error:
         raise ClcaError(_how_to_get(source, error)) from None
 
@@ -216,6 +225,8 @@ def _hub_id(cfg: Any, source: Backbone) -> str | None:
 
 
 def _how_to_get(source: Backbone, error: BaseException) -> str:
+    if source.url is not None:
+        return _fetch_by_hand(source, source.url, error)
     cfg = timm.get_pretrained_cfg(source.architecture)
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         return (
@@ -238,22 +249,35 @@ def _fetch_by_hand(source: Backbone, file: str, error: BaseException) -> str:
 def _download(source: Backbone) -> str:
     """The file of a backbone that timm does not carry, from torch's cache or its address."""
     assert source.url is not None
-    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(source.url).name
+    target = _cache_file(source.url)
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(source.url, str(target))
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, urllib.error.URLError, RuntimeError) as error:
             raise ClcaError(_fetch_by_hand(source, source.url, error)) from None
     return str(target)
+
+
+def _cache_file(url: str) -> Path:
+    """Where torch.hub keeps a file."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
 @register_model
 def clca_vit(pretrained: bool = False, backbone: str = "deit3_base_patch16_224.fb_in1k", **kwargs: Any) -> nn.Module:
     """timm's door: `timm.create_model("clca_vit", backbone=…, reduction=…)`, as its own scripts call it."""
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "drop_block_rate"):
-        kwargs.pop(name, None)
+    cfg = {**(_settings(kwargs.pop("pretrained_cfg", None))), **_settings(kwargs.pop("pretrained_cfg_overlay", None))}
+    if pretrained and cfg.get("file"):  # the scripts' --pretrained-path
+        kwargs.setdefault("weights", cfg["file"])
+    if kwargs.pop("cache_dir", None) is not None:
+        raise ClcaError("clca_vit takes no cache_dir: set HF_HOME and TORCH_HOME instead")
     size = kwargs.pop("input_size", None)
     if size is not None and "img_size" not in kwargs:
         kwargs["img_size"] = tuple(size[-2:])
     return create_model(backbone, pretrained=pretrained, **kwargs)
+
+
+def _settings(cfg: Any) -> dict[str, Any]:
+    """timm's description of weights, which it hands on as a dict, an object or not at all."""
+    return cfg.to_dict() if hasattr(cfg, "to_dict") else cfg if isinstance(cfg, dict) else {}

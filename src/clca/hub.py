@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import timm
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from clca.backbones import PAPER_BACKBONES
 from clca.config import ModelConfig, one_line
-from clca.errors import ClcaError
+from clca.errors import ClcaError, WorkError
 from clca.factory import build
 from clca.model import TokenReducedViT
 from clca.weights import _load_strict, read_state_dict
@@ -30,22 +34,37 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
 
     Raises:
         ClcaError: If the model was not made by name and cannot be made again, or the folder cannot be written.
+        WorkError: If writing fails half-way (a full disk); what was there before is then whole.
     """
     folder = Path(folder)
+    config = _as_json(model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        content |= {"format": "clca", **config}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        # Both are written before either takes its place: a full disk leaves the old pair as it was.
+        with _beside(folder / WEIGHTS) as weights, _beside(folder / CONFIG) as text:
+            save_file(tensors, weights, metadata={"format": "pt"})
+            text.write_text(json.dumps(content, indent=2) + "\n")
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise ClcaError(f"{folder} cannot be written: {error.strerror}") from None
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{folder} could not be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _as_json(model: TokenReducedViT) -> dict[str, Any]:
+    """What `config.json` says of a model, in JSON's types."""
     try:
         config = json.loads(model.config.model_dump_json())
     except (ValueError, TypeError) as error:
         raise ClcaError(f"the backbone's settings cannot be saved as JSON: {error}") from None
+    if not timm.is_model(config["backbone"].partition(".")[0]) and config["backbone"] not in PAPER_BACKBONES:
+        raise ClcaError(f"{config['backbone']} was not made by timm.create_model and could not be made again by name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / CONFIG
-        content = json.loads(file.read_text()) if file.is_file() else {}
-        content |= {"format": "clca", "model": config, "classes": model.classes, "preprocess": model.preprocess}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        _replace(file, lambda path: Path(path).write_text(json.dumps(content, indent=2) + "\n"))
-    except OSError as error:
-        raise ClcaError(f"{folder} cannot be written: {error.strerror or error}") from None
+        return json.loads(json.dumps({"model": config, "classes": model.classes, "preprocess": model.preprocess}))
+    except (ValueError, TypeError) as error:
+        raise ClcaError(f"the model's classes or preprocess cannot be saved as JSON: {error}") from None
 
 
 def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:
@@ -61,13 +80,13 @@ def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ClcaError(f"{folder} is not a finished run or saved model: it has no {file.name}")
+    content = describe(folder)
+    if not isinstance(content.get("model"), dict):
+        raise ClcaError(f"{config_file} does not describe a clca model: it has no settings under 'model'")
     try:
-        content = json.loads(config_file.read_text())
         config = ModelConfig(**content["model"])
     except ValidationError as error:
         raise ClcaError(f"{config_file}: {one_line(error)}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClcaError(f"{config_file} does not describe a clca model ({type(error).__name__}: {error})") from None
     model = build(config)
     _load_strict(model, read_state_dict(weights_file), str(weights_file))
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
@@ -99,19 +118,34 @@ def _fetch(hub_id: str) -> Path:
         ) from None
 
 
-def _replace(target: Path, write: Any) -> None:
-    """Write beside the target, then take its place at once, so that a reader never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A file to write beside the target, which takes its place at once, so that a reader never sees half a file."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
         raise
 
 
-def describe(folder: str | Path) -> Mapping[str, Any]:
-    """The content of a saved model's `config.json`."""
-    return json.loads((Path(folder) / CONFIG).read_text())
+def describe(folder: str | Path) -> dict[str, Any]:
+    """The content of a saved model's `config.json`.
+
+    Raises:
+        ClcaError: If it is not JSON.
+    """
+    return _read_config(Path(folder) / CONFIG)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ClcaError(f"{file} is not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise ClcaError(f"{file} does not hold settings by name")
+    return content

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv, clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
@@ -40,6 +40,8 @@ _HARMLESS: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
     pathlib.PurePosixPath,
+    (pathlib.PurePosixPath, "pathlib._local.PosixPath"),  # Python 3.13's name
+    (pathlib.PureWindowsPath, "pathlib.WindowsPath"),  # a path of the other system is as good without its methods
     np.dtype,
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # numpy 1's name
@@ -78,6 +80,11 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
         ClcaError: If the file is not readable, executes code, or is of another model.
     """
     state = read_state_dict(path)
+    if any("Transformer/" in name for name in state):
+        raise ClcaError(
+            f"{path}: is in JAX's naming: load it with timm's model.load_pretrained(FILE) and save that model's "
+            "state_dict as .safetensors"
+        )
     if _is_published(state):
         state = from_published(state, model, strict=False)
     if any(name.startswith("gamma_") or ".gamma_" in name for name in state):
@@ -87,6 +94,7 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
     except (RuntimeError, ValueError, IndexError, AssertionError, KeyError, AttributeError) as error:
         raise ClcaError(f"{path}: not weights of {model.config.backbone} ({_first_line(error)})") from None
     own = model.state_dict()
+    _adapt_channels(state, own["patch_embed.proj.weight"].shape if "patch_embed.proj.weight" in own else None)
     unused = [n for n in state if n not in own and not _is_optional(n, model)]
     absent = [n for n in own if n not in state and not n.startswith((*_ADDED, *_HEADS))]
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape and not n.startswith(_HEADS)]
@@ -99,10 +107,20 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
         with torch.no_grad():  # a carrier starts as a copy of CLS, of the CLS just loaded
             model.clr.copy_(cast(Tensor, model.cls_token).expand_as(model.clr))
         fresh.remove("clr")
-    heads = sorted({".".join(n.split(".")[:2]) for n in fresh if n.startswith(_HEADS) and n in state})
+    # The aggregation head is always new to a backbone's file; any other head that starts anew is worth a word.
+    heads = sorted({n.rpartition(".")[0] for n in fresh if n.startswith(_HEADS) and (n in state or not model.cla_head)})
     if heads:
-        warnings.warn(f"{path}: {', '.join(heads)} is for another number of classes and starts anew", stacklevel=2)
+        there = "is for another number of classes" if any(n in state for n in fresh) else "is not in it"
+        warnings.warn(f"{path}: {' and '.join(heads)} {there} and starts anew", stacklevel=2)
     return model
+
+
+def _adapt_channels(state: StateDict, shape: torch.Size | None) -> None:
+    """Fit the patch embedding of RGB weights to other image channels, as timm does for its own."""
+    weight = state.get("patch_embed.proj.weight")
+    if weight is None or shape is None or weight.ndim != 4 or weight.shape[1] == shape[1] or weight.shape[1] != 3:
+        return
+    state["patch_embed.proj.weight"] = adapt_input_conv(shape[1], weight)
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -114,19 +132,21 @@ def read_state_dict(path: str | Path) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise ClcaError(f"no weights at {path}: name a .safetensors or torch file")
+    content: Any
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix == ".npz":
+            content = load_file(path)
+        elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+                content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        else:
+            with torch.serialization.safe_globals(_HARMLESS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global|class|Unsupported)\W+([\w]+\.[\w.]+)", str(error))
-        what = f" ({found.group(1)})" if found else ""
-        raise ClcaError(f"{path}: refused, it holds pickled code{what}, not only weights: use .safetensors") from None
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        what = f"it holds pickled code ({found.group(1)})" if found else "it may hold pickled code"
+        raise ClcaError(f"{path}: refused, {what}, not only weights: use .safetensors") from None
+    except Exception as error:  # a damaged file makes the readers fail in any way there is
         raise ClcaError(f"{path}: not a readable weight file ({_first_line(error)})") from None
     return _state_dict(content, path)
 
@@ -140,11 +160,7 @@ def _state_dict(content: Any, where: str | Path = "the checkpoint") -> StateDict
         raise ClcaError(f"{where}: holds no state dict")
     if not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in content.items()):
         raise ClcaError(f"{where}: holds something else than tensors by name")
-    state = dict(content)
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    return clean_state_dict(dict(content))
 
 
 def _is_published(state: Mapping[str, Tensor]) -> bool:
@@ -202,5 +218,6 @@ def _differences(absent: list[str], unused: list[str], wrong: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [""])[0]
-    return line if any(c.isalpha() for c in line) else f"{type(error).__name__} {line}".strip()
+    """The first sentence of an error; the rest is advice for developers, such as to trust pickled code."""
+    line = (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
+    return line if " " in line else type(error).__name__

@@ -81,19 +81,19 @@ class CheckReport(_Frozen):
 
     def render(self, console: Console) -> None:
         """Print the report as tables."""
-        console.print(_overview(self))
-        console.print(_class_table(self))
+        _print(console, f"{self.root} ({self.source})", _overview(self))
+        _print(console, *_class_table(self))
         for title, rows in (
             ("Unreadable files", list(self.unreadable.items())),
             ("Near-empty images", [(path, "hardly a pixel differs from the rest") for path in self.near_empty]),
             ("Same image more than once", [_duplicate_row(group) for group in self.duplicates]),
         ):
             if rows:
-                console.print(_file_table(title, rows))
+                _print(console, *_file_table(title, rows))
         for line in self.errors:
-            console.print(f"error: {line}", style="red", markup=False, highlight=False)
+            console.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
         for line in self.warnings:
-            console.print(f"warning: {line}", style="yellow", markup=False, highlight=False)
+            console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         if not self.errors and not self.warnings:
             console.print("Nothing to complain about.", style="green")
 
@@ -209,8 +209,13 @@ def _some(names: Sequence[str]) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
 def _overview(report: CheckReport) -> Table:
-    table = Table(title=escape(f"{report.root} ({report.source})"), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_row("classes", str(len(report.classes)))
     table.add_row("images", ", ".join(f"{split} {sum(counts)}" for split, counts in report.counts.items()))
     sizes = ", ".join(f"{label} {width}×{height}" for label, (width, height) in report.sizes.items())
@@ -223,7 +228,7 @@ def _overview(report: CheckReport) -> Table:
     return table
 
 
-def _class_table(report: CheckReport) -> Table:
+def _class_table(report: CheckReport) -> tuple[str, Table]:
     """Images of each class; of very many classes the smallest and the largest."""
     totals = np.sum(list(report.counts.values()), axis=0)
     order = list(range(len(report.classes)))
@@ -232,13 +237,13 @@ def _class_table(report: CheckReport) -> Table:
         by_size = sorted(order, key=lambda label: (totals[label], label))
         order = by_size[:10] + by_size[-10:]
         title += " (the ten smallest and the ten largest)"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("class")
     for split in report.counts:
         table.add_column(split, justify="right")
     for label in order:
         table.add_row(escape(report.classes[label]), *(str(counts[label]) for counts in report.counts.values()))
-    return table
+    return title, table
 
 
 def _duplicate_row(group: Duplicates) -> tuple[str, str]:
@@ -248,9 +253,9 @@ def _duplicate_row(group: Duplicates) -> tuple[str, str]:
     return "\n".join(group.paths[:6]) + ("\n…" if len(group.paths) > 6 else ""), kind + across + mixed
 
 
-def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> tuple[str, Table]:
     hidden = f" (the first {_SHOWN} of {len(rows)})" if len(rows) > _SHOWN else ""
-    table = Table(title=title + hidden, title_justify="left", show_header=False)
+    table = Table(show_header=False)
     for path, reason in rows[:_SHOWN]:
         table.add_row(escape(path), escape(reason))
-    return table
+    return title + hidden, table

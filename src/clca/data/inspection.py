@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from clca.data.images import read_image, read_with_format
 from clca.errors import ClcaError
 
-THUMBNAIL = 32
+THUMBNAIL = 16
 """Side of the grey thumbnail of an image, in pixels."""
 
 _PROGRESS_AFTER = 2.0  # seconds: what is over sooner needs no bar
@@ -44,8 +44,7 @@ class Inspection:
         size: Width and height in pixels, upright.
         kind: Format and mode, as in "JPEG RGB".
         digest: SHA-256 of the file's bytes.
-        thumbnail: Grey levels, [32, 32] uint8.
-        difference_hash: 256 bits: is a cell of a 16 × 17 grid brighter than its left neighbour.
+        thumbnail: Mean grey levels of 16 × 16 cells, uint8.
         near_empty: Whether hardly a pixel differs from the image's median grey.
     """
 
@@ -54,7 +53,6 @@ class Inspection:
     kind: str
     digest: bytes
     thumbnail: NDArray[np.uint8]
-    difference_hash: NDArray[np.bool_]
     near_empty: bool
 
 
@@ -96,13 +94,11 @@ def _inspect(path: Path) -> Inspection | BadImage:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
     grey = image.convert("L")
-    cells = np.asarray(grey.resize((17, 16), Image.Resampling.BOX)).astype(np.int16)
     fine = np.asarray(grey.resize((128, 128), Image.Resampling.BOX)).astype(np.int16)
     # A scan with dust on it is still empty; a leaf or a grain covers more than one part in 500.
     near_empty = np.mean(np.abs(fine - np.median(fine)) > 12) < 0.002
     thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-    difference_hash = (cells[:, 1:] > cells[:, :-1]).ravel()
-    return Inspection(path, image.size, kind, digest, thumbnail, difference_hash, bool(near_empty))
+    return Inspection(path, image.size, kind, digest, thumbnail, bool(near_empty))
 
 
 def _without_path(error: ClcaError, path: Path) -> str:

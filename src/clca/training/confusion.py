@@ -11,8 +11,8 @@ MOST_WITH_NAMES = 120
 def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str]) -> None:
     """Draw the share of each true class that went to each predicted class.
 
-    Up to 25 classes each cell says its count; up to 120 every class is named, beyond that every n-th. Colours go from light
-    to dark in one hue, so they can be told apart without colour vision and in print.
+    Up to 25 classes each cell says its count; up to 120 every class is named, beyond that every n-th. Colours go from
+    light to dark in one hue, so they can be told apart without colour vision and in print.
 
     Args:
         path: PNG file to write.

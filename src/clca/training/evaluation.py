@@ -54,8 +54,8 @@ class Evaluation:
         gmacs: Multiply-accumulates of one image in 10⁹.
         params: Parameters.
         tokens_per_block: Tokens that each block puts out.
-        images_per_second: Measured, the forward pass alone, on `device` in `precision`; None on a single batch.
-        folder: Where `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png` are; None where nothing was written.
+        images_per_second: Measured, the forward pass alone, on `device` in `precision`.
+        folder: Where `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png` are, if anywhere.
     """
 
     data: str
@@ -71,7 +71,7 @@ class Evaluation:
     params: int
     tokens_per_block: tuple[float, ...]
     keep_rate: float | tuple[float, ...]
-    images_per_second: float | None
+    images_per_second: float
     device: str
     precision: str
     folder: Path | None
@@ -87,9 +87,9 @@ class Evaluation:
         table = Table(
             title=f"{self.split} of {self.data}: {self.images} images", show_header=False, title_justify="left"
         )
-        table.add_row("top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.2f}")
+        table.add_row("top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}")
         table.add_row("top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M")
-        rate = f"{self.images_per_second:.1f}" if self.images_per_second is not None else "–"
+        rate = f"{self.images_per_second:.1f}"
         table.add_row("macro accuracy", f"{self.macro:.2%}", f"images/s ({self.device}, {self.precision})", rate)
         table.add_row("loss", f"{self.loss:.4f}", "tokens by block", " ".join(f"{n:g}" for n in self.tokens_per_block))
         console.print(table)
@@ -136,8 +136,8 @@ def evaluate(
         workers: Processes that read images; None: one a core, at most 8.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are not the
-            run's), or nowhere if `run` is not a folder.
+        out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are
+            not the run's), or nowhere if `run` is not a folder.
 
     Raises:
         ClcaError: There is no such run, split or image, or the images are of other classes.
@@ -149,9 +149,7 @@ def evaluate(
     own = stored_config(Path(run)).data if Path(run).is_dir() and "train" in read_config(Path(run)) else None
     root = str(data) if data is not None else own.root if own is not None else None
     if root is None:
-        raise ClcaError(
-            f"{run}: the saved model does not say what it was trained on; name the images: clca evaluate RUN DATA"
-        )
+        raise ClcaError(f"{run}: does not say what it was trained on; name the images as well: clca evaluate RUN DATA")
     source = own.source if data is None and own is not None else None
     images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess))
     labelled = _Relabelled(images, model.classes, f"{root}: {split}")
@@ -163,7 +161,7 @@ def evaluate(
     rank, processes = accelerator.process_index, accelerator.num_processes
     loader = eval_loader(labelled, len(labelled), share, rank, processes, workers, accelerator.device)
     price = cost(model, images=_some_images(labelled) if model.config.reduction == "ats" else None)
-    answers = answer(model.to(accelerator.device), loader, accelerator)
+    answers = answer(model.to(accelerator.device), loader, accelerator, measure=True)
     labels, guesses = answers.labels.numpy(), answers.ranked[:, 0].numpy()
     folder = _folder(run, data, split, keep_rate, out)
     evaluation = Evaluation(

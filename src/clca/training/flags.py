@@ -32,27 +32,29 @@ _MODEL_HELP = {
     "clc_recover_at_last": "Whether the cache is recovered once more before the last block.",
     "cla_width": "Features that the aggregation head makes of each channel.",
 }
-_GROUPS = {
-    "model": (ModelConfig, ["pretrained", "weights"]),
-    "images": (DataConfig, ["augmentation", "mixup", "cutmix", "batch_size"]),
-    "recipe": (
-        None,
-        ["epochs", "lr", "warmup_epochs", "cooldown_epochs", "warmup_lr", "min_lr", "weight_decay", "layer_decay", "head_lr_scale", "freeze_backbone", "label_smoothing", "drop_path", "clip_grad", "grad_accum", "ema", "patience", "seed"],
-    ),
-    "run": (
-        None,
-        ["out", "workers", "precision", "device", "channels_last", "grad_checkpointing", "log_every", "checkpoint_minutes", "checkpoint_steps", "track"],
-    ),
+_GROUPS = ("model", "images", "recipe", "run")
+_GROUP_HELP = {
+    "model": "What is trained.",
+    "images": "What it sees.",
+    "recipe": "How it learns; the published recipe if left away.",
+    "run": "Where and on what it runs; nothing here changes the result but --precision.",
 }
+_RUN = ("out", "workers", "precision", "device", "channels_last", "grad_checkpointing", "log_every",
+        "checkpoint_minutes", "checkpoint_steps", "track")  # fmt: skip
+_GROUP_OF = {"pretrained": "model", "weights": "model", **dict.fromkeys(_RUN, "run")}
+_GROUP_OF |= dict.fromkeys(("augmentation", "mixup", "cutmix", "batch_size"), "images")
 
 
 def _groups() -> dict[str, dict[str, FieldInfo]]:
     """Flag name → field of the config, by group of the help text."""
-    groups: dict[str, dict[str, FieldInfo]] = {}
-    for title, (nested, own) in _GROUPS.items():
-        found = dict(nested.model_fields) if nested is not None else {}
-        found.update({name: TrainConfig.model_fields[name] for name in own})
-        groups[title] = {_RENAMED.get(name, name): info for name, info in found.items() if name not in _NOT_FLAGS}
+    groups: dict[str, dict[str, FieldInfo]] = {title: {} for title in _GROUPS}
+    own = {name: (_GROUP_OF.get(name, "recipe"), info) for name, info in TrainConfig.model_fields.items()}
+    model = {name: ("model", info) for name, info in ModelConfig.model_fields.items()}
+    images = {name: ("images", info) for name, info in DataConfig.model_fields.items()}
+    for fields_of in (model, images, own):
+        for name, (title, info) in fields_of.items():
+            if name not in _NOT_FLAGS:
+                groups[title][_RENAMED.get(name, name)] = info
     return groups
 
 
@@ -68,7 +70,7 @@ def arguments(given: Mapping[str, Any]) -> type:
     for title, members in _groups().items():
         members = {name: info for name, info in members.items() if name != "data"}
         made = make_dataclass(title.capitalize(), [_argument(name, info, given) for name, info in members.items()])
-        groups.append((title, Annotated[made, tyro.conf.arg(name="", help="")], field(default_factory=made)))
+        groups.append((title, Annotated[made, tyro.conf.arg(help=_GROUP_HELP[title])], field(default_factory=made)))
     data = Annotated[
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help=_help("data"), help_behavior_hint="")
     ]
@@ -87,7 +89,7 @@ def arguments(given: Mapping[str, Any]) -> type:
         ),
     ]
     own = [("data", data, None), ("config", config, None), ("resume", going_on, None)]
-    return make_dataclass("Train", [*own, *groups])
+    return tyro.conf.configure(tyro.conf.OmitArgPrefixes)(make_dataclass("Train", [*own, *groups]))
 
 
 def _help(name: str) -> str:
@@ -127,7 +129,7 @@ def _metavar(name: str, info: FieldInfo) -> str:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """Settings of a YAML (or JSON) file by flag name; fields may be flat, or nested under model: and data: as in config.json.
+    """Settings of a YAML (or JSON) file by flag name; flat, or nested under model: and data: as in a config.json.
 
     Raises:
         ClcaError: The file cannot be read, or names a setting that does not exist.
@@ -145,7 +147,7 @@ def read_file(path: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in content.items():
         nested = value if name in ("model", "data") and isinstance(value, dict) else {name: value}
-        flat.update({_RENAMED.get(key, key).replace("-", "_"): inner for key, inner in nested.items()})
+        flat.update({_RENAMED.get(str(key), str(key)).replace("-", "_"): inner for key, inner in nested.items()})
     known = {name for members in _groups().values() for name in members} | {"num_classes", "backbone_kwargs"}
     for name in flat:
         if name not in known:

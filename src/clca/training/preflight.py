@@ -79,7 +79,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def verify_images(splits: Splits, progress: bool) -> None:
-    """Decode every image file once, so that none fails in epoch 7; draw synthetic leaves once, before workers share them.
+    """Decode every image file once, so that none fails in epoch 7; draw synthetic leaves before workers share them.
 
     Args:
         progress: Show a bar on a terminal if it takes long.

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from clca.errors import ClcaError
 
@@ -36,7 +36,7 @@ class ModelConfig(BaseModel):
 
     backbone: str
     num_classes: int = Field(1000, ge=0)
-    img_size: int | tuple[int, int] | None = None
+    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     reduction: str = "none"
     keep_rate: Rate | tuple[Rate, ...] = 1.0
     locations: Locations | None = None

@@ -140,7 +140,8 @@ def read_state_dict(path: str | Path) -> StateDict:
             with np.load(path, allow_pickle=False) as arrays:
                 content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         else:
-            with torch.serialization.safe_globals(_HARMLESS):
+            with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # on pickle protocols: what matters is raised
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global|class|Unsupported)\W+([\w]+\.[\w.]+)", str(error))

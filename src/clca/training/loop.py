@@ -95,7 +95,7 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
     loop = _Loop(held, display)
     try:
         if config.track != "none":
-            accelerator.init_trackers("clca", identity(config))
+            accelerator.init_trackers("clca", {name: _plain(value) for name, value in identity(config).items()})
         with _catching_signals(loop):
             return loop.until_the_end()
     finally:
@@ -117,6 +117,11 @@ def finished_run(folder: Path) -> RunResult:
         return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
     except (OSError, ValueError, KeyError) as error:
         raise WorkError(f"{folder / folder_of.SUMMARY}: cannot be read ({type(error).__name__})") from error
+
+
+def _plain(value: object) -> int | float | str | bool:
+    """What every tracker takes as a setting."""
+    return value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Which image is in which batch: the same however many processes, workers and interruptions there are."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from clca.errors import ClcaError
+from clca.training.batches import Plan, PlannedBatches, SeededImages, eval_loader, train_loader
+
+CPU = torch.device("cpu")
+
+
+@given(
+    images=st.integers(8, 60),
+    share=st.integers(1, 4),
+    accum=st.integers(1, 3),
+    processes=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_processes_share_the_batches_of_one(images: int, share: int, accum: int, processes: int, seed: int) -> None:
+    batch = share * accum * processes
+    if images < accum * processes:
+        return
+    plan = Plan.fitting(images, batch, accum, processes, seed)
+    alone = Plan(images, plan.batch_size, 1, 1, seed)
+    steps = 3 * plan.steps_per_epoch
+    whole = list(PlannedBatches(alone, 0, 0, steps))
+    parts = [list(PlannedBatches(plan, rank, 0, steps)) for rank in range(processes)]
+    for step in range(steps):
+        together = [
+            key for part in range(accum) for rank in range(processes) for key in parts[rank][step * accum + part]
+        ]
+        assert together == whole[step]
+
+
+@given(start=st.integers(0, 14))
+def test_a_resumed_order_is_the_rest_of_the_whole(start: int) -> None:
+    plan = Plan.fitting(23, 4, 2, 1, seed=3)
+    whole = list(PlannedBatches(plan, 0, 0, 15))
+    assert list(PlannedBatches(plan, 0, start, 15)) == whole[2 * start :]
+
+
+def test_an_epoch_sees_no_image_twice_and_epochs_differ() -> None:
+    plan = Plan.fitting(23, 4, 1, 1, seed=3)
+    keys = [key for batch in PlannedBatches(plan, 0, 0, 10) for key in batch]
+    first, second = ([index for epoch, index in keys if epoch == number] for number in (0, 1))
+    assert len(set(first)) == len(first) == 20
+    assert first != second
+
+
+def test_a_set_smaller_than_the_batch_still_trains() -> None:
+    plan = Plan.fitting(7, 32, 1, 2, seed=0)
+    assert (plan.batch_size, plan.steps_per_epoch, plan.share) == (6, 1, 3)
+
+
+def test_what_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(ClcaError, match="--batch-size 32 cannot be divided over 3 processes"):
+        Plan.fitting(100, 32, 1, 3, 0)
+    with pytest.raises(ClcaError, match="3 training images are too few"):
+        Plan.fitting(3, 8, 1, 4, 0)
+
+
+class Noise(Dataset):
+    """Images that are nothing but what the random numbers of their reading were."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.rand(2), index
+
+    def __len__(self) -> int:
+        return 11
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
+    plan = Plan.fitting(11, 4, 1, 1, seed=5)
+    here = [batch[0] for batch in train_loader(Noise(), plan, 0, 0, 4, workers=0, device=CPU)]
+    torch.manual_seed(99)
+    workers = [batch[0] for batch in train_loader(Noise(), plan, 0, 0, 4, workers=2, device=CPU)]
+    assert all(torch.equal(a, b) for a, b in zip(here, workers, strict=True))
+    seeded = SeededImages(Noise(), 5)
+    assert torch.equal(seeded[1, 3][0], seeded[1, 3][0])
+    others = (seeded[2, 3][0], seeded[1, 4][0], SeededImages(Noise(), 6)[1, 3][0])
+    assert not any(torch.equal(seeded[1, 3][0], other) for other in others)
+
+
+@given(processes=st.integers(1, 5), batch=st.integers(1, 6))
+def test_evaluation_sees_every_image_exactly_once(processes: int, batch: int) -> None:
+    seen = [
+        index
+        for rank in range(processes)
+        for _, labels in eval_loader(Noise(), 11, batch, rank, processes, 0, CPU)
+        for index in labels.tolist()
+    ]
+    assert sorted(seen) == list(range(11))

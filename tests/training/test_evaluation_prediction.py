@@ -1,0 +1,140 @@
+"""Evaluating a run and classifying images with it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
+
+import clca
+from clca.config import ModelConfig
+from clca.errors import ClcaError
+from clca.training import DataConfig, TrainConfig, evaluate, predict, train
+from clca.training.confusion import most_confused, write_confusion_picture
+from clca.training.metrics import Answers
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
+    settings = {"img_size": 32, "reduction": "evit", "keep_rate": 0.5, "backbone_kwargs": tiny}
+    model = ModelConfig(backbone="vit_tiny_patch16_224", **settings)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    data = DataConfig(root=str(images))
+    recipe = {"epochs": 8, "batch_size": 6, "lr": 3e-3, "workers": 0, "precision": "no", "pretrained": False}
+    train(TrainConfig(model=model, data=data, out=out, **recipe), quiet=True)
+    return out
+
+
+def test_evaluation_counts_every_image_and_writes_its_files(run: Path) -> None:
+    result = evaluate(run, workers=0, batch_size=5, precision="no")
+    assert result.images == 18 == result.confusion.sum()
+    assert result.confusion.sum(1).tolist() == [6, 6, 6]
+    assert result.top1 == pytest.approx(np.trace(result.confusion) / 18)
+    assert result.top5 == 1.0
+    assert result.images_per_second > 0
+    assert result.gmacs == pytest.approx(clca.cost(clca.from_pretrained(run)).gmacs)
+    assert result.folder == run / "evaluation" / "test"
+    assert {path.name for path in result.folder.iterdir()} == {
+        "evaluation.json", "classes.csv", "confusion.csv", "confusion.png"
+    }  # fmt: skip
+    assert json.loads((result.folder / "evaluation.json").read_text())["top1"] == result.top1
+    rows = list(csv.reader((result.folder / "confusion.csv").open()))
+    assert rows[0][1:] == ["class0", "class1", "class2"]
+    assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == result.confusion.tolist()
+
+
+def test_evaluation_at_another_keep_rate_costs_less(run: Path) -> None:
+    usual, fewer = evaluate(run, workers=0), evaluate(run, workers=0, keep_rate=0.1)
+    assert fewer.gmacs < usual.gmacs
+    assert fewer.folder == run / "evaluation" / "test-keep0.1"
+    assert usual.folder is not None
+    assert (usual.folder / "evaluation.json").is_file()
+
+
+def test_evaluation_goes_by_class_names_not_by_numbers(run: Path, images: Path, tmp_path: Path) -> None:
+    """A folder without class0 numbers its classes otherwise; the answers must not shift."""
+    shutil.copytree(images, tmp_path / "photos")
+    for split in ("train", "val", "test"):
+        shutil.rmtree(tmp_path / "photos" / split / "class0")
+    whole, part = evaluate(run, workers=0), evaluate(run, tmp_path / "photos", workers=0)
+    assert part.confusion[1:].tolist() == whole.confusion[1:].tolist()
+    assert part.confusion[0].sum() == 0
+    assert part.folder == run / "evaluation" / "photos-test"
+
+
+def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "photos")
+    for split in ("train", "val", "test"):
+        (tmp_path / "photos" / split / "class1").rename(tmp_path / "photos" / split / "oak")
+    with pytest.raises(ClcaError, match="has classes that the run lack: 'oak'"):
+        evaluate(run, tmp_path / "photos", workers=0)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClcaError, match=r"config\.json"):
+        evaluate(tmp_path)
+
+
+def test_macro_accuracy_is_the_mean_over_classes() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    ranked = torch.tensor([[0, 1], [1, 0], [0, 2], [1, 2], [0, 2], [0, 1]])
+    answers = Answers(labels, ranked, loss=0.0, images_per_second=1.0)
+    assert answers.macro_accuracy() == pytest.approx(balanced_accuracy_score(labels, ranked[:, 0]))
+    assert (answers.top(1), answers.top(2)) == (pytest.approx(3 / 6), pytest.approx(5 / 6))
+
+
+@pytest.mark.parametrize("classes", [2, 25, 60, 200])
+def test_the_confusion_picture_can_be_read(tmp_path: Path, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    confusion = np.diag(rng.integers(3, 9, classes)) + (rng.random((classes, classes)) < 0.02)
+    write_confusion_picture(tmp_path / "c.png", confusion, [f"a rather long cultivar name {k}" for k in range(classes)])
+    with Image.open(tmp_path / "c.png") as picture:
+        assert 300 < picture.width < 4000
+        assert 0.5 < picture.width / picture.height < 2
+
+
+def test_most_confused_pairs_come_first() -> None:
+    confusion = np.array([[5, 1, 0], [3, 2, 0], [0, 0, 9]])
+    assert most_confused(confusion, ["a", "b", "c"]) == [("b", "a", 3), ("a", "b", 1)]
+
+
+def test_predictions_come_in_order_with_probabilities(run: Path, images: Path) -> None:
+    model = clca.from_pretrained(run)
+    answers = list(predict(model, images / "test", top_k=2, batch_size=4, precision="no"))
+    assert [answer.path for answer in answers] == sorted((images / "test").rglob("*.png"))
+    transform = clca.data.transforms.from_preprocess(model.preprocess)
+    with torch.no_grad():
+        for answer in answers:
+            expected = model(transform(Image.open(answer.path))[None]).softmax(1)[0]
+            assert model.classes is not None
+            assert answer.classes[0] == model.classes[int(expected.argmax())]
+            assert list(answer.probabilities) == pytest.approx(expected.topk(2).values.tolist(), abs=1e-5)
+    right = [answer.classes[0] == answer.path.parent.name for answer in answers]
+    assert np.mean(right) == pytest.approx(evaluate(run, workers=0, precision="no").top1)
+
+
+def test_bad_files_are_told_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("hello")
+    good = images / "test" / "class0" / "0.png"
+    answers = list(predict(run, [tmp_path / "empty.png", good, tmp_path / "text.jpg", tmp_path / "none.png"]))
+    assert [bool(answer.error) for answer in answers] == [True, False, True, True]
+    assert "0 bytes" in str(answers[0].error)
+    assert answers[1].classes
+
+
+def test_patterns_are_expanded_and_nothing_is_refused(run: Path, images: Path, tmp_path: Path) -> None:
+    pattern = str(images / "test" / "*" / "[01].png")
+    assert len(list(predict(run, [pattern, images / "test" / "class0" / "0.png"]))) == 6
+    with pytest.raises(ClcaError, match="no file matches"):
+        predict(run, "nothing/*.jpg")
+    with pytest.raises(ClcaError, match="no images in this folder"):
+        predict(run, tmp_path)
+    with pytest.raises(ClcaError, match="top_k 0"):
+        predict(run, pattern, top_k=0)

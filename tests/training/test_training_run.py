@@ -1,0 +1,232 @@
+"""A training run: reproducible, resumable, and what it leaves behind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clca
+from clca.errors import ClcaError, WorkError
+from clca.training import TrainConfig, resume, train
+from clca.training import loop as loop_of
+from clca.training.run_folder import find_run
+
+Make = Callable[..., TrainConfig]
+
+
+def weights(folder: Path | None) -> dict[str, torch.Tensor]:
+    assert folder is not None
+    return load_file(folder / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def lines(folder: Path | None) -> list[dict[str, Any]]:
+    assert folder is not None
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_time(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in found]
+
+
+def test_a_run_leaves_a_complete_folder(make_config: Make) -> None:
+    config = make_config(epochs=3)
+    result = train(config, quiet=True)
+    folder = result.folder
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "summary.json"
+    }  # fmt: skip
+    steps = [line for line in lines(folder) if "loss" in line]
+    epochs = [line for line in lines(folder) if "train" in line]
+    assert [line["step"] for line in steps] == list(range(1, 10))
+    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "grad_max", "accuracy", "images_per_second"}
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    of_last = [line["loss"] for line in steps if line["epoch"] == 3]
+    assert epochs[-1]["train"]["loss"] == pytest.approx(sum(of_last) / 3, rel=1e-5)
+    best = max(epochs, key=lambda line: (line["val"]["top1"], -line["val"]["loss"]))
+    assert (result.kept, result.kept_epoch) == ("best on val", best["epoch"])
+    assert result.watched == best["val"]
+    config_file = json.loads((folder / "config.json").read_text())
+    assert TrainConfig.model_validate(config_file["train"]) == config
+    assert config_file["resolved"]["steps_per_epoch"] == 3
+    assert config_file["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_saved_model_answers_as_it_did_on_val(make_config: Make) -> None:
+    result = train(make_config(), quiet=True)
+    model = clca.from_pretrained(result.folder)
+    assert model.classes == ["class0", "class1", "class2"]
+    images = clca.data.open(
+        result_root(result.folder), "val", transform=clca.data.transforms.from_preprocess(model.preprocess)
+    )
+    with torch.no_grad():
+        logits = model(torch.stack([image for image, _ in images]))
+    labels = torch.tensor(images.labels)
+    assert result.watched is not None
+    assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(result.watched["top1"])
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(result.watched["loss"], abs=1e-5)
+
+
+def result_root(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text())["train"]["data"]["root"]
+
+
+def test_it_learns(make_config: Make) -> None:
+    result = train(make_config(epochs=12, lr=3e-3, data={"val_split": "none"}), quiet=True)
+    assert result.train["top1"] > 0.9
+    assert (result.kept, result.kept_epoch, result.watched) == ("last", 12, None)
+
+
+def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers(make_config: Make, tmp_path: Path) -> None:
+    noisy = {"augmentation": "medium", "ema": 0.9}
+    a = train(make_config(out=tmp_path / "a", **noisy), quiet=True)
+    torch.manual_seed(7)
+    b = train(make_config(out=tmp_path / "b", workers=2, **noisy), quiet=True)
+    c = train(make_config(out=tmp_path / "c", seed=1, **noisy), quiet=True)
+    assert same(weights(a.folder), weights(b.folder))
+    assert without_time(lines(a.folder)) == without_time(lines(b.folder))
+    assert not same(weights(a.folder), weights(c.folder))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augmentation": "strong", "mixup": 0.8, "cutmix": 1.0, "clip_grad": 1.0, "grad_accum": 3, "drop_path": 0.2},
+        {"ema": 0.9, "layer_decay": 0.7, "head_lr_scale": 5.0, "channels_last": True, "precision": "bf16"},
+        {"freeze_backbone": True, "data": {"train_split": "train_val"}},
+        {"model": {"reduction": "dynamicvit", "cla": False}, "grad_checkpointing": True},
+        {"model": {"reduction": "ats"}, "data": {"val_split": "test"}},
+    ],
+    ids=["mixed", "ema", "frozen", "dynamicvit", "ats"],
+)
+def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    whole = train(make_config(out=tmp_path / "whole", **settings), quiet=True)
+    config = make_config(**settings)
+    step, stop_after = loop_of._Loop._one_step, iter([1, 2, 1, 1])
+
+    def stopping(self: Any, batches: Any) -> bool:
+        wanted = next(stop_after, None) if self.progress.step == self.state.saved_step else None
+        self.wanted = wanted + self.progress.step if wanted else getattr(self, "wanted", None)
+        step(self, batches)
+        return self.progress.step == self.wanted
+
+    monkeypatch.setattr(loop_of._Loop, "_one_step", stopping)
+    for _ in range(4):
+        with pytest.raises(loop_of.Interrupted, match="goes on from there"):
+            train(config, quiet=True)
+    result = resume(tmp_path / "run", quiet=True)
+    assert same(weights(result.folder), weights(whole.folder))
+    assert without_time(lines(result.folder)) == without_time(lines(whole.folder))
+    assert (result.train, result.watched, result.kept) == (whole.train, whole.watched, whole.kept)
+
+
+def test_a_finished_run_is_not_run_again(make_config: Make) -> None:
+    first = train(make_config(), quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    assert train(make_config(), quiet=True) == first
+    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
+
+
+def test_a_different_run_is_never_written_over(make_config: Make) -> None:
+    train(make_config(), quiet=True)
+    with pytest.raises(ClcaError, match=r"holds a different run \(lr is 0.001 there and 0.5 now\)"):
+        train(make_config(lr=0.5), quiet=True)
+
+
+def test_a_folder_with_other_files_is_left_alone(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(ClcaError, match="holds other files and no run"):
+        train(make_config(), quiet=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClcaError, match="is a file"):
+        train(make_config(out=tmp_path / "file"), quiet=True)
+    with pytest.raises(ClcaError, match="nothing can be written there"):
+        train(make_config(out=tmp_path / "file" / "run"), quiet=True)
+
+
+def test_a_full_disk_is_found_before_training(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("clca.training.run_folder.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ClcaError, match=r"needs .* MB and the disk has 0 MB left"):
+        train(make_config(), quiet=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(make_config: Make) -> None:
+    with pytest.raises(
+        WorkError, match=r"not finite at step \d+ \(epoch \d+\); the last good checkpoint is .*last.ckpt"
+    ):
+        train(make_config(lr=1e30, min_lr=0.0, epochs=9, checkpoint_steps=1, warmup_epochs=1.0), quiet=True)
+
+
+def test_it_stops_early_without_progress(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)
+    result = train(make_config(epochs=9, patience=2), quiet=True)
+    assert result.epochs == 2
+
+
+def _never_better(self: Any, numbers: dict[str, Any]) -> bool:
+    self.progress.best, self.progress.best_epoch = numbers, 1
+    self.progress.stale += 1
+    return True
+
+
+def test_a_damaged_or_dangerous_checkpoint_is_refused(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    train(config, quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WorkError, match="is damaged or no checkpoint"):
+        train(config, quiet=True)
+    torch.save(_Bomb(tmp_path / "exploded"), checkpoint)
+    with pytest.raises(WorkError, match="is damaged or no checkpoint"):
+        train(config, quiet=True)
+    assert not (tmp_path / "exploded").exists()
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_unreadable_images_are_named_before_training(make_config: Make, images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "copy")
+    (root / "train" / "class1" / "0.png").write_bytes(b"")
+    (root / "val" / "class2" / "1.png").write_text("hello")
+    with pytest.raises(ClcaError, match=r"2 of 36 images cannot be used: .*0\.png: .*empty.*1\.png: is text"):
+        train(make_config(data={"root": str(root)}), quiet=True)
+    assert find_run(tmp_path / "run", make_config()) == "new"
+
+
+def test_one_class_and_missing_classes_are_refused(
+    make_config: Make, tmp_path: Path, draw_images: Callable[..., Path]
+) -> None:
+    one = draw_images(tmp_path / "one", classes=1, images=3)
+    with pytest.raises(ClcaError, match="only one class"):
+        train(make_config(data={"root": str(one)}), quiet=True)
+    (draw_images(tmp_path / "more", classes=3, images=3) / "train" / "class2").rename(tmp_path / "elsewhere")
+    with pytest.raises(ClcaError, match="class2"):
+        train(make_config(data={"root": str(tmp_path / "more")}), quiet=True)
+    with pytest.raises(ClcaError):
+        train(make_config(data={"root": str(tmp_path / "nowhere")}), quiet=True)
+
+
+def test_metrics_go_to_tensorboard_too(make_config: Make) -> None:
+    pytest.importorskip("tensorboard")
+    result = train(make_config(track="tensorboard"), quiet=True)
+    assert list(result.folder.rglob("events.out.tfevents.*"))

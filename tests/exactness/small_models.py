@@ -48,6 +48,7 @@ def make_pair(
     images: int = 2,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    by_name: bool = False,
     **settings: Any,
 ) -> Pair:
     """Build both models with random weights that make attention uneven, so that rankings are far from ties.
@@ -60,6 +61,7 @@ def make_pair(
         images: How many random images to draw.
         seed: Of weights and images.
         dtype: Of the package's model; the reference always computes in double precision.
+        by_name: Through `clca.create_model`, which checks the name first, instead of `clca.reduce_tokens`.
         **settings: Further fields of `Settings`.
     """
     backbone, extra = BACKBONES[style]
@@ -77,9 +79,11 @@ def make_pair(
     state = random_state(vit, plain, torch.Generator().manual_seed(seed))
     # The reference reads only what the carriers of this setting need.
     reference = PlainViT({name: tensor.clone() for name, tensor in state.items()}, plain)
-    model = clca.create_model(
-        backbone, num_classes=CLASSES, img_size=size, locations=list(locations), **as_arguments(settings), **kwargs
-    )
+    arguments = {"num_classes": CLASSES, "locations": list(locations), **as_arguments(settings)}
+    if by_name:
+        model = clca.create_model(backbone, img_size=size, **arguments, **kwargs)
+    else:
+        model = clca.reduce_tokens(vit, **arguments)
     model = model.to(dtype)
     clca.load_published(model, state)
     pixels = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)

@@ -64,7 +64,7 @@ def test_copies_and_state_dicts(reduction: str) -> None:
 @pytest.mark.parametrize("cla", [True, False])
 def test_saved_and_loaded_again(reduction: str, style: str, cla: bool, tmp_path: Path) -> None:
     pair = make_pair(
-        style, reduction=reduction, keep_rate=rate_of(reduction), cla=cla, num_clr=2, dtype=torch.float32, clc_gap=False
+        style, reduction=reduction, keep_rate=rate_of(reduction), cla=cla, num_clr=2, dtype=torch.float32, by_name=True
     )
     model, images = pair.model, pair.images.float()
     model.classes = [f"cultivar {i}" for i in range(CLASSES)]

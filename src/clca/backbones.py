@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import timm
@@ -83,6 +84,7 @@ def resolve(name: str) -> Backbone:
     return Backbone(name, name, None, "timm")
 
 
+@cache
 def check_architecture(backbone: Backbone) -> None:
     """Refuse a timm model that does not fit before any weights are made for it.
 

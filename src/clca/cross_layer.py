@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clca.errors import ClcaError
 from clca.reductions.base import TokenState
 
 
@@ -40,7 +41,13 @@ class CrossLayerAggregationHead(nn.Module):
         )
 
     def forward(self, cls_tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """CLS tokens [B, G, C], shallowest first, to logits [B, K], or to features [B, width · C]."""
+        """CLS tokens [B, G, C], shallowest first, to logits [B, K], or to features [B, width · C].
+
+        Raises:
+            ClcaError: If there is one image in training, which has no deviation to divide by.
+        """
+        if self.training and len(cls_tokens) == 1 and type(self.norm_out) is nn.BatchNorm1d:
+            raise ClcaError("the aggregation head normalises over the batch: train on at least two images at once")
         x = self.depthwise(self.norm_in(cls_tokens.transpose(1, 2)))  # [B, width · C, 1]
         x = self.act(self.norm_out(x))
         return (x if pre_logits else self.classifier(x)).squeeze(-1)

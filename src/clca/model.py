@@ -133,9 +133,12 @@ class TokenReducedViT(nn.Module):
             return
         self.num_features = self.head_hidden_size = self.embed_dim
         self.norm, self.fc_norm, self.head_drop = vit.norm, vit.fc_norm, vit.head_drop
-        self.attn_pool, self.head = vit.attn_pool, vit.head
+        self.attn_pool: nn.Module | None = vit.attn_pool
+        self.head = vit.head
+        if getattr(vit, "distilled_training", False):
+            raise ClcaError(f"{config.backbone}: distilled training needs two outputs, and this model gives their mean")
         if hasattr(vit, "head_dist"):
-            self.head_dist = vit.head_dist
+            self.head_dist = cast(nn.Module, vit.head_dist)
         if self._pads and vit.global_pool == "prr":
             raise ClcaError(f"{config.backbone}: 'prr' pooling cannot leave out the padding of {config.reduction}")
         if config.num_classes != vit.num_classes:

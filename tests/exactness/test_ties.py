@@ -116,7 +116,7 @@ def test_equal_keys(prefix: int, distinct: int, keep_rate: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("n", "distinct"), [(6, 1), (12, 4), (40, 1), (60, 45)])
+@pytest.mark.parametrize(("n", "distinct"), [(6, 1), (12, 4), (40, 1), (40, 8), (60, 45)])
 def test_equal_patches_in_clusters(n: int, distinct: int, dtype: torch.dtype) -> None:
     """Of equal densities the lower index is the denser, of equal products the lower index comes first."""
     for seed in range(4):

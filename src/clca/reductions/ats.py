@@ -42,7 +42,7 @@ class ATS(Reduction):
         count = sampled.sum(dim=1)  # [B]
         width = min(len(points), num_tokens - prefix)
         if not torch.compiler.is_compiling():
-            width = int(count.max())
+            width = int(count.max()) if batch else 0
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix
         real = torch.arange(width, device=x.device) < count.unsqueeze(1)

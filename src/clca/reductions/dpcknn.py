@@ -58,12 +58,24 @@ class DPCKNN(Reduction):
         return torch.cat([x[:, : state.prefix], merged, x[:, end:]], dim=1)
 
 
+def _distances(x: Tensor) -> Tensor:
+    """Euclidean distances between the tokens of x [B, n, C] in float32, exactly 0 between equal tokens. [B, n, n]"""
+    if x.device.type == "mps":  # has no double precision
+        return torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    # A matrix product is many times faster than differences; in single precision its rounding would part equal tokens
+    # and so decide the ties, in double what is left of it is far below the last bit that is kept.
+    x = x.double()
+    norms = x.square().sum(dim=-1)
+    scale = norms.unsqueeze(2) + norms.unsqueeze(1)
+    squared = torch.baddbmm(scale, x, x.transpose(1, 2), alpha=-2)
+    return squared.masked_fill(squared <= 1e-12 * scale, 0).sqrt().float()
+
+
 def assign_clusters(x: Tensor, clusters: int) -> Tensor:
     """The cluster of each token of x [B, n, C], [B, n]; clusters are numbered by falling ρ·δ of their centres."""
     with exact(x):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
         n = x.shape[1]
-        distance = torch.cdist(x, x) / x.shape[2] ** 0.5  # [B, n, n]
+        distance = _distances(x).to(torch.promote_types(x.dtype, torch.float32)) / x.shape[2] ** 0.5  # [B, n, n]
         nearest = distance.topk(min(_NEIGHBOURS, n), dim=-1, largest=False).values
         density = (-nearest.square().mean(dim=-1)).exp()  # [B, n]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clca.reductions.base import Evidence, KeepSchedule, Reduction, TokenState, assigned_index
+from clca.reductions.base import Evidence, KeepSchedule, Reduction, TokenState, assigned_index, exact
 from clca.reductions.registry import register_reduction
 
 
@@ -23,8 +23,10 @@ class PatchMerger(Reduction):
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         z = self.norm(x[:, state.prefix :])
-        weights = (self.queries @ z.transpose(1, 2)).softmax(dim=-1)  # [B, M, n]
+        with exact(x):  # scores are sums over C of unit variance, too large for the few bits of half precision
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            weights = (self.queries.to(z.dtype) @ z.transpose(1, 2)).softmax(dim=-1)  # [B, M, n]
+            merged = weights @ z
         if state.owner is not None:
             state.move(assigned_index(weights.argmax(dim=1), state.prefix))
-        merged = weights.to(z.dtype) @ z
         return torch.cat([x[:, : state.prefix], merged.to(x.dtype)], dim=1)

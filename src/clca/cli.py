@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Everything heavy is imported inside the command that needs it."""
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -359,6 +360,8 @@ def _parse(what: Any, prog: str, argv: Sequence[str], description: str | None = 
     """Parse with tyro; a mistake becomes a ClcaError of one line instead of tyro's box."""
     import tyro
 
+    if description is None:  # tyro would take the examples for a section of the docstring that it does not show
+        description = inspect.cleandoc(what.__doc__).split("\nArgs:")[0]
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -389,7 +392,7 @@ def _help_of(what: Any, prog: str, description: str | None) -> str:
 def _without_box(text: str) -> str:
     """The words of tyro's report, without frame and without the pointer to --help that it ends with."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    text = " ".join(re.sub(r"[─│╭╮╰╯╴╶┌┐└┘├┤]+", " ", text).split())
+    text = " ".join(re.sub(r"[─│╭╮╰╯╴╶┌┐└┘├┤]+|-{3,}", " ", text).split())
     return re.split(r" For full helptext", text)[0]
 
 

@@ -12,7 +12,8 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
     """Draw the share of each true class that went to each predicted class.
 
     Up to 25 classes each cell says its count; up to 120 every class is named, beyond that every n-th. Colours go from
-    light to dark in one hue, so they can be told apart without colour vision and in print.
+    light to dark in one hue, so they can be told apart without colour vision and in print; their scale is that of a
+    square root, so that a single mistake shows.
 
     Args:
         path: PNG file to write.
@@ -20,6 +21,7 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
         names: Of the classes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     count = len(names)
@@ -31,7 +33,7 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
     figure = Figure(figsize=(side + margin + 0.9, side + margin), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     step = 1 if count <= MOST_WITH_NAMES else -(-count // 60)
     ticks = range(0, count, step)
     size = 9 if count <= MOST_WITH_NUMBERS else 7
@@ -45,9 +47,9 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
         for row, column in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if shares[row, column] > 0.55 else "black"
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=9)
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, shrink=0.8, aspect=30)
     bar.set_label("share of the true class")
-    figure.savefig(path, dpi=130, format="png")
+    figure.savefig(path, dpi=130, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
 def most_confused(confusion: np.ndarray, names: list[str], count: int = 5) -> list[tuple[str, str, int]]:

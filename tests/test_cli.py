@@ -1,0 +1,258 @@
+"""The command line: what it understands, what it says when it does not, and its exit codes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from clca.cli import COMMANDS, main
+from clca.training import flags
+
+FLAGS = ["--model", "vit_tiny_patch16_224", "--no-pretrained", "--device", "cpu", "--workers", "0", "--precision", "no"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in ("alder", "birch"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = rng.integers(0, 120 if name == "alder" else 255, (36, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of a model that trains in a second; `clca train` takes backbone_kwargs from a file only."""
+    file = tmp_path_factory.mktemp("settings") / "tiny.yaml"
+    kwargs = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
+    file.write_text(
+        yaml.safe_dump({"model": {"backbone_kwargs": kwargs, "img_size": 32}, "epochs": 1, "batch_size": 4})
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    settings = ["--reduction", "evit", "--keep-rate", "0.5", "--lr", "3e-3", "--epochs", "3", "--out", str(out)]
+    assert main(["train", str(photos), *FLAGS, "--config", str(tiny), *settings]) == 0
+    return out
+
+
+def told(capsys: pytest.CaptureFixture[str], argv: list[str]) -> tuple[int, str]:
+    """Exit code and the one line on stderr."""
+    code = main(argv)
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith("clca: ")
+    return code, error.removeprefix("clca: ").strip()
+
+
+def test_settings_reach_the_run(run: Path) -> None:
+    settings = json.loads((run / "config.json").read_text())["train"]
+    assert (settings["lr"], settings["epochs"], settings["batch_size"]) == (3e-3, 3, 4)
+    assert (settings["model"]["reduction"], settings["model"]["keep_rate"]) == ("evit", 0.5)
+    assert settings["pretrained"] is False
+
+
+def test_the_same_command_again_finds_the_run_finished(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert f"next: clca evaluate {run}" in printed
+    assert "best on val" in printed
+
+
+def test_evaluate_prints_and_writes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["evaluate", str(run), "--split", "val", "--keep-rate", "0.7", "--device", "cpu", "--workers", "0"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("top-1", "macro accuracy", "GMACs", "images/s", "alder", "birch"))
+    assert (run / "evaluation" / "val-keep0.7" / "confusion.png").is_file()
+
+
+def test_predict_as_csv_and_json_lines(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["predict", str(run), str(photos / "test"), "--device", "cpu"]
+    assert main([*argv, "--format", "csv", "--top-k", "1"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["rank"] for row in rows] == ["1"] * 8
+    assert {row["class"] for row in rows} <= {"alder", "birch"}
+    assert main([*argv, "--format", "jsonl", "--out", str(tmp_path / "answers.jsonl")]) == 0
+    objects = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [item["path"] for item in objects] == [row["path"] for row in rows]
+    assert all(sum(guess["probability"] for guess in item["top"]) == pytest.approx(1, abs=1e-5) for item in objects)
+
+
+def test_predict_reads_names_from_stdin_and_skips_bad_files(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    names = [str(tmp_path / "bad.jpg"), str(photos / "test" / "alder" / "0.png")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(names) + "\n"))
+    assert main(["predict", str(run), "-", "--device", "cpu"]) == 1
+    caught = capsys.readouterr()
+    assert "0.png" in caught.out
+    assert caught.err.splitlines() == [
+        f"clca: {tmp_path / 'bad.jpg'}: is text, not an image",
+        "clca: 1 of the files could not be read",
+    ]
+
+
+def test_data_leaves_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["data", "leaves", str(tmp_path / "leaves"), "--cultivars", "2", "--images", "5", "--size", "32"]
+    assert main(argv) == 0
+    capsys.readouterr()
+    main(["data", "check", str(tmp_path / "leaves")])
+    assert "cultivar-001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["data", "check"], ["data", "leaves"]])
+def test_every_command_has_help_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main([*command, "--help"])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "clca" in printed
+    assert command in (["data"], ["demo"]) or f"clca {' '.join(command)} " in printed.split("Examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["trian"], "no command 'trian': did you mean train?"),
+        (["data", "chekc"], "no command 'chekc': did you mean check?"),
+        (["train", "photos", "--keep-rates", "0.5"], "--keep-rates is not understood: did you mean --keep-rate?"),
+        (["train", "photos"], "--model is missing"),
+        (["train", "--model", "vit_tiny_patch16_224"], "DATA is missing"),
+        (["train", "photos", "--lr"], "Missing argument Missing value"),
+        (["evaluate"], "Required options"),
+        (["evaluate", "nowhere"], "nowhere is neither a folder here nor a model"),
+        (["evaluate", "nowhere", "--split", "half"], "Invalid choice invalid choice 'half'"),
+        (["predict"], "Required options"),
+        (["predict", "nowhere"], "nowhere is neither a folder here nor a model"),
+        (["train", "--resume", "nowhere"], "nowhere: no config.json there"),
+        (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+        (["data", "check", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = told(capsys, argv)
+    assert code == 2
+    assert error.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            ["--model", "vit_tinny_patch16_224"],
+            "unknown model 'vit_tinny_patch16_224': did you mean vit_tiny_patch16_224",
+        ),
+        (["--reduction", "evitt"], "unknown reduction 'evitt'"),
+        (["--reduction", "evit", "--keep-rate", "0"], "--keep-rate 0: a keep rate is a share"),
+        (["--reduction", "evit", "--keep-rate", "1.5"], "--keep-rate 1.5: a keep rate is a share"),
+        (["--reduction", "evit", "--keep-rate", "a"], "--keep-rate a: should be a valid number"),
+        (["--reduction", "evit", "--keep-rate", "0.5", "0.5", "0.5", "0.5"], "keep_rate has 4 rates"),
+        (["--reduction", "evit", "--locations", "3", "99"], "loc"),
+        (["--num-clr", "0", "--no-clc-gap"], ""),
+        (["--img-size", "100"], ""),
+        (["--weights", "nowhere.pth"], ""),
+        (["--epochs", "0"], "--epochs 0: should be greater than or equal to 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_before_training(
+    photos: Path, tmp_path: Path, changes: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = told(capsys, ["train", str(photos), *FLAGS, "--out", str(tmp_path / "run"), *changes])
+    assert code == 2
+    assert error.startswith(line)
+    assert "Traceback" not in error
+
+
+def test_weights_that_are_a_pickle_bomb_do_not_go_off(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    torch.save(_Bomb(tmp_path / "exploded"), tmp_path / "bomb.pth")
+    argv = ["train", str(photos), *FLAGS, "--weights", str(tmp_path / "bomb.pth"), "--out", str(tmp_path / "run")]
+    code, error = told(capsys, argv)
+    assert code == 2
+    assert "bomb.pth" in error
+    assert not (tmp_path / "exploded").exists()
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0 cut"], ids=["empty", "text", "truncated"])
+def test_an_unreadable_image_is_named_before_training(
+    photos: Path, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "alder" / "9.jpg").write_bytes(content)
+    code, error = told(capsys, ["train", str(tmp_path / "photos"), *FLAGS, "--out", str(tmp_path / "run")])
+    assert code == 2
+    assert error.startswith("1 of 17 images cannot be used: ")
+    assert "9.jpg" in error
+
+
+def test_debug_shows_where_it_happened() -> None:
+    with pytest.raises(ValueError, match="no command"):
+        main(["trian", "--debug"])
+
+
+def test_ctrl_c_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "demo", (interrupted, ""))
+    assert told(capsys, ["demo"]) == (130, "interrupted")
+
+
+def test_a_file_of_settings_gives_way_to_flags(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: photos\nmodel: vit_tiny_patch16_224\nlr: 0.01\npretrained: false\nkeep-rate: [0.7, 0.5]\n")
+    given = flags.read_file(str(file))
+    config = flags.to_config(_parsed(given, ["--lr", "0.02", "--pretrained"]), given)
+    assert (config.lr, config.pretrained, config.model.keep_rate) == (0.02, True, (0.7, 0.5))
+    assert flags.to_config(_parsed(given, []), given).pretrained is False
+    file.write_text("learning_rate: 1\n")
+    with pytest.raises(ValueError, match="no setting is called learning_rate"):
+        flags.read_file(str(file))
+
+
+def _parsed(given: dict, argv: list[str]) -> object:
+    import tyro
+
+    return tyro.cli(flags.arguments(given), args=argv)
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = (
+        "import sys; from clca.cli import main; main(['--help']);"
+        "heavy = {'ray', 'gradio', 'matplotlib', 'onnx', 'accelerate', 'sklearn'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,355 @@
+"""`clca demo`: one small ViT trained four ways on synthetic leaves, one table, one picture; nothing downloaded.
+
+Everything goes through what a user calls: `write_leaves`, `train`, `evaluate`. The runs it leaves are runs like any
+other. As on real images, the four start from a pretrained backbone, here from leaves of other cultivars: from random
+weights the two without the aggregation head do not leave chance in the time there is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from time import monotonic, perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clca import data
+from clca.config import ModelConfig
+from clca.cost import cost
+from clca.data.leaves import Leaves, write_leaves
+from clca.data.transforms import from_preprocess
+from clca.demo_recipe import METHODS, DemoSettings, method_config, pretraining_config
+from clca.errors import ClcaError
+from clca.hub import from_pretrained
+from clca.model import TokenReducedViT
+from clca.report.survivors import draw_survivors, survivors
+from clca.training import TrainConfig, evaluate, train
+from clca.training.run_folder import SUMMARY, WEIGHTS, make_writable, replacing, write_json
+
+SETTINGS, RESULTS, TABLE, PICTURE, LEAVES = "settings.json", "demo.json", "demo.md", "survivors.png", "leaves"
+_FORMAT = "clca-demo-1"
+_ZOOM = 4
+PRETRAINING, BACKBONE = "pretraining", "backbone.safetensors"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out for one method.
+
+    Attributes:
+        name, run: Heading and run folder.
+        top1: Share of test images right, 0 … 1.
+        gmacs: Multiply-accumulates of one image in 10⁹.
+        ms, ms_low, ms_high: Milliseconds an image: median over the rounds, and its quartiles.
+        tokens: Tokens that each block puts out.
+    """
+
+    name: str
+    run: str
+    top1: float
+    gmacs: float
+    ms: float
+    ms_low: float
+    ms_high: float
+    tokens: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What `run` leaves: its rows, and the picture."""
+
+    folder: Path
+    rows: list[Row]
+    test_images: int
+    picture: Path
+
+
+def run(
+    out: str | Path = Path("clca-demo"),
+    seed: int = 0,
+    *,
+    settings: DemoSettings | None = None,
+    console: Console | None = None,
+) -> DemoResult:
+    """Draw leaves, train one small ViT four ways, print a table, and draw which tokens survive.
+
+    The same call goes on where an interrupted one stopped; a finished one is only printed again.
+
+    Args:
+        out: Folder for leaves, runs, table and picture: new, empty, or of a demo with the same seed.
+        seed: Of the leaves and of the training.
+        settings: Sizes.
+        console: Where the table goes; stdout if left away. Progress goes to stderr.
+
+    Raises:
+        ClcaError: The folder cannot be written, or holds something else.
+        WorkError: A file could not be written.
+    """
+    out, settings, console = Path(out).expanduser(), settings or DemoSettings(), console or Console()
+    _claim(out, seed, settings)
+    result = _finished(out)
+    if result is None:
+        result = _make(out, seed, settings, console)
+    else:
+        _say(console, f"This demo has been run before; {out} holds the runs. Remove the folder to see it again.")
+    console.print(_table(result, settings))
+    _say(console, _farewell(result))
+    return result
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+# -- the folder ------------------------------------------------------------------------------------------------
+
+
+def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
+    """Make the folder ours, or refuse it."""
+    mine = json.loads(json.dumps({"format": _FORMAT, "seed": seed, **asdict(settings)}))
+    if out.exists() and not out.is_dir():
+        raise ClcaError(f"{out}: is a file; give a folder")
+    try:
+        empty = not out.is_dir() or all(entry.name.startswith(".") for entry in out.iterdir())
+    except OSError as error:
+        raise ClcaError(f"{out}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    if not empty:
+        there = _read(out / SETTINGS)
+        if there is None or there.get("format") != _FORMAT:
+            raise ClcaError(f"{out}: is not empty and holds no demo; give a new folder")
+        for name, value in mine.items():
+            if there.get(name) != value:
+                raise ClcaError(f"{out}: holds a demo with {name} {there.get(name)}, not {value}; give a new folder")
+    make_writable(out)
+    write_json(out / SETTINGS, mine)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _finished(out: Path) -> DemoResult | None:
+    """The result of an earlier call, if everything that it left is still there."""
+    stored = _read(out / RESULTS)
+    files = [out / method.folder / SUMMARY for method in METHODS] + [out / PICTURE]
+    if stored is None or not all(file.is_file() for file in files):
+        return None
+    rows = [Row(**{**row, "tokens": tuple(row["tokens"])}) for row in stored["rows"]]
+    return DemoResult(out, rows, stored["test_images"], out / PICTURE)
+
+
+# -- the work --------------------------------------------------------------------------------------------------
+
+
+def _make(out: Path, seed: int, settings: DemoSettings, console: Console) -> DemoResult:
+    _say(
+        console,
+        f"Drawing {settings.cultivars * settings.images} leaves of {settings.cultivars} made-up cultivars, "
+        f"pretraining a small ViT on other ones, then training it four ways to tell the cultivars apart.\n"
+        f"Nothing is downloaded; two to three minutes on two cores; Ctrl-C stops, the same command goes on. "
+        f"All goes to {out}",
+    )
+    leaves = write_leaves(
+        (out / LEAVES).resolve(), settings.cultivars, settings.images, settings.leaf_size, seed, settings.difficulty
+    )
+    backbone = _pretrain(out, seed, settings)
+    configs = [method_config(method, out / method.folder, leaves, backbone, seed, settings) for method in METHODS]
+    _train_all(configs)
+    evaluations = [evaluate(config.out, workers=0, precision="no") for config in configs if config.out is not None]
+    models = [from_pretrained(str(out / method.folder)) for method in METHODS]
+    images, paths = _test_images(leaves, models[0], settings)
+    times = _interleaved(models, images[: settings.timed_images], settings.timed_rounds)
+    rows = [
+        Row(
+            method.name, method.folder, evaluation.top1, evaluation.gmacs, median(ms), *_quartiles(ms),
+            tokens=evaluation.tokens_per_block,
+        )
+        for method, evaluation, ms in zip(METHODS, evaluations, times, strict=True)
+    ]  # fmt: skip
+    result = DemoResult(out, rows, evaluations[0].images, out / PICTURE)
+    _draw(result.picture, models, images, paths, seed, settings)
+    _write_table(result, settings)
+    write_json(out / RESULTS, {"test_images": result.test_images, "rows": [asdict(row) for row in rows]})
+    return result
+
+
+def _pretrain(out: Path, seed: int, settings: DemoSettings) -> Path:
+    """Weights to start from: a dense ViT with the aggregation head, on leaves of other cultivars; the head is left."""
+    file = (out / BACKBONE).resolve()
+    if file.is_file():
+        return file
+    config = pretraining_config(out / PRETRAINING, seed, settings)
+    progress = Console(stderr=True)
+    _say(progress, "\nPretraining the backbone on leaves of other cultivars")
+    train(config, console=progress)
+    state = load_file(out / PRETRAINING / WEIGHTS)
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("cla_head.")}
+    width = settings.embed_dim  # the norm before a plain head, which the aggregation head does without
+    tensors |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    with replacing(file) as temporary:
+        save_file(tensors, temporary)
+    return file
+
+
+def _train_all(configs: Sequence[TrainConfig]) -> None:
+    """Train one after the other; before each say how long all that is left will take, once the first has shown it."""
+    progress = Console(stderr=True)
+    work = [_macs(config.model) for config in configs]
+    begin = monotonic()
+    for number, (method, config) in enumerate(zip(METHODS, configs, strict=True)):
+        left = ""
+        if number:
+            left = f", about {(monotonic() - begin) * sum(work[number:]) / sum(work[:number]):.0f} s of training left"
+        _say(progress, f"\n{number + 1}/{len(configs)}  {method.name}{left}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*starts anew")  # as it should: the backbone has no head
+            train(config, console=progress)
+
+
+def _macs(model: ModelConfig) -> float:
+    from clca.factory import build
+
+    return cost(build(model)).gmacs
+
+
+def _test_images(leaves: Path, model: TokenReducedViT, settings: DemoSettings) -> tuple[Tensor, list[Path]]:
+    """Test images [B, 3, S, S] in turn from every cultivar, enough to measure speed with, and their files."""
+    assert model.preprocess is not None
+    test = data.open(leaves, "test", transform=from_preprocess(model.preprocess))
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(test.labels):
+        by_class.setdefault(label, []).append(index)
+    depth = max(len(indices) for indices in by_class.values())
+    order = [indices[turn] for turn in range(depth) for indices in by_class.values() if turn < len(indices)]
+    chosen = order[: max(settings.timed_images, settings.pictured)]
+    return torch.stack([test[index][0] for index in chosen]), [Path(test.paths[index]) for index in chosen]
+
+
+@torch.inference_mode()
+def _interleaved(models: Sequence[TokenReducedViT], images: Tensor, rounds: int) -> list[list[float]]:
+    """Milliseconds an image of every model in every round; in turns, so that what slows the machine slows all."""
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:  # warm up
+        model.eval()(images)
+    for _ in track(range(rounds), "measuring speed", console=Console(stderr=True), transient=True):
+        for model, mine in zip(models, times, strict=True):
+            begin = perf_counter()
+            model(images)
+            mine.append((perf_counter() - begin) / len(images) * 1e3)
+    return times
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------
+
+
+def _draw(
+    path: Path,
+    models: Sequence[TokenReducedViT],
+    images: Tensor,
+    paths: Sequence[Path],
+    seed: int,
+    settings: DemoSettings,
+) -> None:
+    shown, files = images[: settings.pictured], paths[: settings.pictured]
+    traced = [survivors(model, method.name, shown) for method, model in zip(METHODS, models, strict=True)]
+    pixels = [_enlarged(file, seed, settings) for file in files]
+    title = f"The tokens that survive each stage, at a keep rate of {settings.keep_rate:.0%}"
+    with replacing(path) as temporary:
+        draw_survivors(temporary, pixels, [file.parent.name for file in files], traced, title)
+
+
+def _enlarged(file: Path, seed: int, settings: DemoSettings) -> NDArray[np.float64]:
+    """What the model sees of a test leaf, drawn four times as large for the eye. Values in 0 … 1, [4S, 4S, 3]"""
+    size = _ZOOM * settings.leaf_size
+    leaves = Leaves(settings.cultivars, settings.images, size, seed, settings.difficulty, split="test", cache=False)
+    names = [path.parts[-2:] for path in leaves.paths]
+    leaf = np.asarray(leaves.image(names.index(file.parts[-2:])), dtype=np.float64) / 255
+    begin, side = _ZOOM * round((settings.leaf_size - settings.img_size) / 2), _ZOOM * settings.img_size
+    return leaf[begin : begin + side, begin : begin + side]
+
+
+def _caption(result: DemoResult, settings: DemoSettings) -> str:
+    error = 100 * (0.25 / result.test_images) ** 0.5
+    return (
+        f"top-1: on {result.test_images} test leaves of {settings.cultivars} cultivars; chance is "
+        f"{1 / settings.cultivars:.1%}, one standard error at most {error:.1f} points, one seed. All four start from "
+        f"one backbone, pretrained briefly on leaves of other cultivars. ms an image: median of "
+        f"{settings.timed_rounds} rounds taken in turns, batches of {settings.timed_images}, with quartiles. Tokens: "
+        f"what each block puts out, CLS and carriers included."
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    tokens = " ".join(f"{count:g}" for count in row.tokens)
+    return (
+        row.name,
+        f"{row.top1:.1%}",
+        f"{row.gmacs:.3f}",
+        f"{row.ms:.2f} ({row.ms_low:.2f}–{row.ms_high:.2f})",
+        tokens,
+    )
+
+
+_HEADINGS = ("model", "top-1", "GMACs", "ms an image", "tokens by block")
+
+
+def _table(result: DemoResult, settings: DemoSettings) -> Table:
+    table = Table(
+        title=f"One small ViT, four ways, keep rate {settings.keep_rate:.0%}",
+        caption=_caption(result, settings),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in _HEADINGS:
+        right = heading in ("top-1", "GMACs", "ms an image")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in result.rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _write_table(result: DemoResult, settings: DemoSettings) -> None:
+    lines = [_HEADINGS, ("---",) * len(_HEADINGS), *(_cells(row) for row in result.rows)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    with replacing(result.folder / TABLE) as temporary:
+        temporary.write_text(f"{text}\n\n{_caption(result, settings)}\n\n![]({PICTURE})\n", encoding="utf-8")
+
+
+def _farewell(result: DemoResult) -> str:
+    clca = "uv run clca" if os.environ.get("UV") else "clca"  # uv tells the programs that it runs
+    run, leaves = (shlex.quote(str(result.folder / name)) for name in ("evit-clca", f"{LEAVES}/test"))
+    return f"""
+The picture of the tokens: {result.picture}      The table: {result.folder / TABLE}
+These are runs like any other:
+  {clca} evaluate {run}
+  {clca} predict {run} {leaves}/cultivar-001
+
+On your own photographs, in one folder a class (pretrained weights are fetched once; a GPU is used if there is one):
+  {clca} train PHOTOS --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.25 --out runs/photos
+  {clca} evaluate runs/photos
+  {clca} predict runs/photos NEW.jpg"""

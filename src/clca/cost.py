@@ -45,7 +45,8 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
     if images is not None and images.shape[0] == 0:
         raise ClcaError("no images to average the cost over")
     size = (img_size, img_size) if img_size is not None else tuple(model.patch_embed.img_size)
-    training, loss = model.training, model.auxiliary_loss
+    # Of every module: a frozen part keeps its own mode.
+    modes, loss = [(module, module.training) for module in model.modules()], model.auxiliary_loss
     model.eval()
     try:
         if model._pads:
@@ -62,7 +63,8 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
             x = torch.empty(1, model.in_chans, *size, device="meta", dtype=next(model.parameters()).dtype)
             runs = [_count(model, x, meta)]
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         model.auxiliary_loss = loss
     macs = sum(flops for flops, _ in runs) / len(runs) / 2
     tokens = tuple(sum(counts) / len(runs) for counts in zip(*(t for _, t in runs), strict=True))

@@ -1,6 +1,10 @@
 """Shared fixtures: where the golden vectors and real images are, and tiny models that run in milliseconds."""
 
 import os
+
+# One thread a test process: the processes of pytest-xdist would fight over the same cores. Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

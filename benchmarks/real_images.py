@@ -1,0 +1,165 @@
+"""Fine-tune one backbone on real leaves and grains: dense, EViT at 25 % and 10 %, each with and without CLCA.
+
+    python benchmarks/real_images.py DATA_FOLDER --weights FILE --out runs/real
+
+runs what docs/real-images.md reports: two sets × three keep rates × base and CLCA × three seeds, at 448 px with the
+published recipe. On one data-centre GPU that is an evening; on two CPU cores it is days, so name fewer
+(`--sets`, `--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped and started again at any time: a
+finished run is not repeated, an interrupted one goes on. The table is printed, and written to OUT as JSON and Markdown,
+after every run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+import tyro
+from clca.training.evaluation import evaluate
+from rich.console import Console
+from rich.table import Table
+
+from clca.config import ModelConfig
+from clca.training import TrainConfig, train
+from clca.training.config import DataConfig
+
+
+@dataclass
+class Study:
+    """What to run."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder that holds the sets, each as {train,val,test}/class/*.jpg."""
+    weights: Path
+    """Weights of the backbone in timm's names."""
+    out: Path = Path("runs/real")
+    """Where the run folders and the table go."""
+    backbone: str = "vit_small_patch14_dinov2"
+    label: str = "DINOv2-S, saliency-tuned"
+    """How the table names the weights."""
+    sets: list[str] = field(default_factory=lambda: ["grapevine_leaves5", "rice_bd8"])
+    keep_rates: list[float] = field(default_factory=lambda: [1.0, 0.25, 0.1])
+    arms: list[str] = field(default_factory=lambda: ["base", "clca"])
+    """base, cla, clc or clca."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    img_size: int = 448
+    epochs: int = 52
+    precision: str = "bf16"
+    plan: bool = False
+    """Only say what would be run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the study."""
+
+    set: str
+    keep_rate: float
+    name: str
+    seed: int
+
+    def config(self, study: Study) -> TrainConfig:
+        dense = self.keep_rate == 1.0
+        return TrainConfig(
+            model=ModelConfig(
+                backbone=study.backbone,
+                img_size=study.img_size,
+                reduction="none" if dense else "evit",
+                keep_rate=self.keep_rate,
+                cla=self.name in ("cla", "clca"),
+                clc=self.name in ("clc", "clca"),
+            ),
+            data=DataConfig(root=str(study.data / self.set), val_split="none"),
+            weights=str(study.weights),
+            out=self.folder(study),
+            epochs=study.epochs,
+            precision=study.precision,  # type: ignore[arg-type]
+            seed=self.seed,
+            log_every=1,
+        )
+
+    def folder(self, study: Study) -> Path:
+        name = f"{self.set}-{study.img_size}px-{study.epochs}ep-{self.keep_rate:g}-{self.name}-s{self.seed}"
+        return study.out / name
+
+
+def main() -> None:
+    study = tyro.cli(Study, description=__doc__)
+    console = Console()
+    arms = [
+        Arm(name, rate, arm, seed)
+        for seed in study.seeds
+        for name in study.sets
+        for rate in sorted(study.keep_rates)
+        for arm in study.arms
+    ]
+    if study.plan:
+        console.print(f"{len(arms)} runs")
+        return
+    for number, arm in enumerate(arms, 1):
+        console.rule(f"{number} of {len(arms)}: {arm.folder(study).name}")
+        train(arm.config(study), console=console)
+        if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
+            evaluate(arm.folder(study), split="test")
+        report(study, arms, console)
+
+
+def report(study: Study, arms: list[Arm], console: Console) -> None:
+    """Print what is finished, and write it as JSON and Markdown."""
+    rows = []
+    for arm in arms:
+        summary, result = arm.folder(study) / "summary.json", arm.folder(study) / "evaluation" / "test" / "evaluation.json"
+        if summary.is_file() and result.is_file():
+            numbers, trained = json.loads(result.read_text()), json.loads(summary.read_text())
+            rows.append(
+                {
+                    "set": arm.set,
+                    "keep_rate": arm.keep_rate,
+                    "arm": arm.name,
+                    "seed": arm.seed,
+                    "top1": 100 * numbers["top1"],
+                    "last_train_loss": trained["train"]["loss"],
+                    "gmacs": numbers["gmacs"],
+                    "minutes": trained["seconds"] / 60,
+                }
+            )
+    machine = {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    table = Table(title=f"{study.label}, {study.img_size} px, {study.epochs} epochs: top-1 % on test")
+    lines = ["| set | keep | arm | top-1 % (seeds) | mean ± s.d. | last training loss | GMACs |", "|" + " --- |" * 7]
+    for column in ("set", "keep", "arm", "top-1 % by seed", "mean ± s.d.", "train loss", "GMACs"):
+        table.add_column(column)
+    for key in dict.fromkeys((row["set"], row["keep_rate"], row["arm"]) for row in rows):
+        group = [row for row in rows if (row["set"], row["keep_rate"], row["arm"]) == key]
+        scores = [row["top1"] for row in group]
+        spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        cells = [
+            key[0],
+            f"{key[1]:g}",
+            key[2],
+            ", ".join(f"{score:.1f} (s{row['seed']})" for score, row in zip(scores, group, strict=True)),
+            f"{statistics.mean(scores):.1f}{spread}",
+            f"{statistics.mean(row['last_train_loss'] for row in group):.3f}",
+            f"{group[0]['gmacs']:.2f}",
+        ]
+        table.add_row(*cells)
+        lines.append("| " + " | ".join(cells) + " |")
+    console.print(table)
+    stem = study.out / f"table-{study.img_size}px-{study.epochs}ep"
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -256,7 +256,7 @@ def demo(argv: Sequence[str]) -> int:
     import tyro
 
     def demo(
-        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = "clca_demo", *, seed: int = 0
+        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = "clca-demo", *, seed: int = 0
     ) -> dict[str, Any]:
         """See it work in under four minutes, without downloads: one small ViT, four ways, on synthetic leaves.
 

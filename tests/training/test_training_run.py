@@ -162,6 +162,26 @@ def test_a_full_disk_is_found_before_training(make_config: Make, monkeypatch: py
         train(make_config(), quiet=True)
 
 
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), RuntimeError("inline_container.cc:671 . unexpected pos 9 vs 8")]
+)
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    whole = torch.save
+
+    def full_at_the_third(content: Any, path: Path) -> None:
+        whole(content, path)
+        if content["progress"]["step"] == 3:
+            raise failure
+
+    monkeypatch.setattr("clca.training.checkpoints.torch.save", full_at_the_third)
+    with pytest.raises(WorkError, match=r"last\.ckpt could not be written .*; the previous one, if any, is whole"):
+        train(make_config(checkpoint_steps=1), quiet=True)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["progress"]["step"] == 2
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(make_config: Make) -> None:
     with pytest.raises(
         WorkError, match=r"not finite at step \d+ \(epoch \d+\); the last good checkpoint is .*last.ckpt"

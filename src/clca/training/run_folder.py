@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise WorkError(f"{path} could not be written ({reason(error)}); the previous one, if any, is whole") from error
     except RuntimeError as error:  # torch's own writer reports a full disk as this
-        if "PytorchStreamWriter" not in str(error) and "write" not in str(error).lower():
+        if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "write")):
             raise
         raise WorkError(
             f"{path} could not be written (is the disk full?); the previous one, if any, is whole"

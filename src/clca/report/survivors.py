@@ -17,7 +17,7 @@ from clca.model import TokenReducedViT
 _FADED = 0.86  # how far a dropped patch goes towards paper
 _PAPER = np.array([0.955, 0.95, 0.935])
 _INK, _FAINT, _RIGHT, _WRONG = "#26302a", "#7b857e", "#2f7d4f", "#b5472f"
-_LINE = (1.0, 1.0, 1.0, 0.85)
+_LINE = (0.12, 0.16, 0.14, 0.8)
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ def draw_survivors(
                 color=_RIGHT if right else _WRONG,
             )  # fmt: skip
     note = (
-        "Patches in full detail are tokens of their own; patches within one outline and of one colour are merged into "
-        "one token; faded ones are dropped (EViT fuses them into one token). Below: the answer."
+        "In full detail: a token of its own. One outline, one colour: merged into one token. Faded: dropped (EViT "
+        "fuses the dropped into one token). Counts include CLS, carriers and recovered tokens. Below: the answer."
     )
     figure.text(0.62 / size[0], 0.26 / size[1], note, size=8, color=_FAINT, va="center")
     figure.savefig(path, dpi=160, format="png", facecolor=figure.get_facecolor())

@@ -309,7 +309,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.name,
         f"{row.top1:.1%}",
-        f"{row.gmacs:.3f}",
+        f"{row.gmacs:.4f}",
         f"{row.ms:.2f} ({row.ms_low:.2f}–{row.ms_high:.2f})",
         tokens,
     )

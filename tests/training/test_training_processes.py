@@ -38,11 +38,12 @@ def command(config: TrainConfig, file: Path, launcher: tuple[str, ...] = ()) -> 
 
 def start(words: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
 
 
 def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.is_file() and f'"step": {step},' in metrics.read_text():
             return
@@ -69,13 +70,13 @@ def test_killed_and_interrupted_at_random_steps_it_ends_with_the_same_bits(make_
     process = start(words)
     wait_for_step(process, folder / "metrics.jsonl", at + steps.randint(1, 30))
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in told
     assert told.splitlines()[-1].endswith(f"the same command, or clca train --resume {folder}, goes on from there")
 
     process = start(words)
-    printed, told = process.communicate(timeout=120)
+    printed, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert f"resuming {folder}" in told
     assert f"next: clca evaluate {folder}" in printed
@@ -86,6 +87,20 @@ def test_killed_and_interrupted_at_random_steps_it_ends_with_the_same_bits(make_
     for line, other in zip(read_lines(folder), read_lines(whole.folder), strict=True):
         line.pop("images_per_second", None), other.pop("images_per_second", None)
         assert line == other
+
+
+def test_a_time_limit_that_reaches_the_workers_too_loses_nothing(make_config: Make, tmp_path: Path) -> None:
+    words = command(make_config(epochs=200, workers=2), tmp_path / "run.yaml")
+    folder = tmp_path / "run"
+    process = start(words)
+    wait_for_step(process, folder / "metrics.jsonl", 5)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert "Traceback" not in told
+    assert f"clca train --resume {folder}" in told.splitlines()[-1]
+    done = max(line["step"] for line in read_lines(folder))
+    assert f"stopped after step {done};" in told
 
 
 def test_two_processes_reach_what_one_does(make_config: Make, tmp_path: Path) -> None:

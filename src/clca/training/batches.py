@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from clca.errors import ClcaError
 
 _ORDER, _AUGMENTATION, _STEP, _MIX = range(4)  # separate streams of random numbers from one seed
+_SECONDS_TO_SAVE = 30
 
 
 def _derived(*numbers: int) -> int:
@@ -126,6 +127,9 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
 
 def _leave_interrupts_to_the_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        # A queue's time limit reaches every process: serve on while the parent ends its step and saves.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_SAVE))
 
 
 def _loader_settings(workers: int, device: torch.device) -> dict:

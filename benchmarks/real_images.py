@@ -21,13 +21,13 @@ from pathlib import Path
 import timm
 import torch
 import tyro
-from clca.training.evaluation import evaluate
 from rich.console import Console
 from rich.table import Table
 
 from clca.config import ModelConfig
 from clca.training import TrainConfig, train
 from clca.training.config import DataConfig
+from clca.training.evaluation import evaluate
 
 
 @dataclass
@@ -114,7 +114,8 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
     """Print what is finished, and write it as JSON and Markdown."""
     rows = []
     for arm in arms:
-        summary, result = arm.folder(study) / "summary.json", arm.folder(study) / "evaluation" / "test" / "evaluation.json"
+        summary = arm.folder(study) / "summary.json"
+        result = arm.folder(study) / "evaluation" / "test" / "evaluation.json"
         if summary.is_file() and result.is_file():
             numbers, trained = json.loads(result.read_text()), json.loads(summary.read_text())
             rows.append(

@@ -311,9 +311,9 @@ def _caption(result: DemoResult, settings: DemoSettings) -> str:
     return (
         f"top-1: on {result.test_images} test leaves of {settings.cultivars} cultivars; chance is "
         f"{1 / settings.cultivars:.1%}, one standard error at most {error:.1f} points, one seed. All four start from "
-        f"one backbone, pretrained briefly, dense with the aggregation head, on leaves of other cultivars. ms an image: "
-        f"median of {settings.timed_rounds} rounds taken in turns, batches of {settings.timed_images}, with quartiles. Tokens: "
-        f"what each block puts out, CLS and carriers included."
+        "one backbone, pretrained briefly, dense with the aggregation head, on leaves of other cultivars. ms an "
+        f"image: median of {settings.timed_rounds} rounds taken in turns, batches of {settings.timed_images}, with "
+        "quartiles. Tokens: what each block puts out, CLS and carriers included."
     )
 
 

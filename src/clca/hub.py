@@ -20,7 +20,7 @@ from clca.config import ModelConfig, one_line
 from clca.errors import ClcaError, WorkError
 from clca.factory import build
 from clca.model import TokenReducedViT
-from clca.weights import _load_strict, read_state_dict
+from clca.weights import load_strict, read_state_dict
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -80,7 +80,7 @@ def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ClcaError(f"{folder} is not a finished run or saved model: it has no {file.name}")
-    content = describe(folder)
+    content = _read_config(config_file)
     if not isinstance(content.get("model"), dict):
         raise ClcaError(f"{config_file} does not describe a clca model: it has no settings under 'model'")
     try:
@@ -88,7 +88,7 @@ def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:
     except ValidationError as error:
         raise ClcaError(f"{config_file}: {one_line(error)}") from None
     model = build(config)
-    _load_strict(model, read_state_dict(weights_file), str(weights_file))
+    load_strict(model, read_state_dict(weights_file), str(weights_file))
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
     return model.eval()
 
@@ -130,15 +130,6 @@ def _beside(target: Path) -> Iterator[Path]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def describe(folder: str | Path) -> dict[str, Any]:
-    """The content of a saved model's `config.json`.
-
-    Raises:
-        ClcaError: If it is not JSON.
-    """
-    return _read_config(Path(folder) / CONFIG)
 
 
 def _read_config(file: Path) -> dict[str, Any]:

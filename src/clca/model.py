@@ -96,12 +96,7 @@ class TokenReducedViT(nn.Module):
     def _init_reductions(self, vit: VisionTransformer) -> None:
         config, cls = self.config, reduction_class(self.config.reduction)
         count = len(self.locations)
-        if not isinstance(config.keep_rate, float) and len(config.keep_rate) != count:
-            raise ClcaError(
-                f"keep_rate has {len(config.keep_rate)} rates for the {count} locations {list(self.locations)}: "
-                "give one rate, or one a location"
-            )
-        self._schedule = KeepSchedule(config.keep_rate, count)
+        self._schedule = _schedule(config.keep_rate, self.locations)
         if cls is None:
             self.reductions = nn.ModuleList()
             _warn_if_ignored(config.keep_rate)
@@ -178,10 +173,8 @@ class TokenReducedViT(nn.Module):
                 f"the parameters of {config.reduction} depend on the keep rate: make a new model for {rate} "
                 "(topk, evit, tome, ats, dynamicvit and dpcknn can change it at run time)"
             )
-        if not isinstance(config.keep_rate, float) and len(config.keep_rate) != len(self.locations):
-            raise ClcaError(f"keep_rate has {len(config.keep_rate)} rates for {len(self.locations)} locations")
+        self._schedule = _schedule(config.keep_rate, self.locations)
         self.config = config
-        self._schedule = KeepSchedule(config.keep_rate, len(self.locations))
 
     @property
     def _like(self) -> Tensor:
@@ -419,6 +412,15 @@ def _resolve_locations(config: ModelConfig, depth: int) -> tuple[int, ...]:
                 f"choose locations below {depth - 1}, or cla=False"
             )
     return config.locations
+
+
+def _schedule(keep_rate: float | tuple[float, ...], locations: tuple[int, ...]) -> KeepSchedule:
+    if not isinstance(keep_rate, float) and len(keep_rate) != len(locations):
+        raise ClcaError(
+            f"keep_rate has {len(keep_rate)} rates for the {len(locations)} locations {list(locations)}: "
+            "give one rate, or one a location"
+        )
+    return KeepSchedule(keep_rate, len(locations))
 
 
 def _resized(vit: VisionTransformer, size: tuple[int, int]) -> tuple[nn.Module, nn.Parameter | None]:

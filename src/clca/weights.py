@@ -65,7 +65,7 @@ def load_published(model: TokenReducedViT, checkpoint: str | Path | Mapping[str,
     """
     state = _state_dict(checkpoint) if isinstance(checkpoint, Mapping) else read_state_dict(checkpoint)
     where = "the state dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
-    _load_strict(model, from_published(state, model), where)
+    load_strict(model, from_published(state, model), where)
     return model
 
 
@@ -192,7 +192,12 @@ def from_published(state: Mapping[str, Tensor], model: TokenReducedViT, strict: 
     return renamed
 
 
-def _load_strict(model: TokenReducedViT, state: StateDict, where: str) -> None:
+def load_strict(model: TokenReducedViT, state: StateDict, where: str) -> None:
+    """Load a state dict in our naming that must fit tensor by tensor; `where` is its name in an error.
+
+    Raises:
+        ClcaError: If a tensor is missing, unknown or of another shape.
+    """
     own = model.state_dict()
     absent = [n for n in own if n not in state]
     unused = [n for n in state if n not in own]

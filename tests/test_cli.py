@@ -227,7 +227,7 @@ def test_ctrl_c_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: p
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "demo", (interrupted, ""))
+    monkeypatch.setattr("clca.commands.demo.run", interrupted)
     assert told(capsys, ["demo"]) == (130, "interrupted")
 
 

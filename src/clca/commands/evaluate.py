@@ -1,0 +1,58 @@
+"""`clca evaluate`."""
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from clca.commands.parsing import parse, rate
+
+
+def run(argv: Sequence[str]) -> int:
+    import tyro
+
+    def evaluate(
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None,
+        *,
+        split: Literal["test", "val", "train", "train_val"] = "test",
+        keep_rate: tuple[float, ...] = (),
+        batch_size: int = 64,
+        workers: int | None = None,
+        device: Literal["auto", "cpu"] = "auto",
+        precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
+        out: str | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate a run: accuracy, a table by class, the confusion matrix, cost and speed.
+
+        The files go to RUN/evaluation.
+
+        Examples:
+          clca evaluate runs/first
+          clca evaluate runs/first other_photos --split val
+          clca evaluate runs/first --keep-rate 0.25
+
+        Args:
+            run: Run folder, or a saved model's folder or hub id.
+            data: Other images than the run's own, of the same classes.
+            split: Which part of the images.
+            keep_rate: Keep this share of tokens, or one share a location, instead of what the run was trained with.
+            batch_size: Images at once.
+            workers: Processes that read images. Left away: one a core, at most 8.
+            device: auto takes the GPU if there is one.
+            precision: auto takes bf16 where the device computes it fast.
+            out: Folder for the files.
+        """
+        return dict(locals())
+
+    chosen = parse(evaluate, "clca evaluate", argv)
+    chosen["keep_rate"] = rate(chosen["keep_rate"])
+    from rich.console import Console
+
+    from clca.training import evaluate as run_evaluation
+
+    result = run_evaluation(chosen.pop("run"), chosen.pop("data"), chosen.pop("split"), **chosen)
+    if int(os.environ.get("RANK", 0)) == 0:
+        result.render(Console())
+        if result.folder is not None:
+            print(f"written to {result.folder}: evaluation.json, classes.csv, confusion.csv, confusion.png")
+    return 0

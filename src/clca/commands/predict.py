@@ -1,0 +1,83 @@
+"""`clca predict`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from clca.commands.parsing import parse, rate
+
+if TYPE_CHECKING:
+    from clca.training.prediction import Prediction
+
+
+def run(argv: Sequence[str]) -> int:
+    import tyro
+
+    def predict(
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+        images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES …")],
+        *,
+        top_k: int = 5,
+        format: Literal["table", "csv", "jsonl"] = "table",
+        out: str | None = None,
+        keep_rate: tuple[float, ...] = (),
+        batch_size: int = 32,
+        device: Literal["auto", "cpu"] = "auto",
+        precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
+    ) -> dict[str, Any]:
+        """Say what is in photographs. Files that cannot be read are told and left out; the exit code is then 1.
+
+        Examples:
+          clca predict runs/first leaf.jpg
+          clca predict runs/first photos/ 'more/*.png' --top-k 3
+          find photos -name '*.jpg' | clca predict runs/first - --format jsonl --out answers.jsonl
+
+        Args:
+            run: Run folder, or a saved model's folder or hub id.
+            images: Files, folders, patterns; - reads names from standard input, one a line.
+            top_k: Classes to name for each image.
+            format: A table to read, CSV, or one JSON object a line.
+            out: File to write to instead of the terminal.
+            keep_rate: Keep this share of tokens, or one share a location, instead of what the run was trained with.
+            batch_size: Images at once.
+            device: auto takes the GPU if there is one.
+            precision: auto takes bf16 where the device computes it fast.
+        """
+        return dict(locals())
+
+    chosen = parse(predict, "clca predict", argv)
+    names = [
+        name
+        for given in chosen["images"]
+        for name in ((line.rstrip("\r\n") for line in sys.stdin) if given == "-" else [given])
+        if name
+    ]
+    from clca.training import predict as classify
+    from clca.training.answers import write_answers
+
+    answers = classify(
+        chosen["run"],
+        names,
+        chosen["top_k"],
+        keep_rate=rate(chosen["keep_rate"]),
+        batch_size=chosen["batch_size"],
+        device=chosen["device"],
+        precision=chosen["precision"],
+    )
+    bad = 0
+
+    def readable() -> Any:
+        nonlocal bad
+        answer: Prediction
+        for answer in answers:
+            if answer.error is None:
+                yield answer
+            else:
+                bad += 1
+                print(f"clca: {answer.path}: {answer.error}", file=sys.stderr)
+
+    write_answers(readable(), chosen["format"], Path(chosen["out"]) if chosen["out"] else None)
+    if bad:
+        print(f"clca: {bad} of the files could not be read", file=sys.stderr)
+    return 1 if bad else 0

@@ -1,0 +1,39 @@
+"""`clca train`."""
+
+import os
+from collections.abc import Sequence
+
+from clca.commands.parsing import parse, value_of
+
+TRAIN_HELP = """Train a classifier with token reduction, and leave a run folder.
+
+DATA is a folder with train/, val/ and test/ and one folder a class in each. The settings left away are the published
+recipe. The same command again goes on where an interrupted run stopped.
+
+Examples:
+  clca train photos --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.1 --img-size 448
+  clca train photos --model vit_small_patch14_dinov2 --img-size 224 --epochs 10 --batch-size 16
+  clca train photos --model vit_tiny_patch16_224 --no-pretrained --out runs/first
+  torchrun --nproc-per-node 4 -m clca train photos --model deit3_base_patch16_224.fb_in1k
+  clca train --resume runs/first
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    from clca.training import flags
+
+    given = flags.read_file(value_of("--config", argv)) if value_of("--config", argv) else {}
+    parsed = parse(flags.arguments(given), "clca train", argv, TRAIN_HELP)
+    from clca.training import resume
+    from clca.training import train as run
+
+    if parsed.resume is not None:
+        result = resume(parsed.resume)
+    else:
+        config = flags.to_config(parsed, given)
+        result = run(config)
+    if int(os.environ.get("RANK", 0)) == 0:
+        watched = f"top-1 {result.watched['top1']:.1%} on the watched images, " if result.watched else ""
+        print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
+        print(f"next: clca evaluate {result.folder}")
+    return 0

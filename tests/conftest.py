@@ -18,6 +18,13 @@ def shared_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the resized images that the user keeps."""
+    os.environ["CLCA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("CLCA_CACHE_GB", None)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     folder = shared_folder()

@@ -1,4 +1,4 @@
-"""`clca data`: its two commands."""
+"""`clca data`: its commands."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,9 @@ from clca.cli import dispatch
 COMMANDS = {
     "check": ("data_check", "What is in a data set, and what is wrong with it"),
     "leaves": ("data_leaves", "Draw synthetic leaves into a folder"),
+    "cache": ("data_cache", "What resized images are kept on disk, and how to be rid of them"),
 }
 
 
 def run(argv: Sequence[str]) -> int:
-    return dispatch("clca data", "Look at a data set, or draw a synthetic one.", COMMANDS, argv)
+    return dispatch("clca data", "Look at a data set, draw a synthetic one, clear what is kept.", COMMANDS, argv)

@@ -20,6 +20,8 @@ def run(argv: Sequence[str]) -> int:
         workers: int | None = None,
         device: Literal["auto", "cpu"] = "auto",
         precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
+        cache: bool = True,
+        cache_gb: float | None = None,
         out: str | None = None,
     ) -> dict[str, Any]:
         """Evaluate a run: accuracy, a table by class, the confusion matrix, cost and speed.
@@ -40,6 +42,8 @@ def run(argv: Sequence[str]) -> int:
             workers: Processes that read images. Left away: one a core, at most 8.
             device: auto takes the GPU if there is one.
             precision: auto takes bf16 where the device computes it fast.
+            cache: Keep the resized images on disk, so that the next evaluation need not decode them again.
+            cache_gb: Gigabytes that all resized images may take. Left away: $CLCA_CACHE_GB, else 20.
             out: Folder for the files.
         """
         return dict(locals())

@@ -2,8 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clca.commands.parsing import parse, value_of
+
+if TYPE_CHECKING:
+    from clca.training import TrainConfig
 
 TRAIN_HELP = """Train a classifier with token reduction, and leave a run folder.
 
@@ -28,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     from clca.training import train as run
 
     if parsed.resume is not None:
-        result = resume(parsed.resume)
+        result = resume(parsed.resume) if parsed.run.cache else run(_without_cache(parsed.resume))
     else:
         config = flags.to_config(parsed, given)
         result = run(config)
@@ -37,3 +42,10 @@ def run(argv: Sequence[str]) -> int:
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
         print(f"next: clca evaluate {result.folder}")
     return 0
+
+
+def _without_cache(folder: str) -> "TrainConfig":
+    """The settings of a run in a folder, but for the cache."""
+    from clca.training.run_folder import stored_config
+
+    return stored_config(Path(folder)).model_copy(update={"out": Path(folder), "cache": False})

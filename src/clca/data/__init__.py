@@ -8,10 +8,11 @@ from PIL import Image
 
 from clca.data.leaves import Leaves
 from clca.data.listing import SPLITS, ImageDataset
+from clca.data.resized_cache import use_cache
 from clca.data.sources import SOURCES, read_listing
 from clca.errors import ClcaError
 
-__all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open"]
+__all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "use_cache"]
 
 
 def open(
@@ -47,7 +48,7 @@ def open(
     listing = read_listing(root, source)
     if strict and listing.problems:
         raise ClcaError(listing.problems[0])
-    return ImageDataset(listing.classes, listing.samples(split), transform)
+    return ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
 
 
 def is_leaves(root: str | Path) -> bool:

@@ -6,11 +6,13 @@ call fixes its result; Python's and numpy's generators are never touched.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
@@ -21,6 +23,34 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Augmentation = Literal["none", "medium", "strong"]
 Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class SquareResize:
+    """RGB image → RGB image of size × size pixels, the same every time."""
+
+    size: int
+    interpolation: str = "bicubic"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return _resize(self.size, square=True, interpolation=self.interpolation)(image)
+
+
+@dataclass(frozen=True)
+class ResizeFirst:
+    """A transform that begins with a resize to one shape without chance in it, whose result can thus be kept.
+
+    Attributes:
+        resize: The first part.
+        rest: The others; takes the resized image as PIL image or as uint8 `tv_tensors.Image` [3, H, W], and gives the
+            same bits and draws the same random numbers for both.
+    """
+
+    resize: SquareResize
+    rest: Callable[[Image.Image | tv_tensors.Image], Tensor]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.rest(self.resize(image))
 
 
 def train_transform(
@@ -50,8 +80,7 @@ def train_transform(
     flip = v2.RandomHorizontalFlip()
     to_tensor = _to_normalized_tensor(mean, std)
     if augmentation == "none":
-        resize = _resize(_resize_for(img_size), square=True)
-        return v2.Compose([resize, v2.RandomCrop(img_size), flip, *to_tensor])
+        return ResizeFirst(SquareResize(_resize_for(img_size)), v2.Compose([v2.RandomCrop(img_size), flip, *to_tensor]))
     if augmentation == "medium":
         trivial = v2.TrivialAugmentWide(interpolation=bicubic)
         return v2.Compose([random_resized_crop, flip, trivial, *to_tensor, v2.RandomErasing(0.3)])
@@ -97,8 +126,10 @@ def from_preprocess(preprocess: dict[str, Any]) -> Transform:
         raise ClcaError(f"the model's preprocess lacks {', '.join(missing)}: was it saved by clca?")
     _check_size(preprocess["img_size"])
     resize = _resize(preprocess["resize"], preprocess["square"], preprocess["interpolation"])
-    crop = v2.CenterCrop(preprocess["img_size"])
-    return v2.Compose([resize, crop, *_to_normalized_tensor(preprocess["mean"], preprocess["std"])])
+    rest = [v2.CenterCrop(preprocess["img_size"]), *_to_normalized_tensor(preprocess["mean"], preprocess["std"])]
+    if preprocess["square"]:
+        return ResizeFirst(SquareResize(preprocess["resize"], preprocess["interpolation"]), v2.Compose(rest))
+    return v2.Compose([resize, *rest])
 
 
 def _resize_for(img_size: int) -> int:
@@ -113,7 +144,15 @@ def _resize(size: int, square: bool, interpolation: str = "bicubic") -> v2.Resiz
 
 
 def _to_normalized_tensor(mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()]
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    return [v2.ToImage(), _ChannelsFirst(), to_float, v2.Normalize(list(mean), list(std)), v2.ToPureTensor()]
+
+
+class _ChannelsFirst(torch.nn.Module):
+    """Order pixels in memory as their shape says: arithmetic on a PIL image's R G B R G B … takes twice as long."""
+
+    def forward(self, image: tv_tensors.Image) -> tv_tensors.Image:
+        return tv_tensors.wrap(image.contiguous(), like=image)
 
 
 def _check_size(img_size: int) -> None:

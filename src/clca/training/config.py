@@ -126,6 +126,15 @@ class TrainConfig(BaseModel):
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Processes that read images, for each training process. Left away: one a core, at most 8."
     )
+    cache: bool = Field(
+        True,
+        description="Keep the resized images on disk, so that later epochs and runs need not decode them again (clca "
+        "data cache lists them). Medium and strong augmentation crop the originals, so there it serves the watched "
+        "images only.",
+    )
+    cache_gb: NotNegative | None = Field(
+        None, description="Gigabytes that all resized images may take. Left away: $CLCA_CACHE_GB, else 20."
+    )
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
     checkpoint_minutes: Positive = Field(10.0, description="Save last.ckpt at least this often, and after epochs.")
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = Field(
@@ -189,7 +198,7 @@ class TrainConfig(BaseModel):
 
 # What may differ between a run and its continuation: none of it changes the weights.
 NOT_PART_OF_A_RUN = frozenset(
-    {"out", "workers", "log_every", "checkpoint_minutes", "checkpoint_steps", "track", "device"}
+    {"out", "workers", "cache", "cache_gb", "log_every", "checkpoint_minutes", "checkpoint_steps", "track", "device"}
 )
 
 

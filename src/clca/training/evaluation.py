@@ -21,9 +21,9 @@ from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
 from clca.training.batches import default_workers, eval_loader
 from clca.training.confusion import most_confused, write_confusion_picture
-from clca.training.device import make_accelerator
+from clca.training.device import is_first_process, make_accelerator
 from clca.training.metrics import answer
-from clca.training.preflight import same_classes
+from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
 from clca.training.run_folder import read_config, reason, replacing, stored_config, write_json
 
 ROWS_SHOWN = 30
@@ -123,6 +123,8 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    cache: bool = True,
+    cache_gb: float | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a run or a saved model, over all processes that were launched.
@@ -136,6 +138,8 @@ def evaluate(
         workers: Processes that read images; None: one a core, at most 8.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
+        cache: Keep the resized images on disk (`clca.data.resized_cache`) and read those that are there.
+        cache_gb: Gigabytes that all of them may take; None: `$CLCA_CACHE_GB`, else 20.
         out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are
             not the run's), or nowhere if `run` is not a folder.
 
@@ -153,6 +157,10 @@ def evaluate(
     source = own.source if data is None and own is not None else None
     images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess))
     labelled = _Relabelled(images, model.classes, f"{root}: {split}")
+    if cache:
+        outcome = data_room.use_cache([images], gigabytes=cache_gb)
+        refuse_unreadable(outcome.bad, images.paths)
+        tell_problem(outcome.problem if is_first_process() else None)
     if keep_rate is not None:
         model.keep_rate = keep_rate
     accelerator = make_accelerator(device=device, precision=precision)

@@ -39,8 +39,8 @@ _GROUP_HELP = {
     "recipe": "How it learns; the published recipe if left away.",
     "run": "Where and on what it runs; nothing here changes the result but --precision.",
 }
-_RUN = ("out", "workers", "precision", "device", "channels_last", "grad_checkpointing", "log_every",
-        "checkpoint_minutes", "checkpoint_steps", "track")  # fmt: skip
+_RUN = ("out", "workers", "cache", "cache_gb", "precision", "device", "channels_last", "grad_checkpointing",
+        "log_every", "checkpoint_minutes", "checkpoint_steps", "track")  # fmt: skip
 _GROUP_OF = {"pretrained": "model", "weights": "model", **dict.fromkeys(_RUN, "run")}
 _GROUP_OF |= dict.fromkeys(("augmentation", "mixup", "cutmix", "batch_size"), "images")
 
@@ -120,7 +120,7 @@ def _metavar(name: str, info: FieldInfo) -> str:
     from typing import Literal, get_args, get_origin
 
     named = {"model": "NAME", "img_size": "PIXELS", "keep_rate": "RATE", "locations": "BLOCK", "out": "FOLDER"}
-    named |= {"weights": "FILE", "reduction": "NAME", "source": "NAME", "epochs": "N"}
+    named |= {"weights": "FILE", "reduction": "NAME", "source": "NAME", "epochs": "N", "cache_gb": "GB"}
     if name in named:
         return named[name]
     if get_origin(info.annotation) is Literal:

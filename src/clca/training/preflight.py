@@ -2,12 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from rich.console import Console
 
 from clca import data
+from clca.backbones import resolve
+from clca.config import ModelConfig
+from clca.data.inspection import BadImage
 from clca.data.inspection import verify_images as decode_images
+from clca.data.resized_cache import served_resize, use_cache
 from clca.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,10 +33,17 @@ Images = Any  # a torch Dataset with .classes, .paths, .labels and a settable .t
 
 @dataclass
 class Splits:
-    """The images learned from and, where there are any, those watched after every epoch."""
+    """The images learned from and, where there are any, those watched after every epoch.
+
+    Attributes:
+        cache: Whether resized images are kept on disk.
+        cache_gb: How much all of them may take, in 10⁹ bytes; None for the default.
+    """
 
     train: Images
     watched: Images | None
+    cache: bool = False
+    cache_gb: float | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -37,7 +51,7 @@ class Splits:
 
 
 def open_splits(config: TrainConfig) -> Splits:
-    """Open both splits, without transforms.
+    """Open both splits, with transforms of the size that the model will have, as far as that is known.
 
     Raises:
         ClcaError: A split is missing, there is one class only, or the watched split has classes that training lacks.
@@ -59,7 +73,24 @@ def open_splits(config: TrainConfig) -> Splits:
                 f"{where.root}: {name} has images of {_some([train.classes[label] for label in unseen])} "
                 "and training has none"
             )
-    return Splits(train, watched)
+    splits = Splits(train, watched, config.cache, config.cache_gb)
+    size = _expected_size(config.model)
+    if size is not None:
+        _give_transforms(splits, size, config.augmentation)
+    return splits
+
+
+def _expected_size(config: ModelConfig) -> int | None:
+    """Side of the images that a model will take, before it is made; None where only the model knows."""
+    size: Any = config.img_size or config.backbone_kwargs.get("img_size")
+    if size is None:
+        try:
+            usual = timm.get_pretrained_cfg_value(resolve(config.backbone).architecture, "input_size")
+        except (ClcaError, RuntimeError):  # an unknown name is refused when the model is made
+            return None
+        size = usual[1:] if usual else (0, 1)
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return height if height == width else None
 
 
 def same_classes(known: Sequence[str], found: Sequence[str], where: str, whose: str) -> None:
@@ -81,24 +112,60 @@ def _some(names: Sequence[str]) -> str:
 def verify_images(splits: Splits, progress: bool) -> None:
     """Decode every image file once, so that none fails in epoch 7; draw synthetic leaves before workers share them.
 
+    What the cache can keep goes there on the way; what is there already has been decoded before and has not changed.
+
     Args:
-        progress: Show a bar on a terminal if it takes long.
+        progress: Show a bar on a terminal if it takes long, and say so if the cache cannot be used.
 
     Raises:
         ClcaError: Naming up to three unreadable files, and how many there are.
     """
-    files = []
+    files, undecoded, bad = [], [], []
     for images in (splits.train, splits.watched):
         if isinstance(images, data.Leaves):
             for index in range(len(images)):
                 images.image(index)
         elif images is not None:
             files += images.paths
-    bad = decode_images(files, progress=progress)
-    if bad:
-        listed = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3])
-        more = f"; and {len(bad) - 3} more (clca data check lists them)" if len(bad) > 3 else ""
-        raise ClcaError(f"{len(bad)} of {len(files)} images cannot be used: {listed}{more}")
+            if not splits.cache or served_resize(images) is None:
+                undecoded += images.paths
+    if splits.cache:
+        outcome = use_cache(_both(splits), gigabytes=splits.cache_gb, progress=progress)
+        bad, undecoded = outcome.bad, undecoded + outcome.unread
+        tell_problem(outcome.problem if progress else None)
+        splits.cache = outcome.problem is None
+    bad += decode_images(undecoded, progress=progress)
+    refuse_unreadable(bad, files)
+
+
+def refuse_unreadable(bad: Sequence[BadImage], files: Sequence[Path]) -> None:
+    """Refuse images that cannot be read.
+
+    Args:
+        bad: What cannot be read, in any order.
+        files: All files that were looked at.
+
+    Raises:
+        ClcaError: Naming up to three, in the order of the files, and how many there are.
+    """
+    if not bad:
+        return
+    order = {path: number for number, path in enumerate(files)}
+    bad = sorted(bad, key=lambda image: order[image.path])
+    listed = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3])
+    more = f"; and {len(bad) - 3} more (clca data check lists them)" if len(bad) > 3 else ""
+    raise ClcaError(f"{len(bad)} of {len(files)} images cannot be used: {listed}{more}")
+
+
+def tell_problem(problem: str | None) -> None:
+    """Say in a line that the cache could not be used, which is no reason to stop."""
+    if problem is not None:
+        line = f"{problem}; the images are read from their own files"
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _both(splits: Splits) -> list[Images]:
+    return [images for images in (splits.train, splits.watched) if images is not None]
 
 
 def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True) -> TokenReducedViT:
@@ -137,8 +204,19 @@ def image_size(model: TokenReducedViT) -> int:
 
 
 def set_transforms(splits: Splits, size: int, augmentation: Augmentation) -> tuple[Images, Images | None]:
-    """Give each split its transform: augmentation for training, the plain one for watching."""
+    """Give each split its transform, augmentation for training, the plain one for watching; and the cache.
+
+    Raises:
+        ClcaError: An image that `verify_images` did not see in this process, nor on this machine, cannot be read.
+    """
+    _give_transforms(splits, size, augmentation)
+    if splits.cache:
+        outcome = use_cache(_both(splits), gigabytes=splits.cache_gb, progress=False)
+        refuse_unreadable(outcome.bad, [path for images in _both(splits) for path in images.paths])
+    return splits.train, splits.watched
+
+
+def _give_transforms(splits: Splits, size: int, augmentation: Augmentation) -> None:
     splits.train.transform = train_transform(size, augmentation, IMAGENET_MEAN, IMAGENET_STD)
     if splits.watched is not None:
         splits.watched.transform = eval_transform(size, IMAGENET_MEAN, IMAGENET_STD)
-    return splits.train, splits.watched

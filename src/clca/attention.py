@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clca.reductions.base import Evidence, exact
+from clca.reductions.base import Evidence, Selection, exact, take
 
 
 def splits(block: nn.Module) -> bool:
@@ -45,6 +46,111 @@ def attention_half(
     return x + block.drop_path1(block.ls1(attended)), evidence
 
 
+@dataclass
+class Projected:
+    """Keys and values of every token of a block, for which the queries may not be known yet.
+
+    Attributes:
+        x: What attention reads, after the norm, [B, N, C].
+        q: Queries [B, H, N, d], or None where they wait for the selection.
+        k, v: Keys and values, [B, H, N, d].
+        evidence: What was asked for.
+    """
+
+    x: Tensor
+    q: Tensor | None
+    k: Tensor
+    v: Tensor
+    evidence: Evidence
+
+
+def selects_rows(block: nn.Module, fuses: bool) -> bool:
+    """Whether `project` and `attend_selected` may stand for `attention_half` and a selection behind it.
+
+    The projections must be plain linear layers; to fuse tokens before the output projection it must be the next thing
+    that happens to them, without dropout of single entries.
+    """
+    if type(block) is not Block or type(block.attn) is not Attention:
+        return False
+    attn = block.attn
+    if attn.gate is not None or type(attn.qkv) is not nn.Linear or type(attn.proj) is not nn.Linear:
+        return False
+    dropout = attn.training and attn.proj_drop.p > 0
+    return not fuses or (isinstance(attn.norm, nn.Identity) and not dropout)
+
+
+def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], every_query: bool) -> Projected:
+    """The part of attention that comes before a selection, for a block for which `selects_rows` holds.
+
+    Args:
+        block: The block.
+        x: Tokens, [B, N, C].
+        key_bias: Added to the logits of each key, [B, 1, 1, N].
+        needs: Names of the `Evidence` fields to compute.
+        every_query: Whether all queries are needed; else only that of the CLS token is computed here, for evidence.
+    """
+    attn, x = block.attn, block.norm1(x)
+    if every_query:
+        q, k, v = _heads(attn, attn.qkv(x), 3)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        return Projected(x, q, k, v, _evidence(q, k, v, attn.scale, key_bias, needs))
+    width, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
+    k, v = _heads(attn, F.linear(x, weight[width:], None if bias is None else bias[width:]), 2)
+    k = attn.k_norm(k)
+    q = _queries(attn, x[:, :1]) if "cls_attention" in needs else k[:, :, :0]
+    return Projected(x, None, k, v, _evidence(q, k, v, attn.scale, key_bias, needs))
+
+
+def attend_selected(
+    block: Any, x: Tensor, projected: Projected, selection: Selection, key_bias: Tensor | None = None
+) -> Tensor:
+    """`selection.of(attention_half(block, x))` without computing what is not selected.
+
+    Attention rows are computed for the selected tokens alone. Tokens that are fused must attend, but as all that
+    follows is linear in them they are fused before the output projection instead of behind it.
+
+    Args:
+        block: The block.
+        x: Tokens before the block, [B, N, C].
+        projected: From `project`.
+        selection: What stays; a fused token needs every query in `projected`.
+        key_bias: The same as in `project`.
+
+    Returns:
+        Tokens [B, M, C].
+    """
+    attn = block.attn
+    q = projected.q if projected.q is not None else _queries(attn, take(projected.x, selection.kept))
+    attended = F.scaled_dot_product_attention(
+        q,
+        projected.k,
+        projected.v,
+        attn_mask=None if key_bias is None else key_bias.to(q.dtype),
+        dropout_p=attn.attn_drop.p if attn.training else 0.0,
+    )
+    attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
+    if projected.q is not None:
+        attended = selection.of(attended)
+    attended = attn.proj(attn.norm(attended))
+    if selection.fused is not None and attn.proj.bias is not None:
+        # A token fused from weights of sum s has s biases.
+        more = (selection.fused.sum(dim=1) - 1)[:, None, None] * attn.proj.bias
+        attended = torch.cat([attended[:, :-1], attended[:, -1:] + more.to(attended.dtype)], dim=1)
+    return selection.of(x) + block.drop_path1(block.ls1(attn.proj_drop(attended)))
+
+
+def _queries(attn: Attention, x: Tensor) -> Tensor:
+    """Queries [B, H, M, d] of the tokens x [B, M, C]."""
+    bias = attn.qkv.bias
+    q = F.linear(x, attn.qkv.weight[: attn.attn_dim], None if bias is None else bias[: attn.attn_dim])
+    return attn.q_norm(_heads(attn, q, 1)[0])
+
+
+def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """[B, N, parts · H · d] to `parts` tensors [B, H, N, d]."""
+    return x.unflatten(2, (parts, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it. x: [B, N, C]"""
     if type(block) is ResPostBlock:
@@ -62,8 +168,7 @@ def attend(
     """timm's `Attention.forward` with a key bias, and evidence that never needs [B, H, N, N]; see `attention_half`."""
     B, N, _ = x.shape
     gate = attn.gate(x).sigmoid() if attn.gate is not None else None
-    qkv = attn.qkv(x).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)  # [B, H, N, d]
+    q, k, v = _heads(attn, attn.qkv(x), 3)
     q, k = attn.q_norm(q), attn.k_norm(k)
     evidence = _evidence(q, k, v, attn.scale, key_bias, needs)
     if policy is not None:

@@ -20,14 +20,18 @@ class Cost:
     """Cost of one image.
 
     Attributes:
-        gmacs: Multiply-accumulate operations in 10⁹, half of what torch's FlopCounterMode counts (METHOD section 6).
+        gmacs: Multiply-accumulate operations of the method in 10⁹, as the published program computes it: half of what
+            torch's FlopCounterMode counts there (METHOD section 6).
         params: Number of parameters.
         tokens_per_block: Tokens that each block puts out, before the cache recovers any; a mean over images for ATS.
+        computed_gmacs: What this program computes of it: attention rows of dropped tokens are left out, and with the
+            aggregation head all rows of the last block but the CLS token's.
     """
 
     gmacs: float
     params: int
     tokens_per_block: tuple[float, ...]
+    computed_gmacs: float
 
 
 def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | None = None) -> Cost:
@@ -47,28 +51,33 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
     size = (img_size, img_size) if img_size is not None else tuple(model.patch_embed.img_size)
     # Of every module: a frozen part keeps its own mode.
     modes, loss = [(module, module.training) for module in model.modules()], model.auxiliary_loss
+    economical = model.economical
     model.eval()
     try:
+        given: list[tuple[Tensor, dict[str, Tensor]]]
         if model._pads:
             like = next(model.parameters())
             if images is None:
                 generator = torch.Generator().manual_seed(0)
                 images = torch.randn(4, model.in_chans, *size, generator=generator)
             # One at a time: beside others an image would be padded, and the padding counted.
-            runs = [_count(model, image[None].to(like.device, like.dtype), {}) for image in images]
+            given = [(image[None].to(like.device, like.dtype), {}) for image in images]
         else:
             # Shapes alone decide the cost, and the meta device computes nothing else.
             meta = {n: t.to("meta") for n, t in [*model.named_parameters(), *model.named_buffers()]}
             size = tuple(images.shape[-2:]) if images is not None else size
             x = torch.empty(1, model.in_chans, *size, device="meta", dtype=next(model.parameters()).dtype)
-            runs = [_count(model, x, meta)]
+            given = [(x, meta)]
+        runs: dict[bool, list[tuple[int, list[float]]]] = {}
+        for model.economical in (False, True):
+            runs[model.economical] = [_count(model, x, state) for x, state in given]
     finally:
         for module, training in modes:
             module.training = training
-        model.auxiliary_loss = loss
-    macs = sum(flops for flops, _ in runs) / len(runs) / 2
-    tokens = tuple(sum(counts) / len(runs) for counts in zip(*(t for _, t in runs), strict=True))
-    return Cost(macs / 1e9, sum(p.numel() for p in model.parameters()), tokens)
+        model.auxiliary_loss, model.economical = loss, economical
+    published, computed = (sum(flops for flops, _ in runs[way]) / len(given) / 2e9 for way in (False, True))
+    tokens = tuple(sum(counts) / len(given) for counts in zip(*(t for _, t in runs[True]), strict=True))
+    return Cost(published, sum(p.numel() for p in model.parameters()), tokens, computed)
 
 
 def _count(model: TokenReducedViT, x: Tensor, state: dict[str, Tensor]) -> tuple[int, list[float]]:

@@ -15,15 +15,16 @@ from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
-from clca.attention import attention_half, mlp_half, splits
+from clca.attention import attend_selected, attention_half, mlp_half, project, selects_rows, splits
 from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
 from clca.pooling import pool_padded
-from clca.reductions import Evidence, KeepSchedule, Reduction, TokenState, reduction_class
+from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
 from clca.trace import Trace, first_owner
 
+_NOTHING: frozenset[str] = frozenset()
 _PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
 
 
@@ -52,6 +53,7 @@ class TokenReducedViT(nn.Module):
         self.preprocess: dict[str, Any] | None = None
         self.auxiliary_loss: Tensor = torch.zeros(())
         self.grad_checkpointing = False
+        self.economical = True  # False computes also what nothing reads, as the published program does
         self.num_clr = config.num_clr if config.clc else 0
         self._adopt_embedding(vit, config.img_size)
         self.blocks = vit.blocks
@@ -215,9 +217,10 @@ class TokenReducedViT(nn.Module):
             cast(Reduction, self.reductions[0]).begin(x, state)
         cls_tokens = []
         for i, block in enumerate(self.blocks):
+            tokens = x.shape[1]
             x = self._run_block(i, block, x, state)
             if trace is not None:
-                trace.record(x, state)
+                trace.record(tokens if self._only_cls_is_read_after(i) else x.shape[1], state)
             if self.recover_at:
                 x = cache.after_block(i, x, state)
             if self.cla_head is not None and (i in self.locations or i == len(self.blocks) - 1):
@@ -236,7 +239,7 @@ class TokenReducedViT(nn.Module):
                 f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or set img_size"
             )
         x = self.patch_embed(x)
-        pos_embed = self.pos_embed
+        pos_embed: Tensor | None = self.pos_embed
         if self.dynamic_img_size:
             batch, height, width, dim = x.shape
             if pos_embed is not None:
@@ -249,17 +252,16 @@ class TokenReducedViT(nn.Module):
             x = x.view(batch, -1, dim)
         batch, num_patches = x.shape[:2]
         prefix = [getattr(self, name).expand(batch, -1, -1) for name in _PREFIX_TOKENS if hasattr(self, name)]
-        if pos_embed is None:
-            x = torch.cat([*prefix, x], dim=1)
-        elif self.no_embed_class:
-            x = torch.cat([*prefix, x + pos_embed], dim=1)
-        else:
-            x = torch.cat([*prefix, x], dim=1) + pos_embed
+        suffix: list[Tensor] = []
+        if pos_embed is not None and self.no_embed_class:
+            x = x + pos_embed
         if self.clr is not None:
-            clr = self.clr if self.clr_pos_embed is None else self.clr + self.clr_pos_embed
-            x = torch.cat([x, clr.expand(batch, -1, -1).to(x.dtype)], dim=1)
+            suffix = [self.clr.expand(batch, -1, -1)]
+            if self.clr_pos_embed is not None:
+                pos_embed = torch.cat([cast(Tensor, pos_embed), self.clr_pos_embed], dim=1)
+        x = torch.cat([*prefix, x, *suffix], dim=1)  # once: it is the longest sequence of all
         if pos_embed is not None:
-            x = self.pos_drop(x)
+            x = self.pos_drop(x if self.no_embed_class else x + pos_embed)
         x, kept = self._drop_patches(x)
         state = TokenState(
             prefix=self.num_prefix_tokens,
@@ -292,13 +294,33 @@ class TokenReducedViT(nn.Module):
             elif reduction.keeps_all(x.shape[1], state):
                 reduction = None
         policy = state.policy if state.masked else None
+        if self.economical and policy is None:
+            if reduction is not None and reduction.selects and selects_rows(block, reduction.fuses):
+                return self._select(block, x, reduction, state)
+            if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
+                return self._select(block, x, None, state)
         if reduction is None and state.key_bias is None and policy is None:
             return self._call(block, x)
-        needs = reduction.needs if reduction is not None else frozenset[str]()
+        needs = reduction.needs if reduction is not None else _NOTHING
         x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)
         if reduction is not None:
             x = reduction.reduce(x, evidence, state)
         return self._call(mlp_half, block, x)
+
+    def _select(self, block: nn.Module, x: Tensor, reduction: Reduction | None, state: TokenState) -> Tensor:
+        """A block that puts out a selection of its tokens, by the reduction or without one CLS alone."""
+        key_bias = state.key_bias  # of the tokens before the selection, which changes it
+        needs, every_query = (_NOTHING, False) if reduction is None else (reduction.needs, reduction.fuses)
+        projected = self._call(project, block, x, key_bias, needs, every_query)
+        if reduction is None:
+            selection = Selection(torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device))
+        else:
+            selection = reduction.select(x.shape[1], projected.evidence, state)
+        x = self._call(attend_selected, block, x, projected, selection, key_bias)
+        return self._call(mlp_half, block, x)
+
+    def _only_cls_is_read_after(self, index: int) -> bool:
+        return self.cla_head is not None and index == len(self.blocks) - 1
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():

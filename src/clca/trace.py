@@ -25,10 +25,10 @@ class Trace:
     owner: list[Tensor] = field(default_factory=list)
     tokens: list[int | Tensor] = field(default_factory=list)
 
-    def record(self, x: Tensor, state: TokenState) -> None:
+    def record(self, num_tokens: int, state: TokenState) -> None:
         assert state.owner is not None
         self.owner.append(state.owner)
-        self.tokens.append(x.shape[1] if state.valid is None else state.valid.sum(dim=1))
+        self.tokens.append(num_tokens if state.valid is None else state.valid.sum(dim=1))
 
 
 def first_owner(batch: int, patches: int, kept: Tensor | None, prefix: int, device: torch.device) -> Tensor:

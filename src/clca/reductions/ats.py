@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from clca.reductions.base import Evidence, Reduction, TokenState, kept_index, padding_bias, take
+from clca.reductions.base import Evidence, Reduction, Selection, TokenState, behind_prefix, kept_index, padding_bias
 from clca.reductions.registry import register_reduction
 
 
@@ -27,33 +27,32 @@ class ATS(Reduction):
         points = math.ceil(((2 * steps - 1) / (2 * steps) - 1 / (2 * steps)) / (1 / steps))
         return [(2 * i + 1) / (2 * steps) for i in range(points)]
 
-    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+    def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None
         assert evidence.value_norms is not None
-        prefix, (batch, num_tokens, _) = state.prefix, x.shape
+        prefix = state.prefix
         scores = (evidence.cls_attention * evidence.value_norms).sum(dim=1)[:, prefix:].detach()  # [B, n]
         if state.valid is not None:
             scores = scores * state.valid[:, prefix:]
         scores = scores / (scores.sum(dim=1, keepdim=True) + 1e-6)
-        points = torch.tensor(self.sample_points(state), dtype=scores.dtype, device=x.device)
+        points = torch.tensor(self.sample_points(state), dtype=scores.dtype, device=scores.device)
         sampled = torch.zeros_like(scores, dtype=torch.bool)
         sampled = sampled.scatter(1, _nearest(scores.cumsum(dim=1), points), True)
 
         count = sampled.sum(dim=1)  # [B]
         width = min(len(points), num_tokens - prefix)
         if not torch.compiler.is_compiling():
-            width = int(count.max()) if batch else 0
+            width = int(count.max()) if len(count) else 0
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix
-        real = torch.arange(width, device=x.device) < count.unsqueeze(1)
-        state.valid = torch.cat([real.new_ones(batch, prefix), real], dim=1)
+        real = torch.arange(width, device=count.device) < count.unsqueeze(1)
+        state.valid = torch.cat([real.new_ones(len(count), prefix), real], dim=1)
         state.key_bias = padding_bias(state.valid)
         if state.owner is not None:
             moved = kept_index(index, num_tokens, prefix)
-            dropped = torch.cat([sampled.new_zeros(batch, prefix), ~sampled], dim=1)
+            dropped = torch.cat([sampled.new_zeros(len(count), prefix), ~sampled], dim=1)
             state.move(moved.masked_fill(dropped, -1))
-        kept = torch.where(real.unsqueeze(-1), take(x, index), x.new_zeros(()))
-        return torch.cat([x[:, :prefix], kept], dim=1)
+        return Selection(behind_prefix(index, prefix))  # a padded place repeats a dropped token, which nothing sees
 
 
 def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:

@@ -54,6 +54,26 @@ class Evidence:
 
 
 @dataclass
+class Selection:
+    """What stays of the tokens, where that is known before their attention is computed.
+
+    Attributes:
+        kept: Positions of the tokens that stay, the prefix first, [B, M].
+        fused: Weights of one more token Σ wᵢ xᵢ behind them, [B, N]; None for none.
+    """
+
+    kept: Tensor
+    fused: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """The selected rows of x [B, N, C]: [B, M, C], or [B, M + 1, C] with a fused one."""
+        rows = take(x, self.kept)
+        if self.fused is None:
+            return rows
+        return torch.cat([rows, (self.fused.to(x.dtype).unsqueeze(1) @ x).to(x.dtype)], dim=1)
+
+
+@dataclass
 class TokenState:
     """What follows the tokens through one forward pass; a reduction updates it together with the tokens.
 
@@ -113,12 +133,16 @@ class TokenState:
 class Reduction(nn.Module):
     """A token reduction at one location. Subclasses are registered with `clca.register_reduction`.
 
+    A subclass defines `reduce`; or, where it works inside the block and its result is a selection, `select`, and then
+    nothing is computed for tokens that are dropped.
+
     Class attributes:
         place: "inside" the block, between attention and MLP, or "before" it.
         needs: The fields of `Evidence` that `reduce` reads.
         alters_attention: Whether later attentions need a key bias or a mask.
         fixed_counts: Whether parameters depend on the keep rate, which then cannot be set at run time.
         pads: Whether the number of tokens varies by image, so that a batch is padded.
+        fuses: Whether what `select` gives has a fused token.
 
     Args:
         dim: Embedding width C.
@@ -133,6 +157,7 @@ class Reduction(nn.Module):
     alters_attention: ClassVar[bool] = False
     fixed_counts: ClassVar[bool] = False
     pads: ClassVar[bool] = False
+    fuses: ClassVar[bool] = False
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__()
@@ -145,9 +170,18 @@ class Reduction(nn.Module):
         """Whether nothing would be removed from `num_tokens` tokens, so that the block runs as it is."""
         return False
 
+    def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
+        """Which of `num_tokens` tokens stay; updates `state`."""
+        raise TypeError(f"{type(self).__name__} defines neither reduce(x, evidence, state) nor select")
+
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         """Reduce the tokens [B, N, C] and update `state`; returns [B, N', C]."""
-        raise TypeError(f"{type(self).__name__} does not define reduce(x, evidence, state)")
+        return self.select(x.shape[1], evidence, state).of(x)
+
+    @property
+    def selects(self) -> bool:
+        """Whether `select` is all there is to it."""
+        return type(self).reduce is Reduction.reduce
 
 
 def exact(x: Tensor) -> AbstractContextManager[None]:
@@ -165,6 +199,12 @@ def descending(scores: Tensor) -> Tensor:
     return scores.argsort(dim=1, descending=True, stable=True)
 
 
+def behind_prefix(index: Tensor, prefix: int) -> Tensor:
+    """The positions of the prefix, then `index` [B, K]: [B, T + K]."""
+    own = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
+    return torch.cat([own, index], dim=1)
+
+
 def kept_index(index: Tensor, num_tokens: int, prefix: int, fill: int = -1) -> Tensor:
     """Where each of `num_tokens` tokens went when `index` [B, M] followed the prefix; `fill` elsewhere. [B, N]"""
     batch, kept = index.shape
@@ -175,8 +215,7 @@ def kept_index(index: Tensor, num_tokens: int, prefix: int, fill: int = -1) -> T
 
 def assigned_index(assignment: Tensor, prefix: int) -> Tensor:
     """Where each token went when candidate i joined cluster `assignment[:, i]` behind the prefix. [B, N]"""
-    own = torch.arange(prefix, device=assignment.device).expand(assignment.shape[0], -1)
-    return torch.cat([own, assignment + prefix], dim=1)
+    return behind_prefix(assignment + prefix, prefix)
 
 
 def padding_bias(valid: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, cat
+from torch.nn import functional as F
 
-from clca.reductions.base import Evidence, TokenState, descending, kept_index, take
+from clca.reductions.base import Evidence, Selection, TokenState, behind_prefix, descending, kept_index
 from clca.reductions.registry import register_reduction
 from clca.reductions.topk import TopK
 
@@ -13,15 +13,16 @@ from clca.reductions.topk import TopK
 class EViT(TopK):
     """Keep as Top-K does, then append Σ aᵢ xᵢ over the dropped tokens, aᵢ not renormalised (METHOD section 4)."""
 
-    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+    fuses = True
+
+    def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None
-        prefix, num_tokens = state.prefix, x.shape[1]
+        prefix = state.prefix
         count = self.count(num_tokens - prefix, state)
         scores = evidence.cls_attention.mean(dim=1)[:, prefix:]
-        order = descending(scores)
-        kept, dropped = order[:, :count], order[:, count:]
-        weights = scores.gather(1, dropped).to(x.dtype)
-        fused = weights.unsqueeze(1) @ take(x, dropped + prefix)  # [B, 1, C]
+        kept = descending(scores)[:, :count]
+        weights = F.pad(scores.scatter(1, kept, 0.0), (prefix, 0))  # [B, N]
+        kept = kept + prefix
         if state.owner is not None:
-            state.move(kept_index(kept + prefix, num_tokens, prefix, fill=prefix + count))
-        return cat([x[:, :prefix], take(x, kept + prefix), fused.to(x.dtype)], dim=1)
+            state.move(kept_index(kept, num_tokens, prefix, fill=prefix + count))
+        return Selection(behind_prefix(kept, prefix), fused=weights)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, cat
-
-from clca.reductions.base import Evidence, Reduction, TokenState, descending, kept_index, take
+from clca.reductions.base import Evidence, Reduction, Selection, TokenState, behind_prefix, descending, kept_index
 from clca.reductions.registry import register_reduction
 
 
@@ -25,10 +23,11 @@ class TopK(Reduction):
         candidates = num_tokens - state.prefix
         return self.count(candidates, state) >= candidates
 
-    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+    def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None
-        prefix, num_tokens = state.prefix, x.shape[1]
+        prefix = state.prefix
         scores = evidence.cls_attention.mean(dim=1)[:, prefix:]
         kept = descending(scores)[:, : self.count(num_tokens - prefix, state)] + prefix  # [B, K]
-        state.move(kept_index(kept, num_tokens, prefix))
-        return cat([x[:, :prefix], take(x, kept)], dim=1)
+        if state.owner is not None:
+            state.move(kept_index(kept, num_tokens, prefix))
+        return Selection(behind_prefix(kept, prefix))

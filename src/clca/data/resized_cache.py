@@ -172,7 +172,8 @@ class _Shelf:
             NoRoom: They do not fit; nothing was read.
             OSError: The folder cannot be written; nothing was read.
         """
-        writer, paths, moved = self._reserve(missing, wanted, limit)
+        writer, plan = self._reserve(missing, wanted, limit)
+        paths = plan.paths
         filling = _Filling(writer, self.resize, paths)
         try:
             description = "reading images" if progress else None
@@ -180,52 +181,68 @@ class _Shelf:
             problem: Exception | None = filling.failed
             try:
                 if problem is None:
-                    self._finish(filling, moved)
+                    self._finish(filling, plan)
             except (OSError, ValueError) as error:
                 problem = error
             return Outcome(bad, problem=_cannot_write(self.folder, problem) if problem else None)
         finally:
             writer.discard()
 
-    def _finish(self, filling: "_Filling", moved: dict[Source, tuple[RowFile, int]]) -> None:
-        """Copy the rows that move over and give the file its name."""
+    def _finish(self, filling: "_Filling", plan: "_Plan") -> None:
+        """Copy the rows that move over, give the file its name, and remove those whose place it takes."""
         images = filling.images
-        for source, (file, row) in moved.items():
+        for source, (file, row) in plan.moved.items():
             filling.writer.put(len(images), file.rows()[row])
             images.append(source)
         if any(images):
             filling.writer.finish(self.root, self.reading, images)
-        for path in {file.path for file, _ in moved.values()}:
+        for path in plan.replaced:
             path.unlink(missing_ok=True)
 
-    def _reserve(
-        self, missing: list[Path], wanted: list[Path], limit: float
-    ) -> tuple[RowWriter, list[Path], dict[Source, tuple[RowFile, int]]]:
-        """Find room for a new file: the writer, the images to read, and the rows to take over from old files."""
+    def _reserve(self, missing: list[Path], wanted: list[Path], limit: float) -> tuple[RowWriter, "_Plan"]:
+        """Find room for a new file, and decide what goes into it."""
         files = self.files()
         held = {source for source in map(Source.of, wanted) if source is not None}
         needed = {file.path for file in files if held & file.row_of.keys()}
         in_use = {path for rows in _open for path in rows.files.values()}
-        plans: list[tuple[list[Path], dict[Source, tuple[RowFile, int]], set[Path]]] = [(missing, {}, needed)]
+        plans = [_Plan(missing, keep=needed)]
         rows = self._rows_still_valid(files)
         if len(files) >= _MANY_FILES or 2 * len(rows) < sum(len(file.row_of) for file in files):
-            plans.insert(0, (missing, rows, {file.path for file in files}))
+            every = {file.path for file in files}
+            plans.insert(0, _Plan(missing, rows, keep=every, replaced=every))
         if needed:  # the old files may hold so much else that all is better read anew
-            plans.append((wanted, {}, set()))
+            plans.append(_Plan(wanted))
         with FileLock(self.folder / "room.lock"):
-            for number, (paths, moved, keep) in enumerate(plans):
-                count = len(paths) + len(moved)
+            for plan in plans:
+                count = len(plan.paths) + len(plan.moved)
                 try:
-                    make_room(self.folder, count * self.image_bytes, keep | in_use, limit, self.name)
-                    return RowWriter(self.folder, self.name, self.resize.size, count), paths, moved
+                    make_room(self.folder, count * self.image_bytes, plan.keep | in_use, limit, self.name)
+                    return RowWriter(self.folder, self.name, self.resize.size, count), plan
                 except NoRoom:
-                    if number == len(plans) - 1:
+                    if plan is plans[-1]:
                         raise
-        raise AssertionError("unreachable")
+        raise AssertionError("the last plan is made or refused")
 
     def _rows_still_valid(self, files: list[RowFile]) -> dict[Source, tuple[RowFile, int]]:
         rows = {source: (file, row) for file in files for source, row in file.row_of.items()}
         return {source: place for source, place in rows.items() if Source.of(source.path) == source}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a new file is to hold.
+
+    Attributes:
+        paths: Images to read.
+        moved: Rows to copy from old files.
+        keep: Files that must not make room for it.
+        replaced: Files that are of no use once it is there.
+    """
+
+    paths: list[Path]
+    moved: dict[Source, tuple[RowFile, int]] = field(default_factory=dict)
+    keep: set[Path] = field(default_factory=set)
+    replaced: set[Path] = field(default_factory=set)
 
 
 class _Filling:

@@ -46,11 +46,11 @@ class ATS(Reduction):
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix
         real = torch.arange(width, device=count.device) < count.unsqueeze(1)
-        state.valid = torch.cat([real.new_ones(len(count), prefix), real], dim=1)
+        state.valid = torch.cat([real.new_ones(count.shape[0], prefix), real], dim=1)
         state.key_bias = padding_bias(state.valid)
         if state.owner is not None:
             moved = kept_index(index, num_tokens, prefix)
-            dropped = torch.cat([sampled.new_zeros(len(count), prefix), ~sampled], dim=1)
+            dropped = torch.cat([sampled.new_zeros(count.shape[0], prefix), ~sampled], dim=1)
             state.move(moved.masked_fill(dropped, -1))
         return Selection(behind_prefix(index, prefix))  # a padded place repeats a dropped token, which nothing sees
 

@@ -81,6 +81,29 @@ def test_evaluate_prints_and_writes(run: Path, capsys: pytest.CaptureFixture[str
     assert (run / "evaluation" / "val-keep0.7" / "confusion.png").is_file()
 
 
+def test_the_cache_is_listed_cleared_and_left_alone(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    argv = ["evaluate", str(run), "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "out")]
+    assert main([*argv, "--no-cache"]) == 0
+    assert not (tmp_path / "resized").exists()
+    plain = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert main(argv) == 0
+    again = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {**plain, "images_per_second": 0} == {**again, "images_per_second": 0}
+    capsys.readouterr()
+    assert main(["data", "cache"]) == 0
+    printed = capsys.readouterr().out
+    assert str(photos) in printed
+    assert "37 × 37" in printed
+    assert f" kB of at most 20.00 GB in {tmp_path / 'resized'}" in printed
+    assert main(["data", "cache", "--clear"]) == 0
+    assert f" kB from {tmp_path}" in capsys.readouterr().out
+    assert not list((tmp_path / "resized").glob("*.rows"))
+
+
 def test_predict_as_csv_and_json_lines(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -118,7 +141,9 @@ def test_data_leaves_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "cultivar-001" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["data", "check"], ["data", "leaves"]])
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [["data", "check"], ["data", "leaves"], ["data", "cache"]]
+)
 def test_every_command_has_help_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = main([*command, "--help"])

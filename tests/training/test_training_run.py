@@ -233,6 +233,87 @@ def test_unreadable_images_are_named_before_training(make_config: Make, images: 
     assert find_run(tmp_path / "run", make_config()) == "new"
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "resized"
+
+
+def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: Any) -> None:
+        raise AssertionError(f"{path} was decoded")
+
+    for module in ("listing", "resized_cache", "inspection"):
+        monkeypatch.setattr(f"clca.data.{module}.read_image", refuse)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_and_without_cached_images_the_weights_are_the_same_bytes(
+    make_config: Make, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    settings = {"workers": workers, "model": {"reduction": "dynamicvit"}, "drop_path": 0.1}
+    plain = train(make_config(out=tmp_path / "plain", cache=False, **settings), quiet=True)
+    assert not own_cache.exists()
+    first = train(make_config(out=tmp_path / "first", **settings), quiet=True)
+    assert len(list(own_cache.glob("*.rows"))) == 1
+    refuse_to_decode(monkeypatch)  # neither to verify nor to learn nor to watch
+    second = train(make_config(out=tmp_path / "second", **settings), quiet=True)
+    expected = (plain.folder / "model.safetensors").read_bytes()
+    assert (first.folder / "model.safetensors").read_bytes() == expected
+    assert (second.folder / "model.safetensors").read_bytes() == expected
+    assert without_time(lines(plain.folder)) == without_time(lines(second.folder))
+
+
+def test_a_run_can_go_on_with_the_cache_switched(make_config: Make, tmp_path: Path, own_cache: Path) -> None:
+    whole = train(make_config(out=tmp_path / "whole", cache=False), quiet=True)
+    train(make_config(cache=False, checkpoint_steps=1), quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
+    config = make_config(cache=True, cache_gb=1.0)
+    assert find_run(tmp_path / "run", config) == "started"
+    assert same(weights(train(config, quiet=True).folder), weights(whole.folder))
+
+
+def test_with_strong_augmentation_only_the_watched_images_are_kept(make_config: Make, own_cache: Path) -> None:
+    train(make_config(augmentation="strong"), quiet=True)
+    [one] = clca.data.resized_room.cached_sets()
+    assert one.images == 18
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_training_goes_on(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = train(make_config(out=tmp_path / "plain", cache=False), quiet=True)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "file"))
+    capsys.readouterr()
+    result = train(make_config())
+    told = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
+    where = tmp_path / "file" / "resized"
+    assert told == [
+        f"the resized images are not cached: {where} cannot be written (not a directory); the images are read from "
+        "their own files"
+    ]
+    assert same(weights(result.folder), weights(plain.folder))
+
+
+def test_unreadable_images_are_named_the_same_with_part_of_them_cached(
+    make_config: Make, images: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    root = shutil.copytree(images, tmp_path / "copy")
+    train(make_config(out=tmp_path / "first", data={"root": str(root)}), quiet=True)
+    (root / "val" / "class2" / "1.png").write_text("hello")
+    (root / "train" / "class1" / "0.png").write_bytes(b"")
+    (root / "train" / "class1" / "0.png").unlink()
+    (root / "train" / "class1" / "0.png").symlink_to("nowhere.png")
+    told = []
+    for cache in (True, True, False):
+        with pytest.raises(ClcaError) as refused:
+            train(make_config(data={"root": str(root)}, cache=cache), quiet=True)
+        told.append(str(refused.value))
+    assert told[0] == told[1] == told[2]
+    assert "of 36 images cannot be used" in told[0] or "of 35 images cannot be used" in told[0]
+
+
 def test_one_class_and_missing_classes_are_refused(
     make_config: Make, tmp_path: Path, draw_images: Callable[..., Path]
 ) -> None:

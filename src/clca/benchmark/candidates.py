@@ -1,0 +1,235 @@
+"""What is timed: one model in one setting, made ready to be called."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clca.backbones import resolve
+from clca.cost import cost
+from clca.errors import ClcaError
+from clca.factory import create_model, reduce_tokens
+from clca.hub import from_pretrained
+from clca.model import TokenReducedViT
+
+DENSE = "dense"
+"""Name, in place of a reduction's, of timm's own model with its fused attention."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model in one setting; the fields are those of `BenchmarkConfig`, one value each."""
+
+    model: str
+    img_size: int
+    batch_size: int
+    reduction: str
+    keep_rate: float
+    precision: str = "fp32"
+    mode: str = "eager"
+    training: bool = False
+    cla: bool = True
+    clc: bool = True
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Unique among the candidates of a benchmark."""
+        return " ".join(str(value) for value in vars(self).values())
+
+    @property
+    def baseline(self) -> Candidate:
+        """The dense model in the same setting."""
+        return replace(self, reduction=DENSE, keep_rate=1.0)
+
+
+def is_run(model: str) -> bool:
+    """Whether a model is a run folder rather than timm's name of one."""
+    return Path(model).is_dir()
+
+
+@dataclass
+class Workshop:
+    """Makes candidates callable. They share the weights of the backbone, so that many fit into memory at once.
+
+    Args:
+        seed: Of weights and images.
+        alone: Whether one candidate is made only; it then holds nothing but its own weights.
+    """
+
+    seed: int = 0
+    alone: bool = False
+    _vits: dict[tuple[str, int], nn.Module] = field(default_factory=dict)
+    _images: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    _optimizer: torch.optim.Optimizer | None = None
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def model(self, candidate: Candidate) -> nn.Module:
+        """The model, on its device, in the mode for its work."""
+        torch.manual_seed(self.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            if candidate.reduction == DENSE:
+                model = self._vit(candidate)
+            elif is_run(candidate.model):
+                model = self._run(candidate)
+            else:
+                settings: dict[str, Any] = {n: getattr(candidate, n) for n in ("reduction", "keep_rate", "cla", "clc")}
+                if self.alone:
+                    model = create_model(candidate.model, img_size=candidate.img_size, **settings)
+                else:
+                    model = reduce_tokens(self._vit(candidate), **settings)
+        return model.to(candidate.device).train(candidate.training)
+
+    def _vit(self, candidate: Candidate) -> nn.Module:
+        key = candidate.model, candidate.img_size
+        if key not in self._vits:
+            name, kwargs = candidate.model, {}
+            if is_run(name):
+                config = from_pretrained(name).config
+                name, kwargs = config.backbone, {**config.backbone_kwargs, "num_classes": config.num_classes}
+            architecture = resolve(name).architecture
+            vit = timm.create_model(architecture, img_size=candidate.img_size, **kwargs)
+            self._vits[key] = vit.to(candidate.device)
+        return self._vits[key]
+
+    def _run(self, candidate: Candidate) -> TokenReducedViT:
+        key = f"{candidate.model}:own", candidate.img_size
+        if key not in self._vits:
+            self._vits[key] = from_pretrained(candidate.model).to(candidate.device)
+        own = self._vits[key]
+        # Settings of its own, the same weights.
+        shared = {id(tensor): tensor for tensor in [*own.parameters(), *own.buffers()]}
+        model: TokenReducedViT = copy.deepcopy(own, shared)  # type: ignore[assignment]
+        model.keep_rate = candidate.keep_rate
+        return model
+
+    def images(self, candidate: Candidate) -> Tensor:
+        """Noise, [B, 3, H, W] float32."""
+        size, batch = candidate.img_size, candidate.batch_size
+        key = candidate.device, size, batch
+        if key not in self._images:
+            generator = torch.Generator().manual_seed(self.seed)
+            images = torch.randn(batch, 3, size, size, generator=generator)
+            self._images[key] = images.to(candidate.device)
+        return self._images[key]
+
+    def work(self, candidate: Candidate, model: nn.Module | None = None) -> Callable[[], Any]:
+        """What the clock is held to: the forward pass of a batch, or a training step on it.
+
+        Args:
+            candidate: The setting.
+            model: What `self.model` made of it, if that was done already.
+
+        Raises:
+            ClcaError: The mode cannot do this work.
+        """
+        model = self.model(candidate) if model is None else model
+        images = self.images(candidate)
+        if candidate.mode == "onnx":
+            return self._onnx(candidate, model, images)
+        called: Callable[..., Tensor] = torch.compile(model) if candidate.mode == "compiled" else model
+        if candidate.training:
+            return self._training_step(candidate, model, called, images)
+
+        def infer() -> Tensor:
+            with torch.no_grad(), _autocast(candidate):
+                return called(images)
+
+        return infer
+
+    def _onnx(self, candidate: Candidate, model: nn.Module, images: Tensor) -> Callable[[], Any]:
+        if candidate.training or candidate.precision != "fp32":
+            raise ClcaError("ONNX Runtime is measured in inference and fp32 only")
+        try:
+            from clca.export import export_onnx, load_exported  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise ClcaError(f"needs the package {error.name}: pip install 'clca[export]'") from None
+        if not isinstance(model, TokenReducedViT):  # timm's own, by the same door: equal to the bit
+            model = reduce_tokens(model, cla=False, clc=False).eval()
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="clca-")
+        path = Path(self._folder.name) / f"{abs(hash(candidate)):x}.onnx"
+        session = load_exported(export_onnx(model, path))
+        pixels = images.cpu()
+        return lambda: session(pixels)
+
+    def _training_step(
+        self, candidate: Candidate, model: nn.Module, called: Callable[..., Tensor], images: Tensor
+    ) -> Callable[[], Any]:
+        """Forward, backward and AdamW's update, as in `clca train`."""
+        # One optimizer for all, which passes over what has no gradient: its moments are shared like the weights.
+        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]} if self._optimizer else set()
+        new = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        if self._optimizer is None:
+            self._optimizer = torch.optim.AdamW(new, lr=0.0)  # the weights stay what they are
+        elif new:
+            self._optimizer.add_param_group({"params": new})
+        optimizer = self._optimizer
+        labels = torch.arange(candidate.batch_size, device=images.device) % int(model.num_classes)  # type: ignore[arg-type]
+
+        def step() -> None:
+            with _autocast(candidate):
+                loss = F.cross_entropy(called(images).float(), labels)
+                if isinstance(model, TokenReducedViT):
+                    loss = loss + model.auxiliary_loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+
+def _autocast(candidate: Candidate) -> AbstractContextManager[Any]:
+    if candidate.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(candidate.device).type, DTYPES[candidate.precision])
+
+
+def run_alone(candidate: Candidate, seed: int) -> None:
+    """Make a candidate and call it twice: what `measure.peak_memory` weighs."""
+    work = Workshop(seed, alone=True).work(candidate)
+    for _ in range(2):
+        work()
+
+
+def counts(workshop: Workshop, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
+    """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as multiplied here."""
+    if not isinstance(model, TokenReducedViT):
+        model = reduce_tokens(model, cla=False, clc=False)
+    pads = any(getattr(reduction, "pads", False) for reduction in model.reductions)
+    found = cost(model, images=workshop.images(candidate)[:2] if pads else None)
+    computed = getattr(found, "computed_gmacs", None)
+    return {"patches": model.patch_embed.num_patches, "gmacs": found.gmacs, "computed_gmacs": computed}
+
+
+def check(candidate: Candidate) -> None:
+    """Refuse a model, size or setting that cannot be, before anything is measured.
+
+    Raises:
+        ClcaError: With the reason.
+    """
+    if is_run(candidate.model):
+        return
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        create_model(
+            candidate.model,
+            img_size=candidate.img_size,
+            reduction="none" if candidate.reduction == DENSE else candidate.reduction,
+            keep_rate=candidate.keep_rate,
+            cla=candidate.cla,
+            clc=candidate.clc,
+        )

@@ -1,0 +1,72 @@
+"""What is measured, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from clca.config import Rate
+from clca.reductions import list_reductions, reduction_class
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Mode = Literal["eager", "compiled", "onnx"]
+
+
+def _is_reduction(name: str) -> str:
+    reduction_class(name)
+    return name
+
+
+def _all_reductions() -> tuple[str, ...]:
+    return tuple(name for name in list_reductions() if name != "none")
+
+
+class BenchmarkConfig(BaseModel):
+    """What `clca.benchmark.benchmark` measures; everything left away takes about ten minutes on two cores.
+
+    Attributes:
+        models: Names of timm ViTs, or run folders, whose own weights and settings are then used.
+        img_sizes: Sides of the square images in pixels; a run is measured at its own.
+        reductions: Names; all of them if left away. A run is measured with its own.
+        keep_rates: Shares of tokens kept at every location.
+        batch_sizes: Images at once.
+        precisions: fp32, or bf16 or fp16 by autocast, as `clca train` and `clca predict` compute.
+        modes: eager, compiled by torch.compile, or exported to ONNX and run by ONNX Runtime.
+        training: Measure training steps (forward, backward, AdamW) instead of inference.
+        cla, clc: Cross-Layer Aggregation head and Cross-Layer Cache; a run has its own.
+        minutes: Time to fill with rounds.
+        rounds: This many instead, however long they take.
+        threads: Of the CPU; None for torch's own number.
+        memory: Measure peak memory too, each candidate alone in a fresh process.
+        device: auto takes the GPU if there is one.
+        seed: Of weights, images and the order of the candidates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[str, ...] = Field(("vit_small_patch16_224",), min_length=1)
+    img_sizes: tuple[PositiveInt, ...] = Field((448,), min_length=1)
+    reductions: tuple[Annotated[str, AfterValidator(_is_reduction)], ...] = Field(
+        default_factory=_all_reductions, min_length=1
+    )
+    keep_rates: tuple[Rate, ...] = Field((0.7, 0.5, 0.25, 0.1), min_length=1)
+    batch_sizes: tuple[PositiveInt, ...] = Field((8, 1), min_length=1)
+    precisions: tuple[Precision, ...] = Field(("fp32",), min_length=1)
+    modes: tuple[Mode, ...] = Field(("eager",), min_length=1)
+    training: bool = False
+    cla: bool = True
+    clc: bool = True
+    minutes: float = Field(10.0, gt=0)
+    rounds: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
+    memory: bool = True
+    device: Literal["auto", "cpu"] = "auto"
+    seed: int = 0
+
+
+QUICK = {"img_sizes": (224,), "keep_rates": (0.5, 0.1), "batch_sizes": (8, 1), "minutes": 1.2, "memory": False}
+"""What `--quick` sets: all reductions in under two minutes on two cores."""
+
+GROWTH = {"img_sizes": (224, 448, 896), "keep_rates": (0.1,), "batch_sizes": (1,)}
+"""What `--growth` sets: how time and memory grow with the number of patches."""

@@ -1,0 +1,309 @@
+"""What a benchmark found: rows, what they say, and the files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from clca.benchmark.candidates import DENSE, Candidate, is_run
+from clca.benchmark.config import BenchmarkConfig
+from clca.measure import Spread
+from clca.training.run_folder import make_writable, replacing, write_json
+
+LOSES_BELOW = 0.8
+"""Share of the MAC ratio below which a row is named as one that falls short."""
+WIDE = 100
+LEGEND = (
+    "× dense: over timm's model in the same round; of MACs: that over the ratio of GMACs, 1 where wall clock follows "
+    "the tokens; effic.: of the machine's measured matrix rate; memory: peak over dense; made: GMACs really multiplied"
+)
+JSON, CSV, PICTURE, PRINT = "benchmark.json", "benchmark.csv", "speedup.png", "speedup.pdf"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate's numbers; None where something could not be measured.
+
+    Attributes:
+        candidate: Model and setting.
+        rounds: Rounds it was timed in.
+        patches: Of one image.
+        gmacs: Multiply-accumulates of one image's forward pass in 10⁹, as the published method counts them.
+        computed_gmacs: What this program really multiplies.
+        mac_ratio: The dense model's GMACs over these.
+        milliseconds: A batch takes this long.
+        speed_up: Over timm's dense model in the same precision and mode, round by round.
+        over_eager: Over timm's dense model in the same precision, not compiled.
+        over_fp32: Over the same candidate in fp32.
+        peak_mib: Memory above what the process held before the model was made, in MiB.
+        memory_ratio: That over the dense model's.
+        efficiency: Share of the machine's measured matrix rate, 0 … 1; a training step counts as three passes.
+        error: Why there are no numbers.
+    """
+
+    candidate: Candidate
+    rounds: int = 0
+    patches: int = 0
+    gmacs: float | None = None
+    computed_gmacs: float | None = None
+    mac_ratio: float | None = None
+    milliseconds: Spread | None = None
+    speed_up: Spread | None = None
+    over_eager: Spread | None = None
+    over_fp32: Spread | None = None
+    peak_mib: float | None = None
+    memory_ratio: float | None = None
+    efficiency: float | None = None
+    error: str | None = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        return 1000 * self.candidate.batch_size / self.milliseconds.median if self.milliseconds else None
+
+    @property
+    def share(self) -> float | None:
+        """Speed-up over MAC ratio: 1 where wall clock follows the tokens."""
+        return self.speed_up.median / self.mac_ratio if self.speed_up and self.mac_ratio else None
+
+    def as_dict(self) -> dict[str, Any]:
+        numbers = asdict(self)
+        setting = numbers.pop("candidate")
+        setting["model"] = short_name(self.candidate.model)
+        return {**setting, **numbers, "images_per_second": self.images_per_second, "share_of_mac_ratio": self.share}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How cost grows with the number of patches P: exponents a of P^a, by least squares over the image sizes."""
+
+    candidate: Candidate
+    patches: tuple[int, ...]
+    macs: float
+    time: float
+    memory: float | None
+
+
+@dataclass
+class Benchmark:
+    """What `benchmark` measured.
+
+    Attributes:
+        config: What was asked for.
+        rows: One a candidate, groups of the same setting together, the dense model first.
+        growth: Where there are several image sizes.
+        matrix_rate: GMAC/s of the machine by precision.
+        bandwidth: GB/s of copying.
+        machine, versions, command: Where and how.
+        notes: What a reader must know.
+        interrupted: Whether Ctrl-C ended it early.
+    """
+
+    config: BenchmarkConfig
+    rows: list[Row]
+    growth: list[Growth]
+    matrix_rate: dict[str, float]
+    bandwidth: float
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def groups(self) -> Iterator[tuple[str, list[Row]]]:
+        """Rows of one table or panel each, with its title."""
+        for title, rows in groupby(self.rows, key=lambda row: title_of(row.candidate)):
+            yield title, list(rows)
+
+    def falls_short(self) -> list[str]:
+        """One line for every row that is slower than dense, or far below its MAC ratio."""
+        return [line for title, rows in self.groups() for line in _verdicts(rows, f" ({title})")]
+
+    def render(self, console: Console) -> None:
+        """Print machine, tables, what falls short, and notes."""
+        for title, rows in self.groups():
+            console.print(_table(title, rows, console.width >= WIDE))
+            for row in rows:
+                if row.error is not None:
+                    _say(console, f"{row.candidate.reduction} {row.candidate.keep_rate:g} failed: {row.error}")
+            for line in _verdicts(rows):
+                _say(console, line)
+            console.print()
+        if self.growth:
+            console.print(_growth_table(self.growth))
+        if any(row.mac_ratio for row in self.rows):
+            _say(console, LEGEND)
+        rates = ", ".join(f"{rate:.0f} GMAC/s {name}" for name, rate in self.matrix_rate.items())
+        machine = self.machine
+        where = ", ".join([machine["cpu"], f"{machine['threads']} threads", *machine["flags"], *machine["gpu"]])
+        _say(console, f"{where}; matrix products {rates}, copying {self.bandwidth:.0f} GB/s")
+        for line in self.notes:
+            _say(console, line)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `benchmark.json`."""
+        config = json.loads(self.config.model_dump_json())
+        config["models"] = [short_name(model) for model in self.config.models]
+        growth = [
+            {**{k: v for k, v in asdict(g).items() if k != "candidate"}, "reduction": g.candidate.reduction}
+            | {"model": short_name(g.candidate.model), "keep_rate": g.candidate.keep_rate}
+            for g in self.growth
+        ]
+        return {
+            "format": "clca-benchmark-1", "command": self.command, "machine": self.machine, "versions": self.versions,
+            "config": config, "matrix_rate_gmacs": self.matrix_rate, "bandwidth_gb": self.bandwidth,
+            "rows": [row.as_dict() for row in self.rows], "growth": growth, "falls_short": self.falls_short(),
+            "notes": self.notes, "interrupted": self.interrupted,
+        }  # fmt: skip
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write `benchmark.json`, `benchmark.csv` and, where something was measured, the picture as PNG and PDF.
+
+        Raises:
+            ClcaError: The folder cannot be written.
+            WorkError: A file could not be written; its predecessor is whole.
+        """
+        from clca.report.speedup import draw_speed_ups
+
+        make_writable(folder)
+        write_json(folder / JSON, self.as_dict())
+        with replacing(folder / CSV) as temporary:
+            temporary.write_text(_csv(self.rows), encoding="utf-8")
+        written = [folder / JSON, folder / CSV]
+        panels = [(title, rows) for title, rows in self.groups() if any(row.share for row in rows)]
+        if panels:
+            for name in (PICTURE, PRINT):
+                with replacing(folder / name) as temporary:
+                    draw_speed_ups(temporary, panels, name.rpartition(".")[2])
+                written.append(folder / name)
+        return written
+
+
+def short_name(model: str) -> str:
+    """A run's folder without the folders above."""
+    return Path(model).resolve().name if is_run(model) else model
+
+
+def title_of(candidate: Candidate) -> str:
+    """The setting that rows of one table share."""
+    work = "training step" if candidate.training else "inference"
+    size = f"{candidate.img_size} px, batch {candidate.batch_size}"
+    return f"{short_name(candidate.model)}, {size}, {candidate.precision}, {candidate.mode}, {work}"
+
+
+def exponent(patches: tuple[int, ...], values: tuple[float, ...]) -> float:
+    """The a of the power law values ≈ c · patches^a, by least squares over the logarithms."""
+    return float(np.polyfit(np.log(patches), np.log(values), 1)[0])
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=False)
+
+
+def _verdicts(rows: list[Row], where: str = "") -> list[str]:
+    """One line for every row that is slower than dense, or far below its MAC ratio."""
+    lines = []
+    for row in rows:
+        if row.candidate.reduction == DENSE or row.speed_up is None or row.share is None:
+            continue
+        name, speed = f"{row.candidate.reduction} {row.candidate.keep_rate:g}{where}", row.speed_up.median
+        if speed < 1:
+            lines.append(f"{name} is slower than dense: {speed:.2f} × its speed")
+        elif row.share < LOSES_BELOW:
+            lines.append(f"{name} falls behind its MACs: {speed:.2f} × faster for {row.mac_ratio:.2f} × fewer")
+    return lines
+
+
+def _table(title: str, rows: list[Row], wide: bool) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    comparing = [name for name in ("× eager", "× fp32") if any(_cells(row)[name] for row in rows)]
+    columns = ["keep", "GMACs"]
+    if wide and any(row.computed_gmacs is not None for row in rows):
+        columns.append("made")
+    columns += ["ms", "ms range"] if wide else ["ms"]
+    weighed = any(row.peak_mib is not None for row in rows)
+    columns += (["img/s"] if wide or not (comparing or weighed) else []) + ["× dense", "p10–p90", "of MACs", *comparing]
+    columns += ["effic."] if wide or not comparing else []
+    if weighed:
+        columns += ["MiB", "memory"] if wide else ["memory"]
+    table.add_column("reduction", no_wrap=True)
+    for name in columns:
+        table.add_column("p10–p90" if name == "ms range" else name, justify="right", no_wrap=True)
+    for row in rows:
+        cells = _cells(row)
+        empty = row.error is not None
+        table.add_row(row.candidate.reduction, *("" if empty and name != "keep" else cells[name] for name in columns))
+    return table
+
+
+def _cells(row: Row) -> dict[str, str]:
+    def one(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    def low_high(spread: Spread | None, form: str) -> str:
+        return "" if spread is None else f"{spread.p10:{form}}–{spread.p90:{form}}"
+
+    time, speed = row.milliseconds, row.speed_up
+    form = ".0f" if time is not None and time.median >= 100 else ".1f"
+    return {
+        "keep": f"{row.candidate.keep_rate:g}",
+        "GMACs": one(row.gmacs, ".2f"),
+        "made": one(row.computed_gmacs, ".2f"),
+        "ms": one(time.median if time else None, form),
+        "ms range": low_high(time, form),
+        "img/s": one(row.images_per_second, ".1f"),
+        "× dense": one(speed.median if speed else None, ".2f"),
+        "p10–p90": low_high(speed, ".2f"),
+        "of MACs": one(row.share, ".2f"),
+        "× eager": one(row.over_eager.median if row.over_eager else None, ".2f"),
+        "× fp32": one(row.over_fp32.median if row.over_fp32 else None, ".2f"),
+        "effic.": one(row.efficiency, ".0%"),
+        "MiB": one(row.peak_mib, ".0f"),
+        "memory": one(row.memory_ratio, ".2f"),
+    }
+
+
+def _growth_table(growth: list[Growth]) -> Table:
+    patches = ", ".join(str(count) for count in growth[0].patches)
+    title = f"exponent in the number of patches ({patches})"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("reduction")
+    for name in ("keep", "batch", "setting", "MACs", "time", "memory"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    for line in growth:
+        candidate = line.candidate
+        memory = "" if line.memory is None else f"{line.memory:.2f}"
+        setting = f"{candidate.precision}, {candidate.mode}"
+        cells = (f"{candidate.keep_rate:g}", str(candidate.batch_size), setting, f"{line.macs:.2f}", f"{line.time:.2f}")
+        table.add_row(candidate.reduction, *cells, memory)
+    return table
+
+
+def _csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    flat = []
+    for row in rows:
+        numbers = row.as_dict()
+        for name, value in list(numbers.items()):
+            if name in ("milliseconds", "speed_up", "over_eager", "over_fp32"):
+                del numbers[name]
+                numbers |= {f"{name}_{part}": (value or {}).get(part) for part in ("median", "p10", "p90")}
+        flat.append(numbers)
+    writer = csv.DictWriter(text, list(flat[0]) if flat else ["model"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()

@@ -1,0 +1,281 @@
+"""`benchmark(config)`: all candidates of a model and batch size in the same rounds, as many as the time allows."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import product
+from time import monotonic
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from clca.benchmark.candidates import DENSE, DTYPES, Candidate, Workshop, check, counts, is_run, run_alone
+from clca.benchmark.config import BenchmarkConfig
+from clca.benchmark.progress import Meter
+from clca.benchmark.result import Benchmark, Growth, Row, exponent, short_name
+from clca.errors import ClcaError, WorkError
+from clca.hub import from_pretrained
+from clca.measure import (
+    Spread,
+    bandwidth,
+    command,
+    machine,
+    matrix_rate,
+    peak_memory,
+    rounds,
+    speed_ups,
+    using_threads,
+    versions,
+)
+
+LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
+PASSES_OF_A_STEP = 3  # the backward pass multiplies twice as much as the forward pass
+SECONDS_A_PROCESS = 1.0  # to fork, and to make a model
+
+
+def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchmark:
+    """Measure every candidate beside timm's own dense model.
+
+    Ctrl-C ends it early: what was measured until then is in the result, which says `interrupted`.
+
+    Args:
+        config: What to measure.
+        console: Where progress goes; stderr if left away.
+
+    Raises:
+        ClcaError: A model, size or setting that cannot be; found before anything is measured.
+    """
+    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
+    if "fp16" in config.precisions and device == "cpu":
+        raise ClcaError("--precisions fp16 needs a GPU; on a CPU choose fp32 or bf16")
+    groups = [_Group(list(_candidates(config, model, batch, device)), config)
+              for model, batch in product(config.models, config.batch_sizes)]  # fmt: skip
+    seen = set[Any]()
+    for candidate in (candidate for group in groups for candidate in group.candidates):
+        key = candidate.model, candidate.img_size, candidate.reduction, candidate.keep_rate
+        if key not in seen:
+            seen.add(key)
+            check(candidate)
+    rates, copying, interrupted = dict[str, float](), math.nan, False
+    deadline = monotonic() + 60 * config.minutes
+    with using_threads(config.threads), _compiling(config), Meter(console) as meter:
+        told = machine()
+        try:
+            meter.show(0, "the machine's rates")
+            rates, copying = _best_rates(config, device, {}), bandwidth(device)
+            weights = [group.weight for group in groups]
+            for number, group in enumerate(groups):
+                share = weights[number] / sum(weights[number:])
+                done = sum(weights[:number]) / sum(weights)
+                group.run(monotonic() + share * (deadline - monotonic()), meter, done, weights[number] / sum(weights))
+                rates = _best_rates(config, device, rates)
+        except KeyboardInterrupt:
+            interrupted = True
+    rows = [row for group in groups for row in group.rows(rates)]
+    notes = [note for group in groups for note in group.notes(interrupted)]
+    if any(row.candidate.reduction == "ats" for row in rows):
+        notes.append("ATS: how many tokens it keeps depends on image and weights; measured on noise"
+                     + ("" if all(map(is_run, config.models)) else " with random weights"))  # fmt: skip
+    return Benchmark(config, rows, _growth(rows), rates, copying, told, versions(), command(), notes, interrupted)
+
+
+def _best_rates(config: BenchmarkConfig, device: str, before: dict[str, float]) -> dict[str, float]:
+    """The matrix rates, the best so far of each: what else runs on the machine can only lower them."""
+    return {name: max(before.get(name, 0), matrix_rate(DTYPES[name], device)) for name in config.precisions}
+
+
+def _candidates(config: BenchmarkConfig, model: str, batch: int, device: str) -> Iterator[Candidate]:
+    """The candidates of a group, in the order of the table."""
+    sizes: tuple[int, ...] = config.img_sizes
+    reductions, cla, clc = config.reductions, config.cla, config.clc
+    rates: tuple[Any, ...] = config.keep_rates
+    if is_run(model):
+        own = from_pretrained(model)
+        height, width = own.patch_embed.img_size
+        if height != width:
+            raise ClcaError(f"{model}: takes oblong images, {height}×{width}: only square ones are measured")
+        sizes, reductions, cla, clc = (height,), (own.config.reduction,), own.config.cla, own.config.clc
+        if any(getattr(reduction, "fixed_counts", False) for reduction in own.reductions):
+            rates = (own.keep_rate,)
+    modes = config.modes if "eager" in config.modes else ("eager", *config.modes)
+    for size, precision, mode in product(sizes, config.precisions, modes):
+        if precision != "fp32" and mode == "onnx":
+            continue
+        dense = Candidate(model, size, batch, DENSE, 1.0, precision, mode, config.training, cla, clc, device)
+        yield dense
+        if mode not in config.modes:  # the eager dense model alone, to compare with
+            continue
+        for reduction in reductions:
+            for rate in rates if reduction != "none" else (1.0,):
+                yield replace(dense, reduction=reduction, keep_rate=rate)
+
+
+def _compiling(config: BenchmarkConfig) -> AbstractContextManager[Any]:
+    """All candidates share their code, so each is one more recompilation to torch; none may fall back to eager."""
+    if "compiled" not in config.modes:
+        return nullcontext()
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(
+        recompile_limit=1000, accumulated_recompile_limit=10000, fail_on_recompile_limit_hit=True
+    )
+
+
+@dataclass
+class _Group:
+    """The candidates that are timed in the same rounds, and what was found about them."""
+
+    candidates: list[Candidate]
+    config: BenchmarkConfig
+    found: list[dict[str, float]] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> float:
+        """About how long a round takes, in no particular unit."""
+        return sum(c.batch_size * c.img_size**2 * (0.3 + 0.7 * c.keep_rate) for c in self.candidates)
+
+    def run(self, until: float, meter: Meter, done: float, share: float) -> None:
+        """Measure until about `until`; this group is `share` of all the work, of which `done` was done before."""
+        begin = monotonic()
+        first = self.candidates[0]
+        what = f"{short_name(first.model)}, batch {first.batch_size}"
+
+        def show(text: str) -> None:
+            passed = min(1.0, (monotonic() - begin) / max(1e-9, until - begin))
+            meter.show(done + share * passed, f"{what}: {text}")
+
+        show("making models")
+        workshop, calls = Workshop(self.config.seed), {}
+        for candidate in self.candidates:
+            try:
+                model = workshop.model(candidate)
+                self.counts[candidate.name] = counts(workshop, candidate, model)
+                calls[candidate.name] = workshop.work(candidate, model)
+            except Exception as error:
+                self._failed(candidate.name, error)
+        started, number = monotonic(), 0
+        for seconds in rounds(
+            calls,
+            seed=self.config.seed,
+            device=first.device,
+            failed=self._failed,
+            progress=lambda _: show(f"round {len(self.found) + 1}" if self.found else "warming up, round 1"),
+        ):
+            now, number = monotonic(), number + 1
+            self.found.append(seconds)
+            # The first includes warming up; memory takes two calls of each and a process.
+            each = (now - started) / number
+            memory = 2 * each + SECONDS_A_PROCESS * len(calls) if self.config.memory else 0
+            if number >= (self.config.rounds or MOST_ROUNDS):
+                break
+            if self.config.rounds is None and number >= LEAST_ROUNDS and now + each + memory > until:
+                break
+        del workshop, calls
+        gc.collect()
+        if self.config.memory:
+            self._weigh(show)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        text = " ".join(str(error).split())
+        kind = "" if isinstance(error, (ClcaError, WorkError)) else f"{type(error).__name__}: "
+        self.errors[name] = (kind + (text if len(text) <= 160 else text[:157] + "…")).removesuffix(": ")
+
+    def _weigh(self, show: Any) -> None:
+        for candidate in self.candidates:
+            if candidate.name in self.errors or candidate.mode != "eager":
+                continue
+            show(f"memory of {candidate.reduction} {candidate.keep_rate:g}")
+            try:
+                peak = peak_memory(run_alone, candidate, self.config.seed, device=candidate.device)
+            except WorkError as error:
+                self._failed(candidate.name, error)
+                continue
+            self.peaks[candidate.name] = peak / 2**20
+
+    def rows(self, rates: dict[str, float]) -> list[Row]:
+        """One row for each candidate that was measured or failed."""
+        names = [candidate.name for candidate in self.candidates]
+        # Only rounds that all who did not fail took part in, so that rounds are compared with themselves.
+        times = {name: [seconds[name] for seconds in self.found] for name in names
+                 if self.found and all(name in seconds for seconds in self.found)}  # fmt: skip
+        made = []
+        for candidate in self.candidates:
+            name, error = candidate.name, self.errors.get(candidate.name)
+            if error is not None:
+                made.append(Row(candidate, error=error))
+            elif name in times:
+                made.append(self._row(candidate, times, rates[candidate.precision]))
+        return made
+
+    def _row(self, candidate: Candidate, times: dict[str, list[float]], rate: float) -> Row:
+        name, dense = candidate.name, candidate.baseline
+        count, base = self.counts[name], self.counts.get(dense.name, {})
+        milliseconds = Spread.of([1000 * seconds for seconds in times[name]])
+        gmacs, made = count["gmacs"], count["computed_gmacs"] or count["gmacs"]
+        passes = PASSES_OF_A_STEP if candidate.training else 1
+        peak, dense_peak = self.peaks.get(name), self.peaks.get(dense.name)
+
+        def over(other: Candidate) -> Spread | None:
+            return speed_ups(times, other.name)[name] if other.name in times else None
+
+        return Row(
+            candidate,
+            rounds=len(times[name]),
+            patches=count["patches"],
+            gmacs=gmacs,
+            computed_gmacs=count["computed_gmacs"],
+            mac_ratio=(base.get("gmacs") or math.nan) / gmacs if base else None,
+            milliseconds=milliseconds,
+            speed_up=over(dense),
+            over_eager=over(replace(dense, mode="eager")) if candidate.mode != "eager" else None,
+            over_fp32=over(replace(candidate, precision="fp32")) if candidate.precision != "fp32" else None,
+            peak_mib=peak,
+            memory_ratio=peak / dense_peak if peak and dense_peak else None,
+            efficiency=1000 * candidate.batch_size * made * passes / milliseconds.median / rate,
+        )
+
+    def notes(self, interrupted: bool) -> list[str]:
+        """How few the rounds were, where they were few."""
+        count, asked = len(self.found), self.config.rounds
+        first = self.candidates[0]
+        what = f"{short_name(first.model)}, batch {first.batch_size}"
+        if interrupted and count < (asked or FAIR_ROUNDS):
+            return [f"{what}: interrupted after {count} rounds"]
+        if asked is None and count < FAIR_ROUNDS and set(self.errors) != {c.name for c in self.candidates}:
+            return [
+                f"{what}: only {count} rounds fitted into --minutes {self.config.minutes:g}, so p10–p90 says little"
+            ]
+        return []
+
+
+def _growth(rows: list[Row]) -> list[Growth]:
+    """Exponents over the image sizes, for every candidate that was measured at two or more of them."""
+    families: dict[Candidate, list[Row]] = {}
+    for row in rows:
+        if row.milliseconds is not None:
+            families.setdefault(replace(row.candidate, img_size=0), []).append(row)
+    found = []
+    for family in families.values():
+        if len({row.candidate.img_size for row in family}) < 2:
+            continue
+        family.sort(key=lambda row: row.candidate.img_size)
+        patches = tuple(row.patches for row in family)
+        peaks = tuple(row.peak_mib for row in family if row.peak_mib)
+        found.append(
+            Growth(
+                family[-1].candidate,
+                patches,
+                macs=exponent(patches, tuple(row.computed_gmacs or row.gmacs or math.nan for row in family)),
+                time=exponent(patches, tuple(row.milliseconds.median for row in family if row.milliseconds)),
+                memory=exponent(patches, peaks) if len(peaks) == len(patches) else None,
+            )
+        )
+    return found

@@ -1,0 +1,306 @@
+"""The benchmark: who is measured, what the numbers say of each other, what a failure or Ctrl-C leaves, the files."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+
+import clca
+from clca.benchmark import GROWTH, QUICK, Benchmark, BenchmarkConfig, Row, benchmark, running
+from clca.benchmark.candidates import DENSE, Candidate, Workshop
+from clca.benchmark.result import exponent
+from clca.cli import main
+from clca.measure import Spread
+
+TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
+SMALL: dict[str, Any] = {"models": ("vit_tiny_patch16_224",), "img_sizes": (32,), "batch_sizes": (2,), "memory": False}
+
+
+@pytest.fixture(autouse=True)
+def _one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's rates, measured elsewhere."""
+    monkeypatch.setattr(running, "matrix_rate", lambda dtype, device: 50.0)
+    monkeypatch.setattr(running, "bandwidth", lambda device: 20.0)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = clca.create_model(
+        "vit_tiny_patch16_224", **TINY, img_size=32, num_classes=5, reduction="evit", keep_rate=0.5
+    )
+    model.save_pretrained(str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def result() -> Benchmark:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "matrix_rate", lambda dtype, device: 50.0)
+        patch.setattr(running, "bandwidth", lambda device: 20.0)
+        config = BenchmarkConfig(
+            **(SMALL | {"img_sizes": (32, 64)}), reductions=("evit", "patchmerger"), keep_rates=(0.5, 0.1), rounds=3,
+            precisions=("fp32", "bf16"), cla=False, clc=False,
+        )  # fmt: skip
+        return benchmark(config)
+
+
+def test_every_candidate_is_beside_the_dense_model(result: Benchmark) -> None:
+    assert not [row.error for row in result.rows if row.error]
+    groups = [rows for _, rows in result.groups()]
+    assert len(groups) == 4  # two sizes in two precisions
+    for rows in groups:
+        assert [(r.candidate.reduction, r.candidate.keep_rate) for r in rows] == [
+            (DENSE, 1.0), ("evit", 0.5), ("evit", 0.1), ("patchmerger", 0.5), ("patchmerger", 0.1)
+        ]  # fmt: skip
+        assert rows[0].speed_up == Spread(1.0, 1.0, 1.0)
+        assert rows[0].mac_ratio == 1.0
+        assert all(row.rounds == 3 for row in rows)
+
+
+def test_numbers_agree_with_each_other(result: Benchmark) -> None:
+    for row in result.rows:
+        assert row.milliseconds is not None
+        assert row.speed_up is not None
+        assert row.gmacs is not None
+        assert row.milliseconds.p10 <= row.milliseconds.median <= row.milliseconds.p90
+        assert row.images_per_second == pytest.approx(2000 / row.milliseconds.median)
+        made = row.computed_gmacs or row.gmacs
+        assert row.efficiency == pytest.approx(made * 2000 / row.milliseconds.median / 50)
+        assert row.share == pytest.approx(row.speed_up.median / row.mac_ratio)
+        assert (row.over_fp32 is None) == (row.candidate.precision == "fp32")
+    rate = {r.candidate.keep_rate: r.mac_ratio for r in result.rows if r.candidate.reduction == "evit"}
+    assert 1 < rate[0.5] < rate[0.1]
+
+
+def test_macs_are_those_of_cost(result: Benchmark) -> None:
+    row = next(r for r in result.rows if (r.candidate.reduction, r.candidate.keep_rate) == ("evit", 0.1))
+    model = clca.create_model(
+        "vit_tiny_patch16_224", img_size=32, reduction="evit", keep_rate=0.1, cla=False, clc=False
+    )
+    assert row.gmacs == clca.cost(model).gmacs
+
+
+def test_growth_over_sizes(result: Benchmark) -> None:
+    assert {g.patches for g in result.growth} == {(4, 16)}
+    assert len(result.growth) == 10  # dense, and two reductions at two rates, in two precisions
+    dense = next(g for g in result.growth if g.candidate.reduction == DENSE)
+    assert 0.5 < dense.macs < 1.5
+    assert exponent((196, 784, 3136), tuple(3 * p**1.25 for p in (196, 784, 3136))) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(result: Benchmark, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    full = Spread(1234.5, 1000.1, 2345.6)
+    weighed = [
+        replace(row, milliseconds=full, speed_up=Spread(12.34, 11.11, 13.33), peak_mib=12345.0, memory_ratio=1.0)
+        for row in result.rows
+    ]
+    replace(result, rows=[*result.rows, *weighed[:10]]).render(console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "patchmerger" in text
+    assert "× dense" in text
+
+
+def test_files_are_whole_and_say_the_same(result: Benchmark, tmp_path: Path) -> None:
+    written = result.write(tmp_path / "out")
+    assert {path.name for path in written} == {"benchmark.json", "benchmark.csv", "speedup.png", "speedup.pdf"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
+    content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open()))
+    assert len(content["rows"]) == len(rows) == len(result.rows)
+    for ours, theirs in zip(content["rows"], rows, strict=True):
+        assert float(theirs["speed_up_median"]) == ours["speed_up"]["median"]
+        assert theirs["reduction"] == ours["reduction"]
+    assert content["config"]["rounds"] == 3
+    assert content["matrix_rate_gmacs"] == {"fp32": 50.0, "bf16": 50.0}
+
+
+def made_up(speed: float, ratio: float, **changes: Any) -> Row:
+    candidate = replace(Candidate("vit", 224, 8, "evit", 0.1), **changes)
+    return Row(candidate, mac_ratio=ratio, milliseconds=Spread(1, 1, 1), speed_up=Spread(speed, speed, speed))
+
+
+def test_it_says_where_reduction_loses(result: Benchmark) -> None:
+    rows = [made_up(0.9, 3.0), made_up(2.3, 3.0, keep_rate=0.2), made_up(2.5, 3.0, keep_rate=0.3)]
+    rows += [made_up(0.9, 1.0, reduction=DENSE)]
+    lines = replace(result, rows=rows).falls_short()
+    assert len(lines) == 2
+    assert "evit 0.1 (vit, 224 px, batch 8, fp32, eager, inference) is slower than dense: 0.90 ×" in lines[0]
+    assert "evit 0.2" in lines[1]
+    assert "falls behind its MACs: 2.30 × faster for 3.00 × fewer" in lines[1]
+
+
+def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    genuine = Workshop.work
+
+    def failing(self: Workshop, candidate: Candidate, model: Any = None) -> Callable[[], Any]:
+        if candidate.reduction == "topk":
+            raise RuntimeError("cannot be\ncompiled")
+        return genuine(self, candidate, model)
+
+    monkeypatch.setattr(Workshop, "work", failing)
+    found = benchmark(BenchmarkConfig(**SMALL, reductions=("topk", "evit"), keep_rates=(0.5,), rounds=1))
+    assert [row.error for row in found.rows] == [None, "RuntimeError: cannot be compiled", None]
+    assert found.rows[2].speed_up is not None
+    console = Console(width=80, record=True, file=io.StringIO())
+    found.render(console)
+    assert "topk 0.5 failed: RuntimeError: cannot be compiled" in console.export_text()
+    assert (tmp_path / "x" / "benchmark.csv") in found.write(tmp_path / "x")
+
+
+def test_without_the_dense_model_there_are_times_and_no_speed_ups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    genuine = Workshop.work
+
+    def failing(self: Workshop, candidate: Candidate, model: Any = None) -> Callable[[], Any]:
+        if candidate.reduction == DENSE:
+            raise MemoryError
+        return genuine(self, candidate, model)
+
+    monkeypatch.setattr(Workshop, "work", failing)
+    found = benchmark(BenchmarkConfig(**SMALL, reductions=("evit",), keep_rates=(0.5,), rounds=1))
+    assert found.rows[0].error == "MemoryError"
+    assert found.rows[1].milliseconds is not None
+    assert found.rows[1].speed_up is None
+    assert {path.name for path in found.write(tmp_path / "x")} == {"benchmark.json", "benchmark.csv"}
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    genuine = running.rounds
+
+    def ending(*args: Any, **kwargs: Any) -> Any:
+        for number, found in enumerate(genuine(*args, **kwargs)):
+            if number == rounds:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(running, "rounds", ending)
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_after(monkeypatch, 2)
+    argv = ["benchmark", "--models", "vit_tiny_patch16_224", "--img-sizes", "32", "--batch-sizes", "2", "1",
+            "--reductions", "evit", "--keep-rates", "0.5", "--memory", "no", "--device", "cpu"]  # fmt: skip
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 130
+    told = capsys.readouterr()
+    assert "interrupted; the rounds until then are kept" in told.err
+    assert "batch 2: interrupted after 2 rounds" in " ".join(told.out.split())
+    content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert content["interrupted"] is True
+    assert [row["batch_size"] for row in content["rows"]] == [2, 2]  # the second group had not begun
+    assert all(row["rounds"] == 2 for row in content["rows"])
+
+
+def test_too_little_time_gives_three_rounds_and_says_so() -> None:
+    found = benchmark(BenchmarkConfig(**SMALL, reductions=("evit",), keep_rates=(0.5,), minutes=1e-6))
+    assert {row.rounds for row in found.rows} == {3}
+    assert any("only 3 rounds fitted" in note for note in found.notes)
+    plenty = benchmark(BenchmarkConfig(**SMALL, reductions=("evit",), keep_rates=(0.5,), minutes=0.5))
+    assert {row.rounds for row in plenty.rows} == {running.MOST_ROUNDS}
+    assert plenty.notes == []
+
+
+def test_training_steps_leave_the_shared_weights_alone() -> None:
+    workshop, base = Workshop(), Candidate("vit_tiny_patch16_224", 32, 2, DENSE, 1.0, training=True)
+    models = {name: workshop.model(replace(base, reduction=name, keep_rate=0.5)) for name in ("evit", "dynamicvit")}
+    before = {name: value.clone() for name, value in models["evit"].named_parameters()}
+    for name, model in models.items():
+        workshop.work(replace(base, reduction=name, keep_rate=0.5), model)()
+    assert models["evit"].blocks[0].attn.qkv.weight is models["dynamicvit"].blocks[0].attn.qkv.weight
+    assert all(torch.equal(value, before[name]) for name, value in models["evit"].named_parameters())
+    assert all(value.grad is None for model in models.values() for value in model.parameters())
+    found = benchmark(BenchmarkConfig(**SMALL, reductions=("evit",), keep_rates=(0.5,), rounds=1, training=True))
+    assert [row.error for row in found.rows] == [None, None]
+    made = found.rows[1].computed_gmacs or found.rows[1].gmacs
+    assert found.rows[1].efficiency == pytest.approx(3 * made * found.rows[1].images_per_second / 50)
+
+
+def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> None:
+    config = BenchmarkConfig(
+        **(SMALL | {"models": (str(saved),)}), reductions=("topk",), keep_rates=(1.0, 0.25), rounds=1
+    )
+    found = benchmark(config)
+    assert [(r.candidate.reduction, r.candidate.keep_rate) for r in found.rows] == [
+        (DENSE, 1.0), ("evit", 1.0), ("evit", 0.25)
+    ]  # fmt: skip
+    workshop = Workshop()
+    one, other = (workshop.model(row.candidate) for row in found.rows[1:])
+    own = clca.from_pretrained(saved)
+    assert (
+        one.head is other.head if hasattr(one, "head") else one.blocks[0].norm1.weight is other.blocks[0].norm1.weight
+    )
+    torch.testing.assert_close(one.cla_head.state_dict(), own.cla_head.state_dict())
+    assert (one.keep_rate, other.keep_rate) == (1.0, 0.25)
+    assert "run" in found.as_dict()["config"]["models"]  # and not where it lies
+
+
+def test_memory_is_weighed_alone() -> None:
+    found = benchmark(BenchmarkConfig(**(SMALL | {"memory": True}), reductions=("evit",), keep_rates=(0.5,), rounds=1))
+    dense, evit = found.rows
+    assert dense.peak_mib is not None
+    # The weights of ViT-Ti in float32 and a little more.
+    assert 20 < dense.peak_mib < 200
+    assert evit.memory_ratio == pytest.approx(evit.peak_mib / dense.peak_mib)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("reductions", ("evid",), "did you mean 'evit'"),
+        ("keep_rates", (0.0,), "above 0 and at most 1"),
+        ("batch_sizes", (0,), "greater than 0"),
+        ("img_sizes", (), "at least 1 item"),
+        ("precisions", ("int8",), "'fp32'"),
+        ("modes", ("lazy",), "'eager'"),
+        ("minutes", 0, "greater than 0"),
+        ("rounds", 0, "greater than or equal to 1"),
+        ("threads", 0, "greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(field: str, value: Any, what: str) -> None:
+    with pytest.raises(ValidationError, match=f"(?s){field}.*{what}"):
+        BenchmarkConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"models": ("vit_tony_patch16_224",)}, "vit_tony_patch16_224"),
+        ({"models": ("resnet18",)}, "resnet18"),
+        ({"img_sizes": (33,)}, "33 is not a multiple"),
+        ({"precisions": ("fp16",)}, "fp16 needs a GPU"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    changes: dict[str, Any], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "rounds", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(clca.ClcaError, match=what):
+        benchmark(BenchmarkConfig(**(SMALL | {"device": "cpu"} | changes), reductions=("evit",)))
+
+
+def test_presets_are_settings() -> None:
+    assert BenchmarkConfig(**QUICK).minutes < 2
+    assert BenchmarkConfig(**GROWTH).img_sizes == (224, 448, 896)
+
+
+def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["benchmark", "--reductions", "evid", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    assert main(["benchmark", "--quick", "--out", str(tmp_path / "file")]) == 2
+    assert "nothing can be written there" in capsys.readouterr().err

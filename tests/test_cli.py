@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,27 @@ def test_the_cache_is_listed_cleared_and_left_alone(
     assert main(["data", "cache", "--clear"]) == 0
     assert f" kB from {tmp_path}" in capsys.readouterr().out
     assert not list((tmp_path / "resized").glob("*.rows"))
+
+
+def test_an_unreadable_image_ends_an_evaluation_with_its_name(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = shutil.copytree(photos, tmp_path / "photos")
+    (root / "test" / "birch" / "2.png").write_text("hello")
+    code, line = told(capsys, ["evaluate", str(run), str(root), "--device", "cpu", "--workers", "0"])
+    assert code == 2
+    assert line == f"1 of 8 images cannot be used: {root / 'test' / 'birch' / '2.png'}: is text, not an image"
+
+
+def test_a_run_is_resumed_without_the_cache(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "summary.json").unlink()
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "cache"))
+    assert main(["train", "--resume", str(copy), "--no-cache"]) == 0
+    assert not (tmp_path / "cache").exists()
+    assert (copy / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
 def test_predict_as_csv_and_json_lines(

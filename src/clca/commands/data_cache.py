@@ -8,7 +8,9 @@ from clca.commands.parsing import parse
 
 
 def run(argv: Sequence[str]) -> int:
-    def cache(*, clear: bool = False) -> dict[str, Any]:
+    import tyro
+
+    def cache(*, clear: tyro.conf.FlagCreatePairsOff[bool] = False) -> dict[str, Any]:
         """List the resized images that training and evaluation keep on disk, or remove them.
 
         They are in $CLCA_CACHE/resized, else ~/.cache/clca/resized, and may take $CLCA_CACHE_GB gigabytes (20 if that

@@ -145,7 +145,8 @@ def _resize(size: int, square: bool, interpolation: str = "bicubic") -> v2.Resiz
 
 def _to_normalized_tensor(mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:
     to_float = v2.ToDtype(torch.float32, scale=True)
-    return [v2.ToImage(), _ChannelsFirst(), to_float, v2.Normalize(list(mean), list(std)), v2.ToPureTensor()]
+    normalize = v2.Normalize(list(mean), list(std), inplace=True)  # of what to_float has just made
+    return [v2.ToImage(), _ChannelsFirst(), to_float, normalize, v2.ToPureTensor()]
 
 
 class _ChannelsFirst(torch.nn.Module):

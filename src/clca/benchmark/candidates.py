@@ -61,6 +61,14 @@ def is_run(model: str) -> bool:
     return Path(model).is_dir()
 
 
+def sharing(model: TokenReducedViT, keep_rate: float | tuple[float, ...]) -> TokenReducedViT:
+    """The model once more, with settings of its own and the same weights in memory, at another keep rate."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    copied = copy.deepcopy(model, shared)
+    copied.keep_rate = keep_rate
+    return copied
+
+
 @dataclass
 class Workshop:
     """Makes candidates callable. They share the weights of the backbone, so that many fit into memory at once.
@@ -110,12 +118,7 @@ class Workshop:
         key = f"{candidate.model}:own", candidate.img_size
         if key not in self._vits:
             self._vits[key] = from_pretrained(candidate.model).to(candidate.device)
-        own = self._vits[key]
-        # Settings of its own, the same weights.
-        shared = {id(tensor): tensor for tensor in [*own.parameters(), *own.buffers()]}
-        model: TokenReducedViT = copy.deepcopy(own, shared)  # type: ignore[assignment]
-        model.keep_rate = candidate.keep_rate
-        return model
+        return sharing(self._vits[key], candidate.keep_rate)  # type: ignore[arg-type]
 
     def images(self, candidate: Candidate) -> Tensor:
         """Noise, [B, 3, H, W] float32."""
@@ -154,15 +157,13 @@ class Workshop:
     def _onnx(self, candidate: Candidate, model: nn.Module, images: Tensor) -> Callable[[], Any]:
         if candidate.training or candidate.precision != "fp32":
             raise ClcaError("ONNX Runtime is measured in inference and fp32 only")
-        try:
-            from clca.export import export_onnx, load_exported  # type: ignore[import-not-found,unused-ignore]
-        except ImportError as error:
-            raise ClcaError(f"needs the package {error.name}: pip install 'clca[export]'") from None
+        from clca.export import export_onnx, load_exported
+
         if not isinstance(model, TokenReducedViT):  # timm's own, by the same door: equal to the bit
             model = reduce_tokens(model, cla=False, clc=False).eval()
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="clca-")
         path = Path(self._folder.name) / f"{abs(hash(candidate)):x}.onnx"
-        session = load_exported(export_onnx(model, path))
+        session = load_exported(export_onnx(model, path), threads=torch.get_num_threads())
         pixels = images.cpu()
         return lambda: session(pixels)
 

@@ -1,0 +1,239 @@
+"""Tuning: what is chosen within a budget, that accuracies are those of evaluate, and what is refused."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+import clca
+from clca.cli import main
+from clca.data.transforms import preprocess_dict
+from clca.errors import ClcaError
+from clca.measure import Spread
+from clca.training import evaluate
+from clca.tune import Budget, Point, Tuning, at_size, choose, frontier, tune
+
+TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
+CLASSES = ["alder", "birch", "cedar"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    draw = torch.Generator().manual_seed(3)
+    for split in ("train", "val"):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = torch.randint(0, 255, (36, 36, 3), generator=draw, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    def make(reduction: str = "evit", classes: list[str] = CLASSES, **settings: Any) -> str:
+        torch.manual_seed(0)
+        settings = {"keep_rate": 0.5, "img_size": 32} | settings
+        model = clca.create_model(
+            "vit_tiny_patch16_224", **TINY, num_classes=len(classes), reduction=reduction, **settings
+        )
+        model.classes, model.preprocess = classes, preprocess_dict(settings["img_size"])
+        folder = tmp_path_factory.mktemp("runs") / reduction
+        model.save_pretrained(str(folder))
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(make_run: Callable[..., str]) -> str:
+    return make_run()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clca.tune.MOST_ROUNDS", 5)
+
+
+@pytest.fixture(scope="module")
+def tuned(run: str, make_run: Callable[..., str], photos: Path) -> Tuning:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clca.tune.MOST_ROUNDS", 5)
+        runs = [run, make_run("patchmerger"), make_run("none", keep_rate=1.0)]
+        return tune(
+            runs, Budget("latency_ms", 1e6), data=photos, keep_rates=(0.1, 1.0, 0.5), img_sizes=(48,), workers=0,
+            device="cpu", precision="no",
+        )  # fmt: skip
+
+
+def test_every_run_rate_and_size_is_a_candidate(tuned: Tuning) -> None:
+    found = [(p.reduction, p.keep_rate, p.img_size, p.trained_size) for p in tuned.points]
+    assert found == [
+        ("evit", 1.0, 32, True), ("evit", 0.5, 32, True), ("evit", 0.1, 32, True),
+        ("evit", 1.0, 48, False), ("evit", 0.5, 48, False), ("evit", 0.1, 48, False),
+        ("patchmerger", 0.5, 32, True), ("none", 1.0, 32, True), ("none", 1.0, 48, False),
+    ]  # fmt: skip
+    assert any("patchmerger depend on the keep rate" in note for note in tuned.notes)
+    assert any("patchmerger depend on the image size" in note for note in tuned.notes)
+    assert tuned.images == 12
+
+
+def test_accuracy_is_that_of_evaluate(tuned: Tuning, run: str, photos: Path) -> None:
+    for point in tuned.points[:3]:
+        told = evaluate(
+            run, photos, "val", keep_rate=point.keep_rate, workers=0, device="cpu", precision="no", cache=False
+        )
+        assert point.top1 == pytest.approx(told.top1)
+        assert point.gmacs == pytest.approx(told.gmacs)
+        assert point.tokens == told.tokens_per_block[-1]
+        assert 0 < point.error < 0.2
+
+
+def test_numbers_of_cost(tuned: Tuning) -> None:
+    dense, half, tenth = tuned.points[:3]
+    assert dense.gmacs > half.gmacs > tenth.gmacs
+    assert tuned.points[3].gmacs > dense.gmacs  # the larger image
+    assert dense.images_per_second == pytest.approx(1000 / dense.latency.median)
+
+
+def test_another_size_resamples_positions_and_nothing_else(run: str) -> None:
+    model = clca.from_pretrained(run)
+    larger = at_size(model, 48)
+    assert larger.pos_embed.shape[1] == 1 + 36
+    assert larger(torch.randn(2, 3, 48, 48)).shape == (2, 3)
+    assert larger.preprocess is not None
+    assert larger.preprocess["img_size"] == 48
+    same = at_size(model, 32)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(same(x), model(x))
+    with pytest.raises(ClcaError, match="33 is not a multiple"):
+        at_size(model, 33)
+
+
+def point(top1: float, ms: float, error: float = 0.01, **changes: Any) -> Point:
+    made = Point("run", "evit", 0.5, 224, True, top1, error, Spread(ms, ms, ms), 1000 / ms, ms / 10, 50)
+    return replace(made, **changes)
+
+
+def test_the_most_accurate_within_the_budget_is_chosen() -> None:
+    points = [point(0.95, 100), point(0.92, 50), point(0.90, 20), point(0.91, 60)]
+    for budget in (Budget("latency_ms", 60), Budget("gmacs", 6), Budget("images_per_second", 1000 / 60)):
+        top, chosen = choose(points, budget)
+        assert top is chosen is points[1]
+    assert choose(points, Budget("latency_ms", 200))[1] is points[0]
+    assert choose(points, Budget("latency_ms", 50))[1] is points[1]  # exactly the budget is within it
+    assert choose(points, Budget("latency_ms", 19)) == (None, None)
+
+
+def test_of_those_not_told_apart_the_cheaper_is_chosen() -> None:
+    points = [point(0.92, 50, error=0.02), point(0.905, 20), point(0.89, 10)]
+    top, chosen = choose(points, Budget("latency_ms", 60))
+    assert (top, chosen) == (points[0], points[1])
+    found = Tuning(Budget("latency_ms", 60), points, chosen, top, "photos", 100, 1, {}, [])
+    assert "within the standard error, and is dearer" in str(found.reason())
+    assert found.advice() == "clca predict run IMAGES --keep-rate 0.5"
+
+
+def test_the_advice_fits_what_was_chosen() -> None:
+    dense, other = point(0.9, 10, reduction="none", keep_rate=1.0), point(0.9, 10, trained_size=False)
+    several = point(0.9, 10, keep_rate=(0.5, 0.25, 0.1))
+    advice = [Tuning(Budget("gmacs", 9), [p], p, p, "photos", 9, 1, {}, []).advice() for p in (dense, other, several)]
+    assert advice[0] == "clca predict run IMAGES"
+    assert advice[1].startswith("train at this size: clca train … --reduction evit --img-size 224")
+    assert advice[2].endswith("--keep-rate 0.5 0.25 0.1")
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=12))
+def test_the_frontier_is_what_nothing_beats(pairs: list[tuple[int, int]]) -> None:
+    points = [point(share / 20, ms) for share, ms in pairs]
+    best = frontier(points, "latency_ms")
+    for one, other in pairwise(best):
+        assert one.latency.median < other.latency.median
+        assert one.top1 < other.top1
+    for other in points:
+        assert any(b.top1 >= other.top1 and b.latency.median <= other.latency.median for b in best)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(tuned: Tuning, width: int) -> None:
+    console = Console(width=width, record=True, file=StringIO())
+    slow = [replace(p, latency=Spread(1234.5, 1000.0, 2345.6), gmacs=123.45) for p in tuned.points]
+    replace(tuned, points=slow).render(console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "48*" in text
+    assert "patchmerger" in text
+    assert "1234.5" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_and_advises(run: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["tune", run, "--data", str(photos), "--keep-rates", "1", "0.1", "--workers", "0", "--device", "cpu"]
+    assert main([*argv, "--gmacs", "1000"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "clca predict" in printed
+    assert "--keep-rate" in printed
+    folder = Path(run) / "tune"
+    assert {path.name for path in folder.iterdir()} == {"tune.json", "tune.csv", "frontier.png"}
+    content = json.loads((folder / "tune.json").read_text())
+    rows = list(csv.DictReader((folder / "tune.csv").open()))
+    assert [float(row["top1"]) for row in rows] == [p["top1"] for p in content["points"]]
+    assert content["chosen"] in content["points"]
+    assert content["budget"] == {"measure": "gmacs", "value": 1000.0}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_budget_that_nothing_meets_names_the_closest(
+    run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["tune", run, "--data", str(photos), "--keep-rates", "1", "0.1", "--workers", "0", "--out", str(tmp_path)]
+    assert main([*argv, "--device", "cpu", "--gmacs", "1e-6"]) == 2
+    told = capsys.readouterr().err
+    assert "nothing is within at most 1e-06 GMACs: closest is" in told
+    assert "at keep rate 0.1" in told
+    assert json.loads((tmp_path / "tune.json").read_text())["chosen"] is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        ([], "give one budget, not 0"),
+        (["--gmacs", "5", "--latency-ms", "40"], "give one budget, not 2"),
+        (["--gmacs", "0"], "number above 0"),
+        (["--gmacs", "5", "--batch-size", "0"], "batch size of at least 1"),
+        (["--gmacs", "5", "--threads", "0"], "threads = 0"),
+    ],
+)
+def test_wrong_requests_are_refused_in_one_line(
+    argv: list[str], what: str, run: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", run, "--data", str(photos), "--device", "cpu", "--workers", "0", *argv]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert what in told
+
+
+def test_runs_and_images_that_do_not_belong_together_are_refused(
+    run: str, make_run: Callable[..., str], photos: Path, tmp_path: Path
+) -> None:
+    budget = Budget("gmacs", 5)
+    with pytest.raises(ClcaError, match="does not say what it was trained on"):
+        tune([run], budget)
+    with pytest.raises(ClcaError, match="no run to tune"):
+        tune([], budget)
+    with pytest.raises(ClcaError, match="no run or saved model at"):
+        tune([str(tmp_path / "missing")], budget)
+    with pytest.raises(ClcaError, match=r"classes that .* lack"):
+        tune([make_run(classes=["alder", "birch"])], budget, data=photos, workers=0, device="cpu")

@@ -1,0 +1,149 @@
+"""ONNX: one self-contained file, with classes and preprocessing in its metadata; float32, or int8 weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from clca.errors import ClcaError, WorkError
+from clca.export.metadata import BATCH, INPUT, OUTPUT, describe
+from clca.export.onnx_ops import translations
+from clca.export.program import at_fault, called, capture, quiet
+from clca.export.whole_file import replacing
+from clca.model import TokenReducedViT
+
+OPSET = 18  # the exporter's own; ONNX Runtime reads it from 1.14 on
+_LARGEST = 2**31 - 2**20  # protobuf's limit, less what is not weights
+
+# The blocks are nearly all the work; what ranks or groups tokens and what decides is left as it is.
+_KEPT_IN_FLOAT = ("patch_embed", "reductions", "cla_head", "head", "attn_pool")
+_DELICATE = "not to be quantised"
+
+INT8 = (
+    "dynamic: weights of the linear layers of the blocks in int8, by output channel, in 7 bits (so that sums cannot "
+    "overflow on processors without VNNI); their inputs in uint8, scaled by batch; the rest in float32"
+)
+
+
+def export_onnx(model: TokenReducedViT, path: str | Path, *, int8: bool = False) -> Path:
+    """Write the model as one ONNX file, for evaluation with any batch: `images` [B, 3, H, W] to `logits` [B, K].
+
+    Args:
+        model: The model; it is exported in float32 and is itself left as it is.
+        path: The file, by custom ending in .onnx; one that is there is replaced once the new one is whole.
+        int8: Quantise the linear layers of the blocks dynamically (see `INT8`): a quarter of the size.
+
+    Raises:
+        ClcaError: The packages of `clca[onnx]` are missing, or nothing can be written there.
+        WorkError: The model cannot be exported, with the operator or line at fault.
+    """
+    save_onnx(model, build_onnx(model), path, int8=int8)
+    return Path(path)
+
+
+def build_onnx(model: TokenReducedViT) -> Any:
+    """The model as a ModelProto, for `save_onnx`; raises as `export_onnx` does."""
+    need_onnx()
+    name = called(model)
+    size = sum(tensor.numel() for tensor in model.state_dict().values()) * 4
+    if size > _LARGEST:
+        raise WorkError(f"{name} cannot be exported: {size / 2**30:.1f} GB is over ONNX's 2 GB a file; use --to pt2")
+    return to_onnx(capture(model, name), name)
+
+
+def save_onnx(model: TokenReducedViT, proto: Any, path: str | Path, *, int8: bool = False) -> None:
+    """Write what `build_onnx` made, with the model's metadata."""
+    with replacing(Path(path)) as temporary:
+        more = {"opset": OPSET, "quantization": INT8 if int8 else None}
+        _save(quantized(proto, temporary.parent) if int8 else proto, temporary, describe(model, **more))
+
+
+def need_onnx() -> None:
+    """Refuse where a package is missing."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ClcaError(f"ONNX needs {', '.join(missing)}: pip install 'clca[onnx]'")
+
+
+def to_onnx(program: ExportedProgram, name: str, outputs: tuple[str, ...] = (OUTPUT,)) -> Any:
+    """The program as an ONNX ModelProto whose batch dimension has a name, without file names of this machine.
+
+    Raises:
+        WorkError: An operator has no counterpart in ONNX; the message names it.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=list(outputs),
+                opset_version=OPSET,
+                custom_translation_table=translations(),
+            )
+            assert exported is not None
+            proto = exported.model_proto
+    except Exception as error:  # the exporter's own classes are not public
+        raise WorkError(f"{name} cannot be exported to ONNX: {at_fault(error)}") from error
+    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(symbol, BATCH)
+    for node in proto.graph.node:
+        origin = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+        node.doc_string = _DELICATE if any(f"'model.{part}" in origin for part in _KEPT_IN_FLOAT) else ""
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+    return proto
+
+
+def quantized(proto: Any, folder: Path) -> Any:
+    """A copy with int8 weights in the linear layers of the blocks; `folder` takes files on the way."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    chosen = [
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "MatMul" and node.doc_string != _DELICATE and node.input[1] in weights
+    ]
+    if not chosen:
+        raise WorkError("nothing to quantise: the blocks have no linear layers with constant weights")
+    target = folder / "int8"
+    with quiet():
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)  # the quantiser changes what it is given
+        quantize_dynamic(
+            copy,
+            target,
+            nodes_to_quantize=chosen,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(target)
+
+
+def _save(proto: Any, path: Path, metadata: dict[str, Any]) -> None:
+    import onnx
+
+    for node in proto.graph.node:
+        node.doc_string = ""
+    proto.producer_name, proto.producer_version = "clca", metadata["clca_version"]
+    del proto.metadata_props[:]
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())

@@ -158,7 +158,7 @@ def evaluate(
     images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess))
     labelled = _Relabelled(images, model.classes, f"{root}: {split}")
     if cache:
-        outcome = data_room.use_cache([images], gigabytes=cache_gb)
+        outcome = data_room.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
         refuse_unreadable(outcome.bad, images.paths)
         tell_problem(outcome.problem if is_first_process() else None)
     if keep_rate is not None:

@@ -17,6 +17,8 @@ COMMANDS: Table = {
     "train": ("train", "Train a model on your images"),
     "evaluate": ("evaluate", "How good a run is, by class, and what it costs"),
     "predict": ("predict", "What is in these photographs"),
+    "tune": ("tune", "The most accurate run and keep rate within a budget, on this machine"),
+    "benchmark": ("benchmark", "How much faster token reduction is on this machine"),
     "export": ("export", "Write a run as one ONNX or torch.export file, checked"),
     "data": ("data", "Look at a data set (check), or draw a synthetic one (leaves)"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ def draw_frontier(path: Path, tuning: Tuning) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from clca.tune import frontier
 
@@ -44,21 +46,27 @@ def draw_frontier(path: Path, tuning: Tuning) -> None:
             [_x(point, measure) for point in own], [100 * point.top1 for point in own],
             xerr=[[0.0] * len(own), late] if measure == "latency_ms" else None,
             yerr=[100 * point.error for point in own],
-            fmt=marker, color=colour, markeredgecolor=_INK, markeredgewidth=0.5, markersize=6.5, elinewidth=0.8,
-            label=name, zorder=3,
+            marker=marker, color=colour, markeredgecolor=_INK, markeredgewidth=0.5, markersize=6.5, elinewidth=0.8,
+            label=name, zorder=3, ls="-", lw=0.6,
         )  # fmt: skip
     best = frontier(tuning.points, measure)
-    axes.plot([_x(p, measure) for p in best], [100 * p.top1 for p in best], color=_FAINT, lw=1, zorder=2,
-              label="none is both more accurate and cheaper")  # fmt: skip
+    axes.plot([_x(p, measure) for p in best], [100 * p.top1 for p in best], color=_FAINT, lw=2.2, alpha=0.5, zorder=2,
+              label="none is both more accurate and cheaper (numbers: keep rates)")  # fmt: skip
+    costs = [_x(point, measure) for point in tuning.points]
+    if max([budget, *costs]) > 4 * min([budget, *costs]):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     low, high = axes.get_xlim()
-    low, high = max(0.0, min(low, budget * 0.9)), max(high, budget * 1.1)
+    low, high = min(max(low, 0.5 * min(costs)), budget * 0.9), max(high, budget * 1.1)
     axes.set_xlim(low, high)
     beyond = (low, budget) if measure == "images_per_second" else (budget, high)
     axes.axvspan(*beyond, color="#EEEEEE", zorder=0, lw=0)
     axes.axvline(budget, color=_INK, lw=1, ls="--", zorder=1)
     bottom, top = axes.get_ylim()
-    axes.set_ylim(max(0, bottom), top + 0.08 * (top - bottom))
-    left = budget - low < high - budget
+    axes.set_ylim(max(0, bottom), min(top, 101) + 0.08 * (top - bottom))
+    left = budget * budget < low * high if axes.get_xscale() == "log" else 2 * budget < low + high
     axes.text(
         budget,
         axes.get_ylim()[1],
@@ -73,12 +81,13 @@ def draw_frontier(path: Path, tuning: Tuning) -> None:
         axes.plot(_x(chosen, measure), 100 * chosen.top1, "o", ms=15, mfc="none", mec=_INK, mew=1.4, zorder=4,
                   label=f"chosen: keep rate {chosen.rates}")  # fmt: skip
     axes.set_xlabel(_AXIS[measure].format(batch=tuning.batch_size), color=_INK)
-    axes.set_ylabel("top-1 on the validation images, % (± standard error)", color=_INK)
+    axes.set_ylabel("top-1, % (± standard error)", color=_INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
-    first = [chosen] if chosen is not None else []
-    _label(axes, canvas, [*first, *best, *tuning.points], measure)
+    ends = [own[k] for run in families for k in (0, -1)
+            if (own := [p for p in tuning.points if (p.run, p.img_size) == run])]  # fmt: skip
+    _label(axes, canvas, tuning.points, [*([chosen] if chosen is not None else []), *best, *ends], measure)
     figure.savefig(path, dpi=160, format="png")
 
 
@@ -86,25 +95,27 @@ def _x(point: Point, measure: str) -> float:
     return point.latency.median if measure == "latency_ms" else getattr(point, measure)
 
 
-def _label(axes: Any, canvas: Any, points: list[Point], measure: str) -> None:
-    """Keep rates beside their points, in order of importance, as long as they do not lie on one another."""
+def _label(axes: Any, canvas: Any, points: list[Point], named: list[Point], measure: str) -> None:
+    """Keep rates beside some points, in order of importance, where they lie neither on a marker nor on one another."""
+    from matplotlib.transforms import Bbox
+
     canvas.draw()
-    taken: list[Any] = []
-    for point in dict.fromkeys(points):
-        place = (_x(point, measure), 100 * point.top1)
-        for shift, sides in (((6, 6), ("left", "bottom")), ((-6, 6), ("right", "bottom")), ((6, -6), ("left", "top")),
-                             ((-6, -6), ("right", "top"))):  # fmt: skip
+    marks = [axes.transData.transform((_x(point, measure), 100 * point.top1)) for point in points]
+    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in marks]
+    sides = {"left": 7, "right": -7}, {"bottom": 5, "top": -5}
+    for point in dict.fromkeys(named):
+        for (across, dx), (up, dy) in product(sides[0].items(), sides[1].items()):
             text = axes.annotate(
                 point.rates,
-                place,
-                xytext=shift,
+                (_x(point, measure), 100 * point.top1),
+                xytext=(dx, dy),
                 textcoords="offset points",
                 size=8,
                 color=_INK,
-                ha=sides[0],
-                va=sides[1],
+                ha=across,
+                va=up,
             )
-            box = text.get_window_extent(canvas.get_renderer()).expanded(1.05, 1.05)
+            box = text.get_window_extent(canvas.get_renderer())
             if not any(box.overlaps(other) for other in taken) and axes.bbox.contains(box.x0, box.y0):
                 taken.append(box)
                 break

@@ -1,0 +1,381 @@
+"""Exported files: they compute what the model does, say how to be used, and are there whole or not at all."""
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import clca
+from clca.cli import main
+from clca.config import ModelConfig
+from clca.data.images import read_image
+from clca.data.leaves import Leaves
+from clca.data.transforms import eval_transform, preprocess_dict
+from clca.errors import ClcaError, WorkError
+from clca.export import check_exported, export_onnx, export_pt2, export_run, load_exported
+from clca.export.onnx_file import to_onnx
+from clca.export.program import capture
+from clca.export.whole_file import replacing
+from clca.reductions import TokenState
+from clca.reductions.registry import _REDUCTIONS
+from clca.training import DataConfig, TrainConfig, train
+from conftest import shared_folder
+
+STYLES = {
+    "deit": ("deit_tiny_patch16_224", {}),
+    "deit3": ("deit3_small_patch16_224", {}),  # LayerScale, position table without CLS
+    "clip": ("vit_base_patch16_clip_224", {}),  # norm before the blocks
+    "registers": ("vit_small_patch14_reg4_dinov2", {}),
+}
+SIZE, CLASSES = 32, 7
+
+
+def small(reduction: str, style: str = "deit", on: bool = True, seed: int = 0) -> clca.TokenReducedViT:
+    """A model of four narrow blocks with random weights that make attention uneven."""
+    backbone, extra = STYLES[style]
+    shape = {"img_size": SIZE, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4, **extra}
+    rate = {} if reduction == "none" else {"keep_rate": 0.5}
+    model = clca.create_model(
+        backbone, reduction=reduction, num_classes=CLASSES, locations=[1, 2], cla=on, clc=on, **rate, **shape
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.ndim > 1 and name.endswith("weight"):
+                sharper = 2.5 if "qkv" in name else 1.0
+                tensor.copy_(sharper * noise / tensor[0].numel() ** 0.5)
+            elif name.endswith("gamma"):
+                tensor.copy_(0.3 + 0.3 * noise.abs())
+            else:
+                tensor.add_(0.3 * noise)
+    return model.eval()
+
+
+def hard_images() -> Tensor:
+    """Leaves and photographs, noise, one colour, black: each is its own image of the batch."""
+    transform = eval_transform(SIZE)
+    leaves = Leaves(cultivars=2, images=3, size=64, split="all", transform=transform)
+    found = [leaves[i][0] for i in range(3)] + [torch.randn(3, SIZE, SIZE)]
+    for colour in ((120, 130, 90), (0, 0, 0)):
+        found.append(transform(Image.new("RGB", (64, 64), colour)))
+    folder = shared_folder()
+    photos = sorted((folder / "data").glob("*/test/*/*.jpg"))[::40][:3] if folder is not None else []
+    return torch.stack([*found, *(transform(read_image(photo)) for photo in photos)])
+
+
+class Traced(nn.Module):
+    """A model that also says which token holds each patch at the end."""
+
+    def __init__(self, model: clca.TokenReducedViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, trace = self.model.forward_trace(images)
+        return logits, trace.owner[-1]
+
+
+CASES = [
+    *((name, "deit", True) for name in clca.list_reductions()),
+    *(("evit", style, True) for style in STYLES if style != "deit"),
+    ("none", "clip", False),
+    ("ats", "registers", False),
+    ("tome", "deit3", False),
+]
+
+
+@pytest.mark.parametrize(("reduction", "style", "on"), CASES)
+def test_every_reduction_computes_the_same_and_keeps_the_same_tokens(reduction: str, style: str, on: bool) -> None:
+    model = small(reduction, style, on)
+    program = capture(Traced(model), reduction, (SIZE, SIZE))
+    session = onnxruntime.InferenceSession(to_onnx(program, reduction, ("logits", "owner")).SerializeToString())
+    images = hard_images()
+    for batch in (images[:1], images, torch.cat([images, images]).flip(0)):  # 1, and more than the example had
+        with torch.inference_mode():
+            logits, trace = model.forward_trace(batch)
+        scale = logits.abs().max().item()
+        captured, onnx_found = program.module()(batch), session.run(None, {"images": batch.numpy()})
+        for found, owner in (captured, map(torch.from_numpy, onnx_found)):
+            # Both compute in float32 and add in another order: some units in the last place of the largest logit.
+            torch.testing.assert_close(found, logits, rtol=0, atol=2e-5 * scale)
+            assert torch.equal(owner, trace.owner[-1])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise whose darkest channel tells the class."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("alder", "birch")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = rng.integers(0, 255, (44, 36, 3), dtype=np.uint8)
+                pixels[..., label] //= 4
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kwargs = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
+    settings: dict[str, Any] = {"img_size": 32, "reduction": "evit", "keep_rate": 0.5, "backbone_kwargs": kwargs}
+    model = ModelConfig(backbone="vit_tiny_patch16_224", **settings)
+    recipe: dict[str, Any] = {"epochs": 8, "batch_size": 6, "lr": 3e-3, "workers": 0, "precision": "no"}
+    out = tmp_path_factory.mktemp("runs") / "run"
+    data = DataConfig(root=str(photos))
+    train(TrainConfig(model=model, data=data, out=out, pretrained=False, device="cpu", **recipe), quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_run(run, out=tmp_path_factory.mktemp("exported") / "leaf.onnx").path
+
+
+def test_a_stranger_classifies_from_the_metadata_alone(run: Path, exported: Path, photos: Path) -> None:
+    session = onnxruntime.InferenceSession(exported)
+    told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    numbers, name = told["preprocess"], told["input"]["name"]
+    rows = []
+    for file in sorted((photos / "test").rglob("*.png")):
+        image = Image.open(file).convert("RGB").resize((numbers["resize"],) * 2, Image.Resampling.BICUBIC)
+        first = round((numbers["resize"] - numbers["img_size"]) / 2)
+        image = image.crop((first, first, first + numbers["img_size"], first + numbers["img_size"]))
+        pixels = (np.asarray(image, np.float32) / 255 - np.float32(numbers["mean"])) / np.float32(numbers["std"])
+        (logits,) = session.run([told["output"]["name"]], {name: pixels.transpose(2, 0, 1)[None]})
+        odds = np.exp(logits[0] - logits[0].max())
+        rows.append((told["classes"][odds.argmax()], (odds / odds.sum()).max()))
+    answers = list(clca.predict(run, photos / "test", device="cpu", precision="no"))
+    assert [row[0] for row in rows] == [answer.classes[0] for answer in answers]
+    np.testing.assert_allclose([row[1] for row in rows], [a.probabilities[0] for a in answers], atol=1e-4)
+
+
+def test_the_file_says_what_it_is_and_nothing_of_this_machine(run: Path, exported: Path) -> None:
+    model, file = clca.from_pretrained(run), load_exported(exported, threads=1)
+    assert file.kind == "onnx"
+    assert file.classes == ["alder", "birch"]
+    assert model.preprocess is not None
+    assert file.preprocess is not None
+    assert model.preprocess.items() <= file.preprocess.items()
+    assert any("37 × 37" in step and "bicubic" in step for step in file.preprocess["steps"])
+    assert file.metadata["config"]["reduction"] == "evit"
+    assert file.metadata["gmacs"] == pytest.approx(clca.cost(model).gmacs, abs=1e-6)
+    assert (file.metadata["opset"], file.metadata["keep_rate"]) == (18, 0.5)
+    proto = onnx.load(exported)
+    (images,), (logits,) = proto.graph.input, proto.graph.output
+    assert (images.name, logits.name) == ("images", "logits")
+    assert [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
+    assert [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim] == ["batch", 2]
+    assert str(Path(clca.__file__).parent).encode() not in exported.read_bytes()
+
+
+def test_pt2_is_the_same_model(run: Path, tmp_path: Path) -> None:
+    model = clca.from_pretrained(run).train().double()
+    path = export_pt2(model, tmp_path / "leaf.pt2")
+    assert model.training  # it is left as it was
+    assert next(model.parameters()).dtype == torch.float64
+    file, images = load_exported(path, threads=1), torch.randn(3, 3, 32, 32)
+    assert (file.kind, file.classes) == ("pt2", ["alder", "birch"])
+    with torch.no_grad():
+        torch.testing.assert_close(file(images), clca.from_pretrained(run)(images), rtol=0, atol=1e-5)
+    assert np.array_equal(file(images[:1].numpy()), file(images[:1]).numpy())
+    assert str(Path(clca.__file__).parent).encode() not in b"".join(_contents(path))
+    with pytest.raises(ClcaError, match="takes images"):
+        file(torch.randn(1, 3, 48, 48))
+
+
+def _contents(path: Path) -> list[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return [archive.read(name) for name in archive.namelist()]
+
+
+def test_command_checks_on_the_test_images_and_leaves_one_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new.pt2"
+    out.write_text("what was there before")
+    assert main(["export", str(run), "--to", "pt2", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "12 images (test images of the run), in batches of 1, 3, 8" in told
+    assert "same class 100.0%" in told
+    assert f"written to {out}" in told
+    assert load_exported(out).classes == ["alder", "birch"]
+    assert [file.name for file in tmp_path.iterdir()] == ["new.pt2"]
+
+
+def test_int8_is_checked_beside_the_float_file(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small.onnx"
+    assert main(["export", str(run), "--int8", "--out", str(out), "--images", str(photos / "val")]) == 0
+    told = capsys.readouterr().out
+    assert "12 images (images named)" in told
+    for name in ("float32", "int8"):
+        line = next(line for line in told.splitlines() if line.strip().startswith(name))
+        assert "images/s" in line
+        assert "right" in line  # the folders are called as the classes
+    proto = onnx.load(out)
+    weights = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    multiplied = [node for node in proto.graph.node if node.op_type == "MatMulInteger"]
+    assert len(multiplied) >= 4 * 4  # the linear layers of four blocks, the last of which the cache head reads too
+    assert all(weights[node.input[1]] == onnx.TensorProto.INT8 for node in multiplied)
+    assert load_exported(out).metadata["quantization"].startswith("dynamic")
+    assert [file.name for file in tmp_path.iterdir()] == ["small.onnx"]
+
+
+def test_check_sees_another_model(tmp_path: Path) -> None:
+    model, other = small("none"), small("none", seed=1)
+    file = load_exported(export_pt2(model, tmp_path / "model.pt2"))
+    images = [(image, None) for image in hard_images()]
+    (same,), (different,) = check_exported(model, [file], images), check_exported(other, [file], images)
+    assert same.holds
+    assert not different.holds
+    with pytest.raises(WorkError, match="does not agree with PyTorch on"):
+        different.require("the file")
+
+
+def test_a_file_that_disagrees_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import clca.export.run as module
+
+    def wrong(model: clca.TokenReducedViT, path: Path) -> Path:
+        with torch.no_grad():
+            other = clca.from_pretrained(run)
+            other.get_classifier().bias.add_(1.0)  # type: ignore[union-attr,operator,arg-type]
+        return export_pt2(other, path)
+
+    monkeypatch.setattr(module, "export_pt2", wrong)
+    before = tmp_path / "model.pt2"
+    before.write_text("whole")
+    with pytest.raises(WorkError, match="was not kept"):
+        export_run(run, "pt2", before)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
+
+
+def _halving(compute: Any) -> type[clca.Reduction]:
+    class Halving(clca.Reduction):
+        place = "before"
+
+        def reduce(self, x: Tensor, evidence: Any, state: TokenState) -> Tensor:
+            return compute(x)[:, : x.shape[1] // 2]
+
+    return Halving
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        (lambda x: torch.special.bessel_j0(x), "prims.bessel_j0.default"),
+        (lambda x: x + torch.zeros(len(x), 1, 1), "fixes the batch size"),
+        (lambda x: x if x.sum() > 0 else -x, "decides about shapes or branches"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_by_name(
+    compute: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_REDUCTIONS, "halving", _halving(compute))
+    model = small("halving")
+    with pytest.raises(WorkError, match=r"deit_tiny_patch16_224 with reduction 'halving' cannot be exported") as told:
+        export_onnx(model, tmp_path / "model.onnx")
+    assert reason in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def nameless(tmp_path: Path) -> Path:
+    small("none").save_pretrained(str(tmp_path / "nameless"))
+    return tmp_path / "nameless"
+
+
+def test_requests_that_cannot_be_met(
+    run: Path, nameless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, torn = tmp_path / "empty", tmp_path / "torn.png"
+    empty.mkdir()
+    torn.write_bytes(b"\x89PNG\r\n\x1a\n")
+    for argv, reason in [
+        (["no/such/run"], "no run or saved model"),
+        ([str(run), "--to", "tflite"], "tflite"),
+        ([str(run), "--to", "pt2", "--int8"], "int8 is made for ONNX only"),
+        ([str(run), "--to", "pt2", "--out", str(empty)], "is a folder"),
+        ([str(run), "--to", "pt2", "--out", str(tmp_path / "no" / "file.pt2")], "nothing can be written there"),
+        ([str(run), "--images", str(empty)], "no images in this folder"),
+        ([str(run), "--images", str(torn)], "torn.png"),
+        ([str(run), "--keep-rate", "1.5"], "keep_rate"),
+        ([str(nameless)], "classes and preprocessing"),
+    ]:
+        assert main(["export", *argv]) == 2, argv
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1, error
+        assert reason in error, (argv, error)
+    assert {file.name for file in tmp_path.iterdir()} == {"empty", "torn.png", "nameless"}
+
+
+def test_a_missing_package_is_told_with_what_installs_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ClcaError, match=r"pip install 'clca\[onnx\]'"):
+        export_run(run)
+
+
+class _Boom:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code of a stranger",))
+
+
+def test_files_of_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, foreign, evil = tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "c.pt2"
+    text.write_text("not a model")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value], [
+        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    ])  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), foreign)
+    stolen = io.BytesIO()
+    pickle.dump(_Boom(), stolen)
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("c/data/sample_inputs/model.pt", stolen.getvalue())
+    for path, reason in [
+        (tmp_path / "none.onnx", "no such file"),
+        (text, "ONNX Runtime cannot read it"),
+        (foreign, "not one that clca exported"),
+        (evil, "may hold code"),
+    ]:
+        with pytest.raises(ClcaError, match=reason):
+            load_exported(path)
+    assert "stranger" not in capsys.readouterr().out
+
+
+def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("whole")
+
+    def interrupted() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("ha")
+            temporary.with_name("beside").write_text("more")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
+
+
+def test_without_images_it_is_checked_on_drawn_ones(nameless: Path, tmp_path: Path) -> None:
+    model = clca.from_pretrained(nameless)
+    model.classes, model.preprocess = [str(k) for k in range(CLASSES)], preprocess_dict(SIZE)
+    model.save_pretrained(str(nameless))
+    report = export_run(nameless, "pt2", tmp_path / "model.pt2")
+    assert report.pictures == "synthetic leaves and noise"
+    assert report.files["float32"].agreement.images == 16
+    assert report.files["float32"].agreement.holds

@@ -157,6 +157,8 @@ def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp
     found.render(console)
     assert "topk 0.5 failed: RuntimeError: cannot be compiled" in console.export_text()
     assert (tmp_path / "x" / "benchmark.csv") in found.write(tmp_path / "x")
+    only = replace(found, rows=found.rows[:2])  # the dense model, and one that failed: nothing to draw
+    assert {path.name for path in only.write(tmp_path / "y")} == {"benchmark.json", "benchmark.csv"}
 
 
 def test_without_the_dense_model_there_are_times_and_no_speed_ups(

@@ -145,7 +145,14 @@ class Benchmark:
             _say(console, LEGEND)
         rates = ", ".join(f"{rate:.0f} GMAC/s {name}" for name, rate in self.matrix_rate.items())
         machine = self.machine
-        where = ", ".join([machine["cpu"], f"{machine['threads']} threads", *machine["flags"], *machine["gpu"]])
+        where = ", ".join(
+            [
+                machine["cpu"],
+                f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}",
+                *machine["flags"],
+                *machine["gpu"],
+            ]
+        )
         _say(console, f"{where}; matrix products {rates}, copying {self.bandwidth:.0f} GB/s")
         for line in self.notes:
             _say(console, line)
@@ -180,7 +187,11 @@ class Benchmark:
         with replacing(folder / CSV) as temporary:
             temporary.write_text(_csv(self.rows), encoding="utf-8")
         written = [folder / JSON, folder / CSV]
-        panels = [(title, rows) for title, rows in self.groups() if any(row.share for row in rows)]
+        panels = [
+            (title, rows)
+            for title, rows in self.groups()
+            if any(row.share and row.candidate.reduction != DENSE for row in rows)
+        ]
         if panels:
             for name in (PICTURE, PRINT):
                 with replacing(folder / name) as temporary:

@@ -97,7 +97,8 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], eve
     width, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
     k, v = _heads(attn, F.linear(x, weight[width:], None if bias is None else bias[width:]), 2)
     k = attn.k_norm(k)
-    q = _queries(attn, x[:, :1]) if "cls_attention" in needs else k[:, :, :0]
+    # Of the CLS token as a matrix [B, C]: the compiler would treat one row of a sequence apart for a batch of one.
+    q = _queries(attn, x[:, 0]).unsqueeze(2) if "cls_attention" in needs else k[:, :, :0]
     return Projected(x, None, k, v, _evidence(q, k, v, attn.scale, key_bias, needs))
 
 
@@ -140,10 +141,11 @@ def attend_selected(
 
 
 def _queries(attn: Attention, x: Tensor) -> Tensor:
-    """Queries [B, H, M, d] of the tokens x [B, M, C]."""
+    """Queries [B, H, M, d] of the tokens x [B, M, C]; [B, H, d] of x [B, C]."""
     bias = attn.qkv.bias
     q = F.linear(x, attn.qkv.weight[: attn.attn_dim], None if bias is None else bias[: attn.attn_dim])
-    return attn.q_norm(_heads(attn, q, 1)[0])
+    q = q.unflatten(-1, (attn.num_heads, attn.head_dim))
+    return attn.q_norm(q.transpose(1, 2) if q.ndim == 4 else q)
 
 
 def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clca.errors import ClcaError
 from clca.reductions.base import TokenState
@@ -48,9 +51,16 @@ class CrossLayerAggregationHead(nn.Module):
         """
         if self.training and len(cls_tokens) == 1 and type(self.norm_out) is nn.BatchNorm1d:
             raise ClcaError("the aggregation head normalises over the batch: train on at least two images at once")
-        x = self.depthwise(self.norm_in(cls_tokens.transpose(1, 2)))  # [B, width · C, 1]
-        x = self.act(self.norm_out(x))
-        return (x if pre_logits else self.classifier(x)).squeeze(-1)
+        x = self.norm_in(cls_tokens.transpose(1, 2))  # [B, C, G]
+        # A convolution whose kernel is as long as its input is a sum of products, without a convolution's preparations.
+        weight = self.depthwise.weight.view(x.shape[1], -1, x.shape[2])  # [C, width, G]
+        x = (x.unsqueeze(2) * weight).sum(dim=-1).flatten(1) + cast(Tensor, self.depthwise.bias)
+        x = self.act(self.norm_out(x))  # [B, width · C]
+        if pre_logits:
+            return x
+        if type(self.classifier) is nn.Conv1d:
+            return F.linear(x, self.classifier.weight.squeeze(-1), self.classifier.bias)
+        return self.classifier(x.unsqueeze(-1)).squeeze(-1)
 
 
 class CrossLayerCache:

@@ -399,6 +399,17 @@ class TokenReducedViT(nn.Module):
         if hasattr(self.patch_embed, "set_grad_checkpointing"):
             self.patch_embed.set_grad_checkpointing(enable)
 
+    @torch.jit.ignore
+    def compile(self, **options: Any) -> None:
+        """Compile this model in place, without graph breaks and for every batch size; the first call then takes long.
+
+        Args:
+            options: For `torch.compile`, as `mode="reduce-overhead"`.
+        """
+        from clca.compiling import compiled_call
+
+        self._compiled_call_impl = compiled_call(self, **options)
+
     # -- storage -----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str) -> None:

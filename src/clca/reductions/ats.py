@@ -59,7 +59,7 @@ def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:
     """For each point the index of the nearest value of `cumulative` [B, n], the lowest of equally near ones. [B, m]"""
     cumulative = cumulative.contiguous()
     last = cumulative.shape[1] - 1
-    points = points.expand(cumulative.shape[0], -1).contiguous()
+    points = points.repeat(cumulative.shape[0], 1)
     above = torch.searchsorted(cumulative, points)  # the first value not below the point
     below = (above - 1).clamp(min=0)
     low, high = cumulative.gather(1, below), cumulative.gather(1, above.clamp(max=last))

@@ -45,7 +45,7 @@ class DPCKNN(Reduction):
         clusters = self.clusters(patches.shape[1], state)
         cluster = assign_clusters(patches.detach(), clusters)  # [B, n]
 
-        weight = self.score(patches).to(torch.promote_types(x.dtype, torch.float32)).exp()  # [B, n, 1]
+        weight = self.score(x)[:, state.prefix : end].to(torch.promote_types(x.dtype, torch.float32)).exp()  # [B, n, 1]
         total = weight.new_zeros(x.shape[0], clusters, 1).scatter_add(1, cluster.unsqueeze(-1), weight)
         index = cluster.unsqueeze(-1)
         share = (weight / (total.gather(1, index) + 1e-6)).to(x.dtype)

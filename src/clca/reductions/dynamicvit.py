@@ -71,7 +71,8 @@ class DynamicViT(Reduction):
             return self._mask(x, log_p, policy, state)
         kept = descending(log_p[..., 0])[:, : self.count(num_tokens - prefix, state)] + prefix
         state.policy = cat([state.policy[:, :prefix], state.policy.gather(1, kept)], dim=1)
-        state.move(kept_index(kept, num_tokens, prefix))
+        if state.owner is not None:
+            state.move(kept_index(kept, num_tokens, prefix))
         return cat([x[:, :prefix], take(x, kept)], dim=1)
 
     def _mask(self, x: Tensor, log_p: Tensor, policy: Tensor, state: TokenState) -> Tensor:

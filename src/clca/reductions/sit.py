@@ -30,5 +30,6 @@ class SiT(Reduction):
         weights = (self.weight(tokens) * self.scale).softmax(dim=1)  # [B, n, M], over tokens
         if state.owner is not None:
             state.move(assigned_index(weights.argmax(dim=2), state.prefix))
-        merged = weights.transpose(1, 2).to(x.dtype) @ tokens
+        # Not `@`, which asks how long the batch is, and a compiled model would then ask again.
+        merged = torch.bmm(weights.transpose(1, 2).to(x.dtype), tokens)
         return torch.cat([x[:, : state.prefix], merged.to(x.dtype)], dim=1)

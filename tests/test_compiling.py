@@ -1,0 +1,103 @@
+"""torch.compile: no graph break, no second compilation for another batch size, the numbers of the eager model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import clca
+
+SIZES: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "num_heads": 3,
+    "depth": 4,
+    "locations": (1, 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _model(reduction: str, **more: Any) -> clca.TokenReducedViT:
+    torch.manual_seed(0)
+    rate = 1.0 if reduction == "none" else 0.5
+    model = clca.create_model(
+        "deit3_small_patch16_224", **SIZES, num_classes=5, reduction=reduction, keep_rate=rate, **more
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):  # LayerScale starts so small that no image would differ from another
+            torch.nn.init.ones_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("reduction", clca.list_reductions())
+def test_inference_is_one_graph_for_every_batch(reduction: str) -> None:
+    model = _model(reduction).eval()
+    graphs = CompileCounterWithBackend("eager")
+    for size, batch in enumerate((4, 1, 7)):
+        images = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            eager = model.forward(images)
+            if not size:
+                model.compile(backend=graphs)
+            torch.testing.assert_close(model(images), eager)
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("reduction", clca.list_reductions())
+def test_training_is_one_graph_with_the_gradients_of_the_eager_model(reduction: str) -> None:
+    model = _model(reduction).train()
+    graphs = CompileCounterWithBackend("aot_eager")
+    grads = []
+    for compiled in (False, True):
+        if compiled:
+            model.compile(backend=graphs)
+        for batch in (4, 3):
+            model.zero_grad()
+            torch.manual_seed(1)  # the images, and the noise of DynamicViT
+            loss = model(torch.randn(batch, 3, 32, 32)).square().mean() + model.auxiliary_loss
+            loss.backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert graphs.frame_count == 1
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        # Float32 rounding through BatchNorm over three images.
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_inductor_gives_the_logits_of_the_eager_model() -> None:
+    model, images = _model("evit").eval(), torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        eager = model(images)
+        model.compile()
+        torch.testing.assert_close(model(images), eager, atol=1e-4, rtol=1e-3)
+
+
+def test_a_compiled_model_is_saved_and_copied_like_any_other(tmp_path: Any) -> None:
+    import copy
+
+    model, images = _model("topk").eval(), torch.randn(2, 3, 32, 32)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        logits = model(images)
+        torch.testing.assert_close(copy.deepcopy(model)(images), logits)
+        model.save_pretrained(str(tmp_path))
+        torch.testing.assert_close(clca.from_pretrained(str(tmp_path)).eval()(images), logits)
+
+
+def test_a_new_keep_rate_holds_for_a_compiled_model() -> None:
+    model, images = _model("topk").eval(), torch.randn(2, 3, 32, 32)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        before = model(images)
+        model.keep_rate = 0.2
+        torch.testing.assert_close(model(images), model.forward(images))
+        assert not torch.allclose(model(images), before)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from clca.data.transforms import eval_transform, from_preprocess, preprocess_dict, train_transform
+from clca.data.transforms import Normalization, eval_transform, from_preprocess, preprocess_dict, train_transform
 from clca.errors import ClcaError
 
 
@@ -98,6 +98,80 @@ def test_without_square_the_aspect_ratio_stays():
 
     assert kept.mean() > 0.95
     assert squeezed.mean() < 0.4
+
+
+CPU = torch.device("cpu")
+UNIT = st.floats(0.01, 0.99)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 70), st.integers(1, 4), st.tuples(UNIT, UNIT, UNIT), st.tuples(UNIT, UNIT, UNIT),
+    st.sampled_from(["train", "square", "shorter side"]), st.integers(0, 2**31),
+)  # fmt: skip
+def test_normalising_a_batch_gives_the_bits_of_normalising_each_image(size, count, mean, std, kind, seed):
+    preprocess = preprocess_dict(size, mean, std)
+
+    def batch(normalize: bool) -> torch.Tensor:
+        if kind == "train":
+            transform = train_transform(size, "none", mean, std, normalize=normalize)
+        else:
+            transform = from_preprocess({**preprocess, "square": kind == "square"}, normalize=normalize)
+        torch.manual_seed(seed)
+        return torch.stack([transform(picture(seed=seed % 99 + number)) for number in range(count)])
+
+    expected, state = batch(True), torch.get_rng_state()
+    pixels = batch(False)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert pixels.dtype == torch.uint8
+    assert type(pixels) is torch.Tensor
+    normalized = Normalization(preprocess)(pixels, CPU)
+    assert normalized.dtype == torch.float32
+    assert normalized.is_contiguous()
+    assert torch.equal(normalized, expected)
+
+
+def test_every_byte_in_every_channel_is_normalised_as_before():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    preprocess = preprocess_dict(16)
+    expected = F.normalize(F.to_tensor(pixels[0].permute(1, 2, 0).numpy()), preprocess["mean"], preprocess["std"])
+    at_once = from_preprocess(preprocess)(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).resize((18, 18), 0))
+
+    normalized = Normalization(preprocess)(pixels, CPU)
+
+    torch.testing.assert_close(normalized[1], expected, rtol=0, atol=1e-6)
+    assert set(at_once.flatten().tolist()) <= set(normalized.flatten().tolist())
+
+
+@pytest.mark.parametrize("augmentation", ["medium", "strong"])
+def test_what_is_erased_after_normalisation_stays_a_float(augmentation):
+    outs = []
+    for normalize in (True, False):
+        torch.manual_seed(4)
+        transform = train_transform(24, augmentation, normalize=normalize)
+        outs.append(torch.stack([transform(picture(seed=number)) for number in range(8)]))
+
+    assert torch.equal(*outs)
+    assert Normalization(preprocess_dict(24))(outs[1], CPU) is outs[1]
+
+
+def test_batches_of_other_shapes_follow_one_another():
+    """The memory that is used again never shows, in a training step either."""
+    normalization, transform = Normalization(preprocess_dict(8)), eval_transform(8)
+    layer = torch.nn.Conv2d(3, 2, 8)
+    for count in (3, 3, 1, 4):
+        images = [picture(8, 8, seed=10 * count + number) for number in range(count)]
+        pixels = torch.stack([eval_transform(8, normalize=False)(image) for image in images])
+        expected = torch.stack([transform(image) for image in images])
+        layer.weight.grad = None
+        layer(normalization(pixels, CPU)).square().sum().backward()
+        kept = layer.weight.grad
+        layer.weight.grad = None
+        layer(expected).square().sum().backward()
+        assert torch.equal(kept, layer.weight.grad)
+        with torch.no_grad():
+            assert torch.equal(normalization(pixels, CPU), expected)
 
 
 def test_mistakes_are_named():

@@ -133,8 +133,10 @@ def row_files(cache: Path) -> list[Path]:
 # -- the same bits -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transform", [train_transform(SIZE), eval_transform(SIZE)], ids=["train", "eval"])
-def test_every_kind_of_image_comes_out_the_same_with_the_same_random_numbers(varied, transform, no_decoding):
+@pytest.mark.parametrize("normalize", [True, False], ids=["floats", "bytes"])
+@pytest.mark.parametrize("transform", [train_transform, eval_transform], ids=["train", "eval"])
+def test_every_kind_of_image_comes_out_the_same_with_the_same_random_numbers(varied, transform, normalize, no_decoding):
+    transform = transform(SIZE, normalize=normalize)
     plain = all_of(opened(varied, transform=transform))
     state = torch.get_rng_state()
     dataset = cached(varied, transform=transform)

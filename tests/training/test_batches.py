@@ -1,11 +1,15 @@
 """Which image is in which batch: the same however many processes, workers and interruptions there are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from clca import data
+from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.training.batches import Plan, PlannedBatches, SeededImages, eval_loader, train_loader
 
@@ -82,6 +86,29 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
     assert torch.equal(seeded[1, 3][0], seeded[1, 3][0])
     others = (seeded[2, 3][0], seeded[1, 4][0], SeededImages(Noise(), 6)[1, 3][0])
     assert not any(torch.equal(seeded[1, 3][0], other) for other in others)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_model_sees_the_same_bits_from_batches_of_bytes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, cache: bool
+) -> None:
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path))
+    plan = Plan.fitting(18, 6, 1, 1, seed=2)
+    floats = data.open(images, transform=train_transform(32))
+    pixels = data.open(images, transform=train_transform(32, normalize=False))
+    if cache:
+        data.use_cache([pixels])
+    normalize = Normalization(preprocess_dict(32))
+    expected = train_loader(floats, plan, 0, 0, 7, workers=0, device=CPU)
+    found = train_loader(pixels, plan, 0, 0, 7, workers=workers, device=CPU)
+    for (image, label), (pixel, same_label) in zip(expected, found, strict=True):
+        assert pixel.dtype == torch.uint8
+        assert torch.equal(label, same_label)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            seen = normalize(pixel, CPU).contiguous(memory_format=layout)
+            assert torch.equal(seen, image)
+            assert seen.stride() == image.contiguous(memory_format=layout).stride()
 
 
 @given(processes=st.integers(1, 5), batch=st.integers(1, 6))

@@ -3,6 +3,9 @@
 Every random choice here draws from torch's global CPU generator and from nothing else (torchvision v2's random
 crops, flips, TrivialAugmentWide, RandAugment, ColorJitter and RandomErasing do), so `torch.manual_seed(s)` before a
 call fixes its result; Python's and numpy's generators are never touched.
+
+Where only scaling and normalisation follow the crop and flip, a transform can leave these two to `Normalization`, which
+does them once a batch on the model's device: a batch of bytes is put together and moved in a quarter of the memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,6 +61,8 @@ def train_transform(
     augmentation: Augmentation = "none",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    *,
+    normalize: bool = True,
 ) -> Transform:
     """The transform of training images: RGB image → float tensor [3, img_size, img_size].
 
@@ -70,6 +75,8 @@ def train_transform(
             0.4. What is not done to one image alone (label smoothing, stochastic depth, mixup, CutMix) is training's.
         mean: Per channel, of values in 0 … 1.
         std: The same.
+        normalize: False leaves scaling and normalisation to `Normalization` with augmentation "none", which then gives
+            uint8. The others erase what is normalised already, and give floats in any case.
 
     Raises:
         ClcaError: For an unknown augmentation or an impossible size.
@@ -78,7 +85,7 @@ def train_transform(
     bicubic = InterpolationMode.BICUBIC
     random_resized_crop = v2.RandomResizedCrop(img_size, interpolation=bicubic, antialias=True)
     flip = v2.RandomHorizontalFlip()
-    to_tensor = _to_normalized_tensor(mean, std)
+    to_tensor = _to_tensor(mean, std, normalize or augmentation != "none")
     if augmentation == "none":
         return ResizeFirst(SquareResize(_resize_for(img_size)), v2.Compose([v2.RandomCrop(img_size), flip, *to_tensor]))
     if augmentation == "medium":
@@ -92,10 +99,19 @@ def train_transform(
 
 
 def eval_transform(
-    img_size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    img_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    *,
+    normalize: bool = True,
 ) -> Transform:
-    """The transform of evaluation: the same square resize as in training, then the centre crop."""
-    return from_preprocess(preprocess_dict(img_size, mean, std))
+    """The transform of evaluation: the same square resize as in training, then the centre crop.
+
+    Args:
+        img_size, mean, std: As of `train_transform`.
+        normalize: False gives uint8 and leaves scaling and normalisation to `Normalization`.
+    """
+    return from_preprocess(preprocess_dict(img_size, mean, std), normalize=normalize)
 
 
 def preprocess_dict(
@@ -113,10 +129,14 @@ def preprocess_dict(
     }
 
 
-def from_preprocess(preprocess: dict[str, Any]) -> Transform:
+def from_preprocess(preprocess: dict[str, Any], *, normalize: bool = True) -> Transform:
     """The evaluation transform that a `preprocess_dict` describes.
 
     `square` False scales the shorter side to `resize` and keeps the aspect ratio.
+
+    Args:
+        preprocess: What the model was saved with.
+        normalize: False gives uint8 and leaves scaling and normalisation to `Normalization`.
 
     Raises:
         ClcaError: Where a key is missing or the interpolation unknown.
@@ -126,7 +146,7 @@ def from_preprocess(preprocess: dict[str, Any]) -> Transform:
         raise ClcaError(f"the model's preprocess lacks {', '.join(missing)}: was it saved by clca?")
     _check_size(preprocess["img_size"])
     resize = _resize(preprocess["resize"], preprocess["square"], preprocess["interpolation"])
-    rest = [v2.CenterCrop(preprocess["img_size"]), *_to_normalized_tensor(preprocess["mean"], preprocess["std"])]
+    rest = [v2.CenterCrop(preprocess["img_size"]), *_to_tensor(preprocess["mean"], preprocess["std"], normalize)]
     if preprocess["square"]:
         return ResizeFirst(SquareResize(preprocess["resize"], preprocess["interpolation"]), v2.Compose(rest))
     return v2.Compose([resize, *rest])
@@ -143,10 +163,51 @@ def _resize(size: int, square: bool, interpolation: str = "bicubic") -> v2.Resiz
     return v2.Resize([size, size] if square else [size], InterpolationMode(interpolation), antialias=True)
 
 
-def _to_normalized_tensor(mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:
+class Normalization:
+    """Scaling and normalisation of a batch, where transforms have left them out; the same bits as theirs.
+
+    On a CPU the result stays in one place until the next call, which overwrites it: fresh memory for every batch takes
+    several times as long as the arithmetic.
+
+    Args:
+        preprocess: Of the model; `mean` and `std` count.
+    """
+
+    def __init__(self, preprocess: dict[str, Any]) -> None:
+        self._mean_std = torch.tensor([preprocess["mean"], preprocess["std"]], dtype=torch.float32)[..., None, None]
+        self._kept: Tensor | None = None
+
+    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
+        """Take images to a device, as a model wants them.
+
+        Args:
+            images: uint8 or normalised float32 [B, 3, H, W]; floats are left as they are.
+            device: The model's.
+        """
+        images = images.to(device, non_blocking=True)
+        if images.dtype != torch.uint8:
+            return images
+        self._mean_std = self._mean_std.to(device)
+        if device.type != "cpu":
+            return self._normalize(images.to(torch.float32))
+        if self._kept is None or self._kept.shape != images.shape:
+            self._kept = torch.empty(images.shape)
+        for kept, image in zip(self._kept, images, strict=True):  # one by one they stay in the processor's cache
+            self._normalize(kept.copy_(image))
+        return self._kept
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        mean, std = self._mean_std
+        return images.mul_(1 / 255).sub_(mean).div_(std)  # as v2.ToDtype and v2.Normalize do it
+
+
+def _to_tensor(mean: Sequence[float], std: Sequence[float], normalize: bool) -> list[torch.nn.Module]:
+    pixels = [v2.ToImage(), _ChannelsFirst()]
+    if not normalize:
+        return [*pixels, v2.ToPureTensor()]
     to_float = v2.ToDtype(torch.float32, scale=True)
-    normalize = v2.Normalize(list(mean), list(std), inplace=True)  # of what to_float has just made
-    return [v2.ToImage(), _ChannelsFirst(), to_float, normalize, v2.ToPureTensor()]
+    in_place = v2.Normalize(list(mean), list(std), inplace=True)  # of what to_float has just made
+    return [*pixels, to_float, in_place, v2.ToPureTensor()]
 
 
 class _ChannelsFirst(torch.nn.Module):

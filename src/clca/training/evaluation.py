@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from clca import data as data_room
 from clca.cost import cost
-from clca.data.transforms import from_preprocess
+from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
 from clca.training.batches import default_workers, eval_loader
@@ -155,7 +155,7 @@ def evaluate(
     if root is None:
         raise ClcaError(f"{run}: does not say what it was trained on; name the images as well: clca evaluate RUN DATA")
     source = own.source if data is None and own is not None else None
-    images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess))
+    images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False))
     labelled = _Relabelled(images, model.classes, f"{root}: {split}")
     if cache:
         outcome = data_room.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
@@ -168,7 +168,7 @@ def evaluate(
     share = max(1, batch_size // accelerator.num_processes)
     rank, processes = accelerator.process_index, accelerator.num_processes
     loader = eval_loader(labelled, len(labelled), share, rank, processes, workers, accelerator.device)
-    price = cost(model, images=_some_images(labelled) if model.config.reduction == "ats" else None)
+    price = cost(model, images=_some_images(labelled, model.preprocess) if model.config.reduction == "ats" else None)
     answers = answer(model.to(accelerator.device), loader, accelerator, measure=True)
     labels, guesses = answers.labels.numpy(), answers.ranked[:, 0].numpy()
     folder = _folder(run, data, split, keep_rate, out)
@@ -213,10 +213,11 @@ class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
         return image, self.label[label]
 
 
-def _some_images(images: _Relabelled) -> torch.Tensor:
+def _some_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Tensor:
     """Sixteen images spread over the split, for a cost that depends on what is seen."""
     chosen = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
-    return torch.stack([images[int(index)][0] for index in chosen])
+    stacked = torch.stack([images[int(index)][0] for index in chosen])
+    return Normalization(preprocess)(stacked, torch.device("cpu"))
 
 
 def _by_class(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> list[ClassResult]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clca.data.transforms import Normalization
 from clca.errors import WorkError
 from clca.training import run_folder as folder_of
 from clca.training.batches import default_workers, eval_loader, seed_mixing, seed_step, train_loader
@@ -155,6 +156,7 @@ class _Loop:
         self.accelerator = state.accelerator
         self.stop_signal = 0
         self.epoch_just_ended = False
+        self.normalize = Normalization(state.bare.preprocess or {})
         self.loss, self.mix = make_loss(state.config, state.bare.num_classes)
 
     def until_the_end(self) -> RunResult:
@@ -220,7 +222,7 @@ class _Loop:
     def _forward_backward(self, images: Tensor, labels: Tensor, part: int) -> Tensor:
         """Add the gradient of one part of the batch; [loss × images, right answers, images] of this process."""
         config, state, accelerator = self.config, self.state, self.accelerator
-        images = images.to(accelerator.device, non_blocking=True)
+        images = self.normalize(images, accelerator.device)
         labels = targets = labels.to(accelerator.device, non_blocking=True)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

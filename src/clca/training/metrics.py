@@ -8,9 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from sklearn.metrics import recall_score
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+from clca.data.transforms import Normalization
+from clca.model import TokenReducedViT
 
 
 @dataclass
@@ -49,22 +52,22 @@ class Answers:
 
 
 @torch.no_grad()
-def answer(model: nn.Module, loader: DataLoader, accelerator: Accelerator, measure: bool = False) -> Answers:
+def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator, measure: bool = False) -> Answers:
     """Run an unwrapped model in evaluation mode over this process's share of a split and put all shares together.
 
     Args:
-        model: Takes [B, 3, S, S], gives [B, K]; left in the mode it was in.
+        model: Takes [B, 3, S, S] normalised as its `preprocess` says, gives [B, K]; left in the mode it was in.
         loader: This process's images (`batches.eval_loader`).
         accelerator: Says device, precision and processes.
         measure: Leave the first batch, which warms up, out of the speed.
     """
     was_training = model.training
     model.eval()
-    device = accelerator.device
+    device, normalize = accelerator.device, Normalization(model.preprocess or {})
     labels, ranked, losses = [], [], torch.zeros((), dtype=torch.float64)
     timed_images, timed_seconds = 0, 0.0
     for number, (images, targets) in enumerate(loader):
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        images, targets = normalize(images, device), targets.to(device, non_blocking=True)
         _finish(device)
         begin = perf_counter()
         with accelerator.autocast():

@@ -217,6 +217,6 @@ def set_transforms(splits: Splits, size: int, augmentation: Augmentation) -> tup
 
 
 def _give_transforms(splits: Splits, size: int, augmentation: Augmentation) -> None:
-    splits.train.transform = train_transform(size, augmentation, IMAGENET_MEAN, IMAGENET_STD)
+    splits.train.transform = train_transform(size, augmentation, IMAGENET_MEAN, IMAGENET_STD, normalize=False)
     if splits.watched is not None:
-        splits.watched.transform = eval_transform(size, IMAGENET_MEAN, IMAGENET_STD)
+        splits.watched.transform = eval_transform(size, IMAGENET_MEAN, IMAGENET_STD, normalize=False)

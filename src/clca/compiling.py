@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch._dynamo.config as dynamo_config
-import torch.fx.experimental._config as shape_config
+import torch.fx.experimental._config
 from torch import Tensor, nn
+
+from clca.errors import WorkError
 
 
 def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
@@ -20,13 +21,19 @@ def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tenso
         module: Takes images [B, 3, H, W].
         options: For `torch.compile`; `fullgraph` is on if not said otherwise.
     """
+    # Their types do not say that they can be patched.
+    shapes, dynamo = cast(Any, torch.fx.experimental._config), cast(Any, torch._dynamo.config)
     call = torch.compile(module._call_impl, **{"fullgraph": True, **options})
 
     def run(images: Tensor) -> Tensor:
         torch._dynamo.maybe_mark_dynamic(images, 0)
         # Without the first a batch of one is a case of its own, and compiled apart; without the second a keep rate that
         # was changed once becomes a variable, and with it the number of tokens.
-        with shape_config.patch(backed_size_oblivious=True), dynamo_config.patch(specialize_float=True):
-            return call(images)
+        with shapes.patch(backed_size_oblivious=True), dynamo.patch(specialize_float=True):
+            try:
+                return call(images)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise WorkError(f"torch.compile failed ({reason}): go on without --compile") from error
 
     return run

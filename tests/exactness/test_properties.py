@@ -286,3 +286,23 @@ def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any], message: 
     with pytest.raises(ClcaError, match=message) as refusal:
         clca.create_model("deit_tiny_patch16_224", reduction="evit", keep_rate=0.5, **wrong)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("reduction", ["tome", "dpcknn"])
+def test_working_through_pairs_in_pieces_changes_nothing(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clca.reductions import dpcknn, tome
+
+    torch.manual_seed(0)
+    model = clca.create_model(
+        "deit_tiny_patch16_224", img_size=48, patch_size=4, embed_dim=24, num_heads=3, depth=6,
+        num_classes=5, reduction=reduction, keep_rate=0.4,
+    ).double().eval()  # fmt: skip
+    images = torch.randn(2, 3, 48, 48, dtype=torch.float64)
+    images[1] = images[1, :, :1, :1]  # one colour: patches that only their places tell apart
+    logits, trace = model.forward_trace(images)
+    monkeypatch.setattr(tome, "_ROWS", 7)
+    monkeypatch.setattr(dpcknn, "_ROWS", 7)
+    monkeypatch.setattr(dpcknn, "_PIECE", 5)
+    again, second = model.forward_trace(images)
+    torch.testing.assert_close(again, logits)
+    assert all(torch.equal(a, b) for a, b in zip(trace.owner, second.owner, strict=True))

@@ -25,6 +25,7 @@ def run(argv: Sequence[str]) -> int:
         batch_size: int = 32,
         device: Literal["auto", "cpu"] = "auto",
         precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
+        compile: bool = False,
     ) -> dict[str, Any]:
         """Say what is in photographs. Files that cannot be read are told and left out; the exit code is then 1.
 
@@ -43,6 +44,7 @@ def run(argv: Sequence[str]) -> int:
             batch_size: Images at once.
             device: auto takes the GPU if there is one.
             precision: auto takes bf16 where the device computes it fast.
+            compile: Compile the model first: a minute at the start, then faster. Needs a C++ compiler.
         """
         return dict(locals())
 
@@ -64,6 +66,7 @@ def run(argv: Sequence[str]) -> int:
         batch_size=chosen["batch_size"],
         device=chosen["device"],
         precision=chosen["precision"],
+        compile=chosen["compile"],
     )
     bad = 0
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from clca.reductions.base import Evidence, Reduction, TokenState, descending, exact, take
 from clca.reductions.registry import register_reduction
 
+_ROWS = 512
+
 
 @register_reduction("tome")
 class ToMe(Reduction):
@@ -70,6 +72,8 @@ def _match(metric: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
     first_even, first_odd = prefix + prefix % 2, prefix + (prefix + 1) % 2
     even, odd = metric[:, first_even::2], metric[:, first_odd::2]
     with exact(metric):
-        best, target = (even @ odd.transpose(1, 2)).max(dim=-1)  # [B, sources]
+        # Some sources at a time: all pairs at once would grow with the square of the tokens.
+        pairs = [(rows @ odd.transpose(1, 2)).max(dim=-1) for rows in even.split(_ROWS, dim=1)]
+        best, target = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))  # [B, sources]
     merged = descending(best)[:, :r]
     return first_even + 2 * merged, first_odd + 2 * target.gather(1, merged)

@@ -123,6 +123,10 @@ class TrainConfig(BaseModel):
     channels_last: bool = Field(False, description="Images in channels-last order in memory.")
     grad_checkpointing: bool = Field(False, description="Compute activations twice to need far less memory.")
 
+    compile: bool = Field(
+        False, description="Compile the model: minutes at the start, then faster steps. Needs a C++ compiler."
+    )
+
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Processes that read images, for each training process. Left away: one a core, at most 8."
     )

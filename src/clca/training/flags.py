@@ -37,9 +37,9 @@ _GROUP_HELP = {
     "model": "What is trained.",
     "images": "What it sees.",
     "recipe": "How it learns; the published recipe if left away.",
-    "run": "Where and on what it runs; nothing here changes the result but --precision.",
+    "run": "Where and on what it runs; nothing here changes the result but --precision and, by rounding, --compile.",
 }
-_RUN = ("out", "workers", "cache", "cache_gb", "precision", "device", "channels_last", "grad_checkpointing",
+_RUN = ("out", "workers", "cache", "cache_gb", "precision", "device", "channels_last", "grad_checkpointing", "compile",
         "log_every", "checkpoint_minutes", "checkpoint_steps", "track")  # fmt: skip
 _GROUP_OF = {"pretrained": "model", "weights": "model", **dict.fromkeys(_RUN, "run")}
 _GROUP_OF |= dict.fromkeys(("augmentation", "mixup", "cutmix", "batch_size"), "images")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clca.data.images import EXTENSIONS, read_image
-from clca.data.transforms import from_preprocess
+from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
@@ -44,6 +44,7 @@ def predict(
     batch_size: int = 32,
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
 ) -> Iterator[Prediction]:
     """Classify images, in the order given; what cannot be read comes back with an error instead of classes.
 
@@ -59,6 +60,7 @@ def predict(
         batch_size: Images at once.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
+        compile: Compile the model first, which takes a minute and pays from some thousand images on.
 
     Raises:
         ClcaError: There is no such model, or a folder or pattern without images.
@@ -74,16 +76,19 @@ def predict(
     if keep_rate is not None:
         model.keep_rate = keep_rate
     files = find_images([paths] if isinstance(paths, (str, Path)) else paths)
-    return _answers(model, files, min(top_k, len(model.classes)), batch_size, device, precision)
+    return _answers(model, files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
 
 
 def _answers(
-    model: TokenReducedViT, files: list[Path], top_k: int, batch_size: int, device: str, precision: str
+    model: TokenReducedViT, files: list[Path], top_k: int, batch_size: int, device: str, precision: str, compile: bool
 ) -> Iterator[Prediction]:
     accelerator = make_accelerator(device=device, precision=precision)
     model = model.to(accelerator.device).eval()
+    if compile:
+        model.compile()
     classes = model.classes or []
-    transform = from_preprocess(model.preprocess or {})
+    preprocess = model.preprocess or {}
+    transform, normalize = from_preprocess(preprocess, normalize=False), Normalization(preprocess)
 
     def read(path: Path) -> Tensor | str:
         try:
@@ -102,7 +107,7 @@ def _answers(
             ranked: Iterator[tuple[list[float], list[int]]] = iter(())
             if images:
                 with torch.inference_mode(), accelerator.autocast():
-                    logits = model(torch.stack(images).to(accelerator.device))
+                    logits = model(normalize(torch.stack(images), accelerator.device))
                 top = logits.float().softmax(1).topk(top_k)
                 ranked = iter(zip(top.values.tolist(), top.indices.tolist(), strict=True))
             for path, image in found:

@@ -63,6 +63,8 @@ class RunState:
         self.schedule = make_schedule(optimizer, config, self.plan.steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.bare: TokenReducedViT = accelerator.unwrap_model(self.model)
+        if config.compile:
+            self.bare.compile()
         self.parameters = [parameter for parameter in self.bare.parameters() if parameter.requires_grad]
 
     def _resume(self) -> None:

@@ -1,9 +1,10 @@
 """Images a second of reading for training: from the image files, and from the cache of resized images.
 
-Both do all that one training image takes: files decode, resize, crop, flip and normalise; the cache spares the first
-two. Passes over the same images alternate in shuffled rounds; the cache was filled before the first, as it is from the
-second epoch or run on. "alone" is one image after the other; the others put batches together too, in this process or in
-workers, as training does. One thread a process. The cache is a temporary folder.
+Both do all that one training image takes until the model has it: files decode, resize, crop, flip and normalise; the
+cache spares the first two. Passes over the same images alternate in shuffled rounds; the cache was filled before the
+first, as it is from the second epoch or run on. "alone" is one image after the other; the others are training's own
+batches, put together in this process or in workers and normalised in this one, on the CPU. One thread a process. The
+cache is a temporary folder.
 
 python benchmarks/reading.py DATA [--size 448] [--workers 2] [--out reading.json]
 """
@@ -13,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -22,14 +24,16 @@ import tyro
 from PIL import __version__ as pillow
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 from torchvision import __version__ as torchvision
 
 from clca import data, measure
 from clca.data.listing import ImageDataset
-from clca.data.transforms import train_transform
+from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
-from clca.training.batches import default_workers
+from clca.training.batches import Plan, SeededImages, default_workers, train_loader
+
+CPU = torch.device("cpu")
+PREPROCESS = preprocess_dict(1)  # mean and std, the same at every size
 
 
 @dataclass
@@ -40,7 +44,8 @@ class Settings:
         data: Folder or CSV file of images, as for clca train.
         size: Side of what the model takes, in pixels; images are resized to size/0.875.
         split: Which images.
-        images: At most so many of them.
+        images: Images of a pass, in whole batches; of a set with more that many are chosen, a set with fewer is gone
+            through several times, epochs following each other without a break as in training.
         batch_size: Images of a batch.
         workers: Reading processes of the last pair; None: one a core, at most 8.
         rounds: Passes of each kind.
@@ -58,7 +63,7 @@ class Settings:
 
 
 def open_images(settings: Settings) -> ImageDataset:
-    images = data.open(settings.data, settings.split, transform=train_transform(settings.size))
+    images = data.open(settings.data, settings.split, transform=train_transform(settings.size, normalize=False))
     if not isinstance(images, ImageDataset):
         raise ClcaError(f"{settings.data}: draws its images in memory; name image files")
     count = min(settings.images, len(images))
@@ -71,21 +76,24 @@ def open_images(settings: Settings) -> ImageDataset:
     )
 
 
-def reader(images: ImageDataset, batch_size: int, workers: int) -> Callable[[], None]:
-    """A pass over all images, by processes that stay, as in training."""
-    loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+def one_by_one(images: ImageDataset, plan: Plan, steps: int) -> Callable[[], None]:
+    """A pass over images as batches of one."""
+    seeded, normalize = SeededImages(images, seed=0), Normalization(PREPROCESS)
 
     def read() -> None:
-        for _ in loader:
-            pass
+        for number in range(steps * plan.batch_size):
+            normalize(seeded[divmod(number, len(images))][0][None], CPU)
 
     return read
 
 
-def one_by_one(images: ImageDataset) -> Callable[[], None]:
+def in_batches(images: ImageDataset, plan: Plan, steps: int, workers: int) -> Callable[[], None]:
+    """A pass over training's batches, by processes that stay."""
+    normalize, loader = Normalization(PREPROCESS), train_loader(images, plan, 0, 0, steps, workers, CPU)
+
     def read() -> None:
-        for index in range(len(images)):
-            images[index]
+        for batch, _ in loader:
+            normalize(batch, CPU)
 
     return read
 
@@ -103,16 +111,20 @@ def measured(settings: Settings) -> dict[str, Any]:
     one = from_files[0][0]
     torch.manual_seed(0)
     assert torch.equal(one, from_cache[0][0])  # it is the same work
-    kinds: dict[str, Callable[[ImageDataset], Callable[[], None]]] = {"alone": one_by_one}
+    plan = Plan.fitting(len(from_files), settings.batch_size, 1, 1, seed=0)
+    steps = max(1, settings.images // plan.batch_size)
+    kinds: dict[str, Callable[[ImageDataset], Callable[[], None]]] = {
+        "alone": partial(one_by_one, plan=plan, steps=steps)
+    }
     for count in dict.fromkeys((0, workers)):
-        kinds[f"batches, {count} workers"] = lambda images, count=count: reader(images, settings.batch_size, count)
+        kinds[f"batches, {count} workers"] = partial(in_batches, plan=plan, steps=steps, workers=count)
     table = {}
     for kind, make in kinds.items():
         passes = {"files": make(from_files), "cache": make(from_cache)}
         times = measure.interleaved(passes, settings.rounds)
         faster = measure.speed_ups(times, "files")["cache"]
         rates = {
-            name: asdict(measure.Spread.of([len(from_files) / seconds for seconds in taken]))
+            name: asdict(measure.Spread.of([steps * plan.batch_size / seconds for seconds in taken]))
             for name, taken in times.items()
         }
         table[kind] = {"images_per_second": rates, "speed_up": asdict(faster)}
@@ -121,6 +133,8 @@ def measured(settings: Settings) -> dict[str, Any]:
         "machine": measure.machine(),
         "versions": {**measure.versions(), "pillow": pillow, "torchvision": torchvision},
         "images": len(from_files),
+        "images_a_pass": steps * plan.batch_size,
+        "batch_size": plan.batch_size,
         "size": settings.size,
         "resized_to": from_cache.resized.resize.size,
         "file_bytes": sum(os.path.getsize(path) for path in from_files.paths),

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clca.linear import feed_forward, linear
 from clca.reductions.base import Evidence, Selection, exact, take
 
 
@@ -91,11 +92,10 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], eve
     """
     attn, x = block.attn, block.norm1(x)
     if every_query:
-        q, k, v = _heads(attn, attn.qkv(x), 3)
+        q, k, v = _heads(attn, linear(attn.qkv, x), 3)
         q, k = attn.q_norm(q), attn.k_norm(k)
         return Projected(x, q, k, v, _evidence(q, k, v, attn.scale, key_bias, needs))
-    width, weight, bias = attn.attn_dim, attn.qkv.weight, attn.qkv.bias
-    k, v = _heads(attn, F.linear(x, weight[width:], None if bias is None else bias[width:]), 2)
+    k, v = _heads(attn, linear(attn.qkv, x, slice(attn.attn_dim, None)), 2)
     k = attn.k_norm(k)
     # Of the CLS token as a matrix [B, C]: the compiler would treat one row of a sequence apart for a batch of one.
     q = _queries(attn, x[:, 0]).unsqueeze(2) if "cls_attention" in needs else k[:, :, :0]
@@ -132,7 +132,7 @@ def attend_selected(
     attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
     if projected.q is not None:
         attended = selection.of(attended)
-    attended = attn.proj(attn.norm(attended))
+    attended = linear(attn.proj, attn.norm(attended))
     if selection.fused is not None and attn.proj.bias is not None:
         # A token fused from weights of sum s has s biases.
         more = (selection.fused.sum(dim=1) - 1)[:, None, None] * attn.proj.bias
@@ -142,8 +142,7 @@ def attend_selected(
 
 def _queries(attn: Attention, x: Tensor) -> Tensor:
     """Queries [B, H, M, d] of the tokens x [B, M, C]; [B, H, d] of x [B, C]."""
-    bias = attn.qkv.bias
-    q = F.linear(x, attn.qkv.weight[: attn.attn_dim], None if bias is None else bias[: attn.attn_dim])
+    q = linear(attn.qkv, x, slice(attn.attn_dim))
     q = q.unflatten(-1, (attn.num_heads, attn.head_dim))
     return attn.q_norm(q.transpose(1, 2) if q.ndim == 4 else q)
 
@@ -156,8 +155,8 @@ def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
 def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it. x: [B, N, C]"""
     if type(block) is ResPostBlock:
-        return x + block.drop_path2(block.norm2(block.mlp(x)))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return x + block.drop_path2(block.norm2(feed_forward(block.mlp, x)))
+    return x + block.drop_path2(block.ls2(feed_forward(block.mlp, block.norm2(x))))
 
 
 def attend(
@@ -170,7 +169,7 @@ def attend(
     """timm's `Attention.forward` with a key bias, and evidence that never needs [B, H, N, N]; see `attention_half`."""
     B, N, _ = x.shape
     gate = attn.gate(x).sigmoid() if attn.gate is not None else None
-    q, k, v = _heads(attn, attn.qkv(x), 3)
+    q, k, v = _heads(attn, linear(attn.qkv, x), 3)
     q, k = attn.q_norm(q), attn.k_norm(k)
     evidence = _evidence(q, k, v, attn.scale, key_bias, needs)
     if policy is not None:
@@ -187,7 +186,7 @@ def attend(
     x = attn.norm(x.transpose(1, 2).reshape(B, N, attn.attn_dim))
     if gate is not None:
         x = x * gate
-    return attn.proj_drop(attn.proj(x)), evidence
+    return attn.proj_drop(linear(attn.proj, x)), evidence
 
 
 def _evidence(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None, needs: Set[str]) -> Evidence:

@@ -20,6 +20,7 @@ from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
+from clca.linear import fuses
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
 from clca.trace import Trace, first_owner
@@ -299,7 +300,8 @@ class TokenReducedViT(nn.Module):
                 return self._select(block, x, reduction, state)
             if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
                 return self._select(block, x, None, state)
-        if reduction is None and state.key_bias is None and policy is None:
+        plain = reduction is None and state.key_bias is None and policy is None
+        if plain and not (self._has_own_rounding and splits(block) and fuses(x)):
             return self._call(block, x)
         needs = reduction.needs if reduction is not None else _NOTHING
         x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)
@@ -318,6 +320,12 @@ class TokenReducedViT(nn.Module):
             selection = reduction.select(x.shape[1], projected.evidence, state)
         x = self._call(attend_selected, block, x, projected, selection, key_bias)
         return self._call(mlp_half, block, x)
+
+    @property
+    def _has_own_rounding(self) -> bool:
+        """False where the output must be timm's to the last bit: no module, and nothing reduced."""
+        reduces = len(self.reductions) > 0 and any(rate < 1 for rate in self._schedule.rates)
+        return self.economical and (self.cla_head is not None or bool(self.recover_at) or reduces)
 
     def _only_cls_is_read_after(self, index: int) -> bool:
         return self.cla_head is not None and index == len(self.blocks) - 1

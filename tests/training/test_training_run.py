@@ -331,3 +331,20 @@ def test_metrics_go_to_tensorboard_too(make_config: Make) -> None:
     pytest.importorskip("tensorboard")
     result = train(make_config(track="tensorboard"), quiet=True)
     assert list(result.folder.rglob("events.out.tfevents.*"))
+
+
+def test_a_compiled_run_learns_the_same(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train(make_config(out=tmp_path / "plain", precision="bf16"), quiet=True)
+    calls, compile_model = [], torch.compile
+
+    def with_fast_backend(call: Any, **options: Any) -> Any:
+        calls.append(options)
+        return compile_model(call, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", with_fast_backend)
+    compiled = train(make_config(out=tmp_path / "compiled", precision="bf16", compile=True), quiet=True)
+    assert calls == [{"fullgraph": True}]
+    assert compiled.train["loss"] == pytest.approx(plain.train["loss"], rel=1e-5)
+    expected = weights(plain.folder)
+    for name, tensor in weights(compiled.folder).items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)

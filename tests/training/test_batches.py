@@ -1,5 +1,6 @@
 """Which image is in which batch: the same however many processes, workers and interruptions there are."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,32 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
     plan = Plan.fitting(11, 4, 1, 1, seed=5)
     here = [batch[0] for batch in train_loader(Noise(), plan, 0, 0, 4, workers=0, device=CPU)]
     torch.manual_seed(99)
-    workers = [batch[0] for batch in train_loader(Noise(), plan, 0, 0, 4, workers=2, device=CPU)]
+    workers = [batch[0].clone() for batch in train_loader(Noise(), plan, 0, 0, 4, workers=2, device=CPU)]
     assert all(torch.equal(a, b) for a, b in zip(here, workers, strict=True))
     seeded = SeededImages(Noise(), 5)
     assert torch.equal(seeded[1, 3][0], seeded[1, 3][0])
     others = (seeded[2, 3][0], seeded[1, 4][0], SeededImages(Noise(), 6)[1, 3][0])
     assert not any(torch.equal(seeded[1, 3][0], other) for other in others)
+
+
+class Slow(Dataset):
+    """Images that say where they are in the data set; some take longer than others, and one worker than another."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        time.sleep(0.002 * (index % 3 == 0))
+        return torch.full((3, 40, 40), index, dtype=torch.uint8), index
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_holds_until_the_next_is_asked_for(workers: int) -> None:
+    """Workers, which are far ahead by then, do not write into what is in use."""
+    plan = Plan.fitting(30, 3, 1, 1, seed=1)
+    whole = iter(PlannedBatches(plan, 0, 0, 40))
+    for number, (batch, labels) in enumerate(train_loader(Slow(), plan, 0, 0, 40, workers, CPU)):
+        if number % 7 == 0:
+            time.sleep(0.05)
+        assert labels.tolist() == [index for _, index in next(whole)]
+        assert torch.equal(batch, labels.to(torch.uint8)[:, None, None, None].expand_as(batch))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

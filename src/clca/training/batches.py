@@ -8,16 +8,18 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from clca.errors import ClcaError
 
 _ORDER, _AUGMENTATION, _STEP, _MIX = range(4)  # separate streams of random numbers from one seed
 _SECONDS_TO_SAVE = 30
+_PREFETCHED = 2  # batches that a worker is ahead
 
 
 def _derived(*numbers: int) -> int:
@@ -49,6 +51,44 @@ class SeededImages(Dataset[tuple[Tensor, int]]):
         seed = _derived(_AUGMENTATION, self.seed, epoch, index)
         torch.default_generator.manual_seed(seed % 2**63)  # torch.manual_seed takes longer than a cached image
         return self.images[index]
+
+
+class _WholeBatches(Dataset[Any]):
+    """A data set that is read by batches, each image being written where it is to be in the batch.
+
+    A worker writes into shared memory that it uses again: new pages take longer than what is written into them. It has
+    room for one batch more than it is ahead, so the process it reads for can use a batch until it asks for the next.
+
+    Args:
+        images: Gives tensors of one shape with labels.
+    """
+
+    def __init__(self, images: Dataset[tuple[Tensor, int]]) -> None:
+        self.images = images
+        self._memory: list[Tensor] = []
+
+    def __getitems__(self, keys: list[Any]) -> list[Tensor]:
+        image, label = self.images[keys[0]]
+        batch, labels = self._room(len(keys), image), [label]
+        batch[0] = image
+        for number, key in enumerate(keys[1:], start=1):
+            batch[number], label = self.images[key]
+            labels.append(label)
+        return [batch, torch.tensor(labels)]
+
+    def _room(self, count: int, image: Tensor) -> Tensor:
+        shape = (count, *image.shape)
+        if get_worker_info() is None:
+            return image.new_empty(shape)
+        room = self._memory.pop(0) if len(self._memory) > _PREFETCHED else None
+        if room is None or room.shape != shape or room.dtype != image.dtype:
+            room = image.new_empty(shape).share_memory_()
+        self._memory.append(room)
+        return room
+
+
+def _as_it_is(batch: list[Tensor]) -> list[Tensor]:
+    return batch
 
 
 @dataclass(frozen=True)
@@ -132,8 +172,9 @@ def _leave_interrupts_to_the_parent(_: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_SAVE))
 
 
-def _loader_settings(workers: int, device: torch.device) -> dict:
+def _loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
     return {
+        "prefetch_factor": _PREFETCHED if workers else None,
         "num_workers": workers,
         "pin_memory": device.type == "cuda",
         "persistent_workers": workers > 0,
@@ -150,11 +191,15 @@ def default_workers() -> int:
 def train_loader(
     images: Dataset, plan: Plan, rank: int, start: int, stop: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """Batches from update `start` to `stop` without a break between epochs."""
+    """Batches from update `start` to `stop` without a break between epochs.
+
+    With workers a batch holds until the next is asked for.
+    """
     seeded = SeededImages(images, plan.seed)
-    return DataLoader(
-        seeded, batch_sampler=PlannedBatches(plan, rank, start, stop), **_loader_settings(workers, device)
-    )
+    settings = _loader_settings(workers, device) | {"batch_sampler": PlannedBatches(plan, rank, start, stop)}
+    if device.type not in ("cpu", "cuda"):  # may still be copying when the next is asked for; CUDA has a pinned copy
+        return DataLoader(seeded, **settings)
+    return DataLoader(_WholeBatches(seeded), collate_fn=_as_it_is, **settings)
 
 
 def eval_loader(

@@ -13,6 +13,7 @@ from clca import data
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.training.batches import Plan, PlannedBatches, SeededImages, eval_loader, train_loader
+from clca.training.device import is_first_on_its_machine, is_first_process
 
 CPU = torch.device("cpu")
 
@@ -141,3 +142,23 @@ def test_evaluation_sees_every_image_exactly_once(processes: int, batch: int) ->
         for index in labels.tolist()
     ]
     assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("launched", "first", "first_here"),
+    [
+        ({}, True, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False, False),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False, True),  # on the second machine
+        ({"RANK": "1"}, False, False),
+    ],
+)
+def test_one_process_a_machine_looks_at_its_images(
+    monkeypatch: pytest.MonkeyPatch, launched: dict[str, str], first: bool, first_here: bool
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert (is_first_process(), is_first_on_its_machine()) == (first, first_here)

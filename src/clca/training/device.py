@@ -20,6 +20,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def is_first_on_its_machine() -> bool:
+    """Whether this process is alone or the first of those that torchrun or accelerate launched on this machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))) == 0
+
+
 def make_accelerator(
     config: TrainConfig | None = None, folder: Path | None = None, *, device: str = "auto", precision: str = "auto"
 ) -> Accelerator:

@@ -21,7 +21,7 @@ from clca.errors import WorkError
 from clca.training import run_folder as folder_of
 from clca.training.batches import default_workers, eval_loader, seed_mixing, seed_step, train_loader
 from clca.training.config import TrainConfig, default_run_folder, identity
-from clca.training.device import is_first_process, make_accelerator
+from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
 from clca.training.preflight import open_splits, verify_images
@@ -87,8 +87,8 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
         return finished_run(folder)
     folder_of.make_writable(folder)
     splits = open_splits(config)
-    if is_first_process():
-        verify_images(splits, progress=not quiet)
+    if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
+        verify_images(splits, progress=not quiet and is_first_process())
     accelerator = make_accelerator(config, folder)
     held = RunState(config, folder, splits, accelerator)
     show = held.first and not quiet

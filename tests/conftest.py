@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-
-def shared_folder() -> Path | None:
-    """The folder with golden vectors and real images: `$CLCA_SHARED`, else `shared` beside the repository."""
-    named = os.environ.get("CLCA_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
-    return folder if folder.is_dir() else None
+from shared_data import shared_folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,7 +29,7 @@ from clca.export.whole_file import replacing
 from clca.reductions import TokenState
 from clca.reductions.registry import _REDUCTIONS
 from clca.training import DataConfig, TrainConfig, train
-from conftest import shared_folder
+from shared_data import shared_folder
 
 STYLES = {
     "deit": ("deit_tiny_patch16_224", {}),

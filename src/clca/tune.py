@@ -194,7 +194,7 @@ class Tuning:
         with replacing(folder / CSV) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
         with replacing(folder / PICTURE) as temporary:
-            draw_frontier(temporary, self)
+            draw_frontier(temporary, self, frontier(self.points, self.budget.measure))
         return [folder / name for name in (JSON, CSV, PICTURE)]
 
 

@@ -172,7 +172,7 @@ class Reduction(nn.Module):
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         """Which of `num_tokens` tokens stay; updates `state`."""
-        raise TypeError(f"{type(self).__name__} defines neither reduce(x, evidence, state) nor select")
+        raise TypeError(f"{type(self).__name__} does not define reduce(x, evidence, state), nor select")
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         """Reduce the tokens [B, N, C] and update `state`; returns [B, N', C]."""

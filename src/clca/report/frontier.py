@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,17 @@ _AXIS = {
 }
 
 
-def draw_frontier(path: Path, tuning: Tuning) -> None:
+def draw_frontier(path: Path, tuning: Tuning, best: Sequence[Point]) -> None:
     """Write a PNG: every candidate with its standard error, the frontier, the budget and the chosen point.
 
     Args:
         path: The file.
         tuning: What `clca.tune.tune` found.
+        best: Its frontier, from cheap to dear.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
-
-    from clca.tune import frontier
 
     measure, budget = tuning.budget.measure, tuning.budget.value
     figure = Figure(figsize=(7.2, 4.6), layout="constrained", facecolor="white")
@@ -49,7 +49,6 @@ def draw_frontier(path: Path, tuning: Tuning) -> None:
             marker=marker, color=colour, markeredgecolor=_INK, markeredgewidth=0.5, markersize=6.5, elinewidth=0.8,
             label=name, zorder=3, ls="-", lw=0.6,
         )  # fmt: skip
-    best = frontier(tuning.points, measure)
     axes.plot([_x(p, measure) for p in best], [100 * p.top1 for p in best], color=_FAINT, lw=2.2, alpha=0.5, zorder=2,
               label="none is both more accurate and cheaper (numbers: keep rates)")  # fmt: skip
     costs = [_x(point, measure) for point in tuning.points]

@@ -125,6 +125,8 @@ class _Distances:
         return cluster
 
     def _between(self, some: Tensor, norms: Tensor) -> Tensor:
+        if some.device.type == "mps":  # where single precision is all there is, differences alone keep ties
+            return torch.cdist(some, self.x, compute_mode="donot_use_mm_for_euclid_dist").div_(self.scale)
         scale = norms.unsqueeze(2) + self.norms.unsqueeze(1)
         squared = torch.baddbmm(scale, some, self.x.transpose(1, 2), alpha=-2).to(self.dtype)
         bound = scale.to(self.dtype).mul_(1e-12)

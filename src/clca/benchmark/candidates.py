@@ -210,10 +210,8 @@ def counts(workshop: Workshop, candidate: Candidate, model: nn.Module) -> dict[s
     """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as multiplied here."""
     if not isinstance(model, TokenReducedViT):
         model = reduce_tokens(model, cla=False, clc=False)
-    pads = any(getattr(reduction, "pads", False) for reduction in model.reductions)
-    found = cost(model, images=workshop.images(candidate)[:2] if pads else None)
-    computed = getattr(found, "computed_gmacs", None)
-    return {"patches": model.patch_embed.num_patches, "gmacs": found.gmacs, "computed_gmacs": computed}
+    found = cost(model, images=workshop.images(candidate)[:2] if model._pads else None)
+    return {"patches": model.patch_embed.num_patches, "gmacs": found.gmacs, "computed_gmacs": found.computed_gmacs}
 
 
 def check(candidate: Candidate) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, fields, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,8 +16,11 @@ from clca.config import ModelConfig
 from clca.errors import ClcaError
 from clca.training.config import DataConfig, TrainConfig
 
+T = TypeVar("T")
+
 _NOT_FLAGS = {"model", "data", "num_classes", "backbone_kwargs"}
 _RENAMED = {"backbone": "model", "root": "data"}
+_FIELD_OF = {flag: name for name, flag in _RENAMED.items()}
 _SEVERAL = {"keep_rate", "locations"}
 _MODEL_HELP = {
     "model": "Name of a timm ViT, such as deit3_small_patch16_224.fb_in1k or vit_small_patch14_dinov2.",
@@ -144,18 +147,34 @@ def read_file(path: str) -> dict[str, Any]:
         raise ClcaError(f"--config {path}: holds no settings; write one a line, such as lr: 0.0001")
     if isinstance(content.get("train"), dict):  # a run's config.json
         content = content["train"]
+    return flat_settings(content, f"--config {path}")
+
+
+def flat_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings by flag name, from ones that are flat or nested under model: and data:.
+
+    Args:
+        content: The settings.
+        where: What a message about them begins with.
+
+    Raises:
+        ClcaError: One of them does not exist.
+    """
     flat: dict[str, Any] = {}
     for name, value in content.items():
         nested = value if name in ("model", "data") and isinstance(value, dict) else {name: value}
         flat.update({_RENAMED.get(str(key), str(key)).replace("-", "_"): inner for key, inner in nested.items()})
-    known = {name for members in _groups().values() for name in members} | {"num_classes", "backbone_kwargs"}
+    known = setting_names()
     for name in flat:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            raise ClcaError(
-                f"--config {path}: no setting is called {name}" + (f"; did you mean {near[0]}?" if near else "")
-            )
+            raise ClcaError(f"{where}: no setting is called {name}" + (f"; did you mean {near[0]}?" if near else ""))
     return flat
+
+
+def setting_names() -> set[str]:
+    """What a file may set: every flag, and the two that only files have."""
+    return {name for members in _groups().values() for name in members} | {"num_classes", "backbone_kwargs"}
 
 
 def to_config(parsed: Any, given: Mapping[str, Any]) -> TrainConfig:
@@ -173,24 +192,31 @@ def to_config(parsed: Any, given: Mapping[str, Any]) -> TrainConfig:
             value = getattr(group, member.name)
             if value is not None and value != ():
                 flat[member.name] = value[0] if isinstance(value, tuple) and _is_single(member.name, value) else value
-    nested: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+    model, data, own = by_part(flat)
+    return checked(lambda: TrainConfig.model_validate({**own, "model": model, "data": data}))
+
+
+def by_part(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Settings by flag name as fields of `ModelConfig`, of `DataConfig`, and of `TrainConfig` itself."""
+    model: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for name, value in flat.items():
-        for part, kind in (("model", ModelConfig), ("data", DataConfig)):
-            field_name = next((old for old, new in _RENAMED.items() if new == name), name)
-            if field_name in kind.model_fields:
-                nested[part][field_name] = value
-                break
+        field_name = _FIELD_OF.get(name, name)
+        if field_name in ModelConfig.model_fields:
+            model[field_name] = value
+        elif field_name in DataConfig.model_fields:
+            data[field_name] = value
         else:
             own[name] = value
-    return checked(lambda: TrainConfig.model_validate({**own, **nested}))
+    return model, data, own
 
 
 def _is_single(name: str, value: tuple[str, ...]) -> bool:
     return name == "keep_rate" and len(value) == 1
 
 
-def checked(make: Callable[[], TrainConfig]) -> TrainConfig:
+def checked(make: Callable[[], T]) -> T:
     """What `make` makes; pydantic's report of what is wrong becomes one line."""
     try:
         return make()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from clca.backbones import list_backbones
 from clca.config import ModelConfig
-from clca.cost import Cost, cost
+from clca.costing import Cost, cost
 from clca.errors import ClcaError, WorkError
 from clca.factory import create_model, reduce_tokens
 from clca.hub import from_pretrained

@@ -24,7 +24,7 @@ from torch import Tensor
 from clca import data as data_room
 from clca.benchmark.candidates import sharing
 from clca.benchmark.progress import Meter
-from clca.cost import cost
+from clca.costing import cost
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.factory import build

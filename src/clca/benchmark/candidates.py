@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clca.backbones import resolve
-from clca.cost import cost
+from clca.costing import cost
 from clca.errors import ClcaError
 from clca.factory import create_model, reduce_tokens
 from clca.hub import from_pretrained

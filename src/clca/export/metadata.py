@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from clca.cost import cost
+from clca.costing import cost
 from clca.model import TokenReducedViT
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import Dataset
 
 from clca import data as data_room
-from clca.cost import cost
+from clca.costing import cost
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
@@ -51,7 +51,8 @@ class Evaluation:
         loss: Mean cross-entropy.
         classes: One result a class of the run.
         confusion: Images by true class (row) and predicted class (column), [K, K].
-        gmacs: Multiply-accumulates of one image in 10⁹.
+        gmacs: Multiply-accumulates of one image in 10⁹, as the method counts them.
+        computed_gmacs: What this program computes of them.
         params: Parameters.
         tokens_per_block: Tokens that each block puts out.
         images_per_second: Measured, the forward pass alone, on `device` in `precision`.
@@ -68,6 +69,7 @@ class Evaluation:
     classes: list[ClassResult]
     confusion: np.ndarray
     gmacs: float
+    computed_gmacs: float
     params: int
     tokens_per_block: tuple[float, ...]
     keep_rate: float | tuple[float, ...]
@@ -79,7 +81,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The numbers of `evaluation.json`."""
         names = ("data", "split", "images", "top1", "top5", "macro", "loss", "gmacs", "params", "tokens_per_block")
-        more = ("keep_rate", "images_per_second", "device", "precision")
+        more = ("computed_gmacs", "keep_rate", "images_per_second", "device", "precision")
         return {name: getattr(self, name) for name in (*names, *more)}
 
     def render(self, console: Console) -> None:
@@ -183,6 +185,7 @@ def evaluate(
         classes=_by_class(labels, guesses, model.classes),
         confusion=confusion_matrix(labels, guesses, labels=range(len(model.classes))),
         gmacs=price.gmacs,
+        computed_gmacs=price.computed_gmacs,
         params=price.params,
         tokens_per_block=price.tokens_per_block,
         keep_rate=model.keep_rate,

@@ -1,0 +1,140 @@
+"""Published results as data, and the runs of ours that each of them can be held against.
+
+`published.csv` has one row a number: what the paper's table and figures say (Rios et al., ICASSP 2025), for CLCA and
+for the methods that it is compared with. A row that is a setting of this library says which.
+"""
+
+from __future__ import annotations
+
+import functools
+from fnmatch import fnmatchcase
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+
+NINE = (
+    "vit_base_patch16_224.orig_in21k",
+    "vit_base_patch16_224_miil.in21k",
+    "deit_base_patch16_224.fb_in1k",
+    "deit3_base_patch16_224.fb_in1k",
+    "deit3_base_patch16_224.fb_in22k_ft_in1k",
+    "vit_base_patch16_224.dino",
+    "vit_base_patch16_224.mae",
+    "vit_base_patch16_clip_224.laion2b",
+    "vit_base_patch16_224.mocov3",
+)
+"""The paper's backbones. Here by name, because `clca.backbones` loads torch and timm."""
+
+DATA_TITLES = {
+    "cotton80": "Cotton80",
+    "soyageing": "SoyAgeing",
+    "soygene": "SoyGene",
+    "soyglobal": "SoyGlobal",
+    "soylocal": "SoyLocal",
+}
+
+JOINED = ["published_top1", "difference", "published_method", "published_note", "approximate"]
+"""The columns that `join` adds."""
+
+_SAME_AS_NONE = ("evit", "topk", "tome")  # at keep rate 1 these leave every token, so the model is the same one
+VARIANTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "num_clr": (1, ("clc", "clca")),
+    "clc_gap": (True, ("clc", "clca")),
+    "clc_recover_at_last": (True, ("clc", "clca")),
+    "cla_width": (2, ("cla", "clca")),
+}
+"""Settings of the two modules: the default, which is the paper's, and the arms that each bears on."""
+
+_NUMBERS = ("top1", "gain_low", "gain_high", "gmacs", "img_size", "keep_rate")
+
+
+def published() -> pd.DataFrame:
+    """Every published number.
+
+    Returns:
+        One row a number: `method`; `data` (the set's short name; None: not said; two names: over both); `kind`
+        ("top-1" or "median gain"); `top1` (percent), or `gain_low` and `gain_high` (points); `gmacs` (one image);
+        `img_size` (pixels); `backbone` (a name, a pattern, or None: one of `NINE`, not said which), `reduction`,
+        `keep_rate` and `arm` where it is a setting of this library, else None; `approximate` (read from a figure);
+        `source`; `note`.
+    """
+    return _read().copy()
+
+
+@functools.cache
+def _read() -> pd.DataFrame:
+    text = ["method", "data", "kind", "backbone", "reduction", "arm", "source", "note"]
+    with (resources.files("clca.report") / "published.csv").open(encoding="utf-8") as file:
+        rows = pd.read_csv(file, dtype={**dict.fromkeys(text, object), "img_size": "Int64"}, keep_default_na=False,
+                           na_values={name: [""] for name in _NUMBERS})  # fmt: skip
+    for name in text:  # "none" is a reduction and "" is what was not said
+        rows[name] = rows[name].where(rows[name] != "", None)
+    rows["approximate"] = rows["approximate"] == "yes"
+    return rows
+
+
+def plain(data: str) -> pd.DataFrame:
+    """What other methods reach on a set (TransFG, SIM-Trans …), to stand beside our own results; best first.
+
+    Args:
+        data: The set's short name, such as "soygene"; one that nothing is published on gives no rows.
+    """
+    rows = _read()
+    rows = rows[(rows["data"] == data) & (rows["kind"] == "top-1") & ~rows["approximate"] & (rows["arm"] != "clca")]
+    return rows.sort_values(["top1", "method"], ascending=[False, True], ignore_index=True)
+
+
+def join(table: pd.DataFrame) -> pd.DataFrame:
+    """Put the published number beside every row that is the same setting on the same set at the same image size.
+
+    Top-1 of the table is `top1_mean` (percent, as of `over_seeds`) where there is one, else `top1` (0 to 1, as in the
+    results table). Rows are neither lost nor doubled nor moved. Where the paper does not say which backbone, each of
+    its nine is joined, and `published_note` says so. EViT at keep rate 1 and no reduction are the same model and match
+    alike. Carriers, GAP and head width must be the defaults, as in the paper's main results.
+
+    Args:
+        table: Rows with `data`, `backbone`, `reduction`, `keep_rate`, `img_size` and `arm`; without one of these
+            nothing matches.
+
+    Returns:
+        A copy with `published_top1` (percent), `difference` (points, ours less theirs), `published_method`,
+        `published_note` and `approximate`.
+    """
+    known = [row for row in _read().to_dict("records") if row["kind"] == "top-1" and row["reduction"] and row["data"]]
+    by_place: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in known:
+        by_place.setdefault(_place(row), []).append(row)
+    joined = table.drop(columns=[name for name in JOINED if name in table]).copy()
+    matches = [_match(by_place.get(_place(row), ()), row) for row in joined.to_dict("records")]
+    ours = joined["top1_mean"] if "top1_mean" in joined else 100 * joined["top1"] if "top1" in joined else float("nan")
+    values = [float("nan") if row is None else row["top1"] for row in matches]
+    joined["published_top1"] = pd.Series(values, index=joined.index, dtype=float)
+    joined["difference"] = (ours - joined["published_top1"]).astype(float)
+    for name, theirs in (("published_method", "method"), ("published_note", "note"), ("approximate", "approximate")):
+        told = [None if row is None else row[theirs] for row in matches]
+        joined[name] = pd.Series(told, index=joined.index, dtype=object)
+    return joined
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    given, size, reduction = row.get("keep_rate"), row.get("img_size"), row.get("reduction")
+    rate = None if given is None or pd.isna(given) else round(float(given), 6)
+    if reduction in _SAME_AS_NONE and rate == 1.0:
+        reduction = "none"
+    pixels = None if size is None or pd.isna(size) else int(size)
+    return row.get("data"), reduction, rate, pixels, row.get("arm")
+
+
+def _match(candidates: Any, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The published row of this setting; one that names the backbone before one that does not."""
+    for name, (default, arms) in VARIANTS.items():
+        value = row.get(name)
+        if row.get("arm") in arms and not pd.isna(value) and value != default:
+            return None
+    fitting = [known for known in candidates if _fits(known["backbone"], row.get("backbone"))]
+    return min(fitting, key=lambda known: (known["backbone"] is None, known["approximate"]), default=None)
+
+
+def _fits(pattern: str | None, backbone: Any) -> bool:
+    return backbone in NINE if pattern is None else fnmatchcase(str(backbone), pattern)

@@ -347,6 +347,28 @@ def test_a_silent_owner_elsewhere_has_patience(tmp_path: Path, take: Callable[..
     assert claim(tmp_path, watch=watch) is None
 
 
+def test_what_a_watch_saw_counts_in_another_process(tmp_path: Path, take: Callable[..., Claim]) -> None:
+    """The driver looks on, its worker claims."""
+    watch = Watch(patience=3, clock=(clock := Clock()))
+    assert watch.gone(tmp_path) is None
+    path = alive_elsewhere(tmp_path)
+    for clock.now in range(3):
+        assert watch.gone(tmp_path) is None
+    clock.now = 3
+    assert holder(tmp_path, watch) is None
+    seen = watch.gone(tmp_path)
+    assert seen == watch.gone(tmp_path) == (1, int(path.stat().st_mtime))
+    os.utime(path, (0, path.stat().st_mtime + 10))  # its heart beat since
+    assert claim(tmp_path, gone=seen) is None
+    os.utime(path, (0, seen[1] + 0.25))  # the same, on a mount that shows other fractions of a second
+    mine = take(tmp_path, gone=seen)
+    assert claim(tmp_path, gone=seen) is None  # said of the claim before
+    assert watch.gone(tmp_path) is None
+    mine.release()
+    assert watch.gone(tmp_path) == (2, int(mine.path.stat().st_mtime))
+    assert watch.gone(tmp_path / "none") is None
+
+
 def test_a_released_one_elsewhere_is_free_at_once(tmp_path: Path, take: Callable[..., Claim]) -> None:
     alive_elsewhere(tmp_path, state="released")
     assert holder(tmp_path) is None

@@ -93,6 +93,11 @@ class _Found(NamedTuple):
     time_ns: int
 
     @property
+    def seen(self) -> tuple[int, int]:
+        """What an observer can tell another one: mounts of one folder may show no fractions of a second."""
+        return self.generation, self.time_ns // 10**9
+
+    @property
     def released(self) -> bool:
         return self.time_ns == 0 or (self.owner is not None and self.owner.state == "released")
 
@@ -122,12 +127,23 @@ class Watch:
         self._clock = clock
         self._seen: dict[Path, tuple[tuple[int, int], float, float]] = {}  # folder: what, when, unchanged for
 
+    def gone(self, folder: Path) -> tuple[int, int] | None:
+        """The claim whose owner is gone, for a `claim` in another process, which has not looked on.
+
+        Returns:
+            Its generation and the second of its last heartbeat; None where nobody ever had the run, or somebody has it.
+
+        Raises:
+            WorkError: The folder cannot be read.
+        """
+        found = _look(folder := Path(folder))
+        return None if found is None or self._holds(folder, found) else found.seen
+
     def _holds(self, folder: Path, found: _Found) -> bool:
         """Whether the claim still counts, as far as can be known now."""
-        free = found.released or _died_here(found.owner) or self._quiet(folder, found) or self._old(folder, found)
-        if free:
-            self._seen.pop(folder, None)
-        return not free
+        if found.released or _died_here(found.owner):
+            return False
+        return not (self._quiet(folder, found) or self._old(folder, found))
 
     def _quiet(self, folder: Path, found: _Found) -> bool:
         now, what = self._clock(), (found.generation, found.time_ns)
@@ -244,6 +260,7 @@ def claim(
     beat: float = BEAT,
     on_lost: Callable[[], None] | None = None,
     watch: Watch | None = None,
+    gone: tuple[int, int] | None = None,
 ) -> Claim | None:
     """Become the one process that runs the run in `folder`.
 
@@ -255,6 +272,8 @@ def claim(
         on_lost: Called once, in the heartbeat's thread, when another process has taken the run over. By default this
             process says so and exits at once with code 75, because nothing may be written any more.
         watch: What was seen before; without one, an owner that died on another machine within the hour is not noticed.
+        gone: What a watch in another process said of this folder (`Watch.gone`): this claim, unless its heart beat
+            since, does not count.
 
     Returns:
         The claim; None when another process has it.
@@ -266,7 +285,7 @@ def claim(
     folder = Path(folder)
     try:
         found = _newest(folder)
-        if found and not found.released and (watch or Watch())._holds(folder, found):
+        if found and found.seen != gone and (watch or Watch())._holds(folder, found):
             return None
         generation = found.generation + 1 if found else 1
         pid = os.getpid()
@@ -301,17 +320,21 @@ def holder(folder: Path, watch: Watch | None = None) -> Holder | None:
         WorkError: The folder cannot be read.
     """
     folder = Path(folder)
-    try:
-        found = _newest(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise WorkError(f"{folder}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+    found = _look(folder)
     if found is None or not (watch or Watch())._holds(folder, found):
         return None
     if found.owner is None:
         return Holder("unknown", 0, found.time_ns / 1e9)
     return Holder(found.owner.host, found.owner.pid, found.owner.time)
+
+
+def _look(folder: Path) -> _Found | None:
+    try:
+        return _newest(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be read ({(error.strerror or str(error)).lower()})") from error
 
 
 def _newest(folder: Path) -> _Found | None:

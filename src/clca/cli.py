@@ -19,6 +19,8 @@ COMMANDS: Table = {
     "predict": ("predict", "What is in these photographs"),
     "tune": ("tune", "The most accurate run and keep rate within a budget, on this machine"),
     "benchmark": ("benchmark", "How much faster token reduction is on this machine"),
+    "study": ("study", "Many runs as one: plan them, make them here or on a cluster, see how far they are"),
+    "report": ("report", "The tables and figures of a study, or of one run, as a page"),
     "export": ("export", "Write a run as one ONNX or torch.export file, checked"),
     "data": ("data", "Look at a data set (check), or draw a synthetic one (leaves)"),
 }

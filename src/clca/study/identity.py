@@ -69,11 +69,11 @@ def images_fingerprint(root: str, source: str | None = None) -> str | None:
         ClcaError: There is something, but it is no data set.
     """
     from clca.data import is_leaves
-    from clca.data.leaves import Leaves
+    from clca.data.leaves import DrawnLeaves
     from clca.data.sources import read_listing
 
     if source == "leaves" or (source is None and is_leaves(root)):
-        leaves = Leaves.from_text(root, split="all")
+        leaves = DrawnLeaves.from_text(root, split="all")
         images = len(leaves) // len(leaves.classes)
         own = [len(leaves.classes), images, leaves.size, leaves.seed, leaves.difficulty]
         return "leaves:" + ",".join(f"{value:g}" for value in own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -14,6 +14,7 @@ from typing import Any
 from clca.config import ModelConfig
 from clca.errors import ClcaError
 from clca.study.config import StudyConfig
+from clca.study.folder import PRETRAINING
 from clca.study.identity import (
     data_text,
     images_fingerprint,
@@ -84,7 +85,7 @@ class Plan:
             for number, (axis, values) in enumerate(self.study.axes.items())
         }
 
-    def only(self, wanted: dict[str, Sequence[str]]) -> list[PlannedRun]:
+    def only(self, wanted: Mapping[str, Sequence[str]]) -> list[PlannedRun]:
         """The runs whose values are among those wanted.
 
         Args:
@@ -163,7 +164,7 @@ class _Part:
         self.axes = axes
         self.base = base
         self.bearing = tuple(number for number, values in enumerate(axes) if any(values))
-        self.known: dict[tuple[int, ...], Any] = {}
+        self.known: dict[Any, Any] = {}
 
     def key(self, choice: Sequence[int]) -> tuple[int, ...]:
         return tuple([choice[number] for number in self.bearing])
@@ -187,7 +188,6 @@ class _Resolver:
         )
         self.absent: list[str] = []
         self._images: dict[tuple[str, str | None], str | None] = {}
-        self._started: dict[Any, tuple[str, TrainConfig]] = {}
         self.first: PlannedRun | None = None
         self.first_config: TrainConfig | None = None
 
@@ -298,7 +298,7 @@ class _Resolver:
         weights = weights_fingerprint(made.weights) if made.weights is not None else None
         texts = model_text(made.model), data_text(where, self._fingerprint(where)), recipe_text(made, weights)
         identity = run_id(*texts, seed, self.study.split)
-        name = f"pretraining-{_name(made.model, where)}-s{seed}-{identity[:12]}"
+        name = f"{PRETRAINING}{_name(made.model, where)}-s{seed}-{identity[:12]}"
         self.first = PlannedRun(identity, name, (), seed)
         return self.first
 

@@ -79,9 +79,9 @@ class RunState:
                 raise WorkError(f"{path}: is not of this run ({type(error).__name__})") from error
         self.accelerator.wait_for_everyone()  # nobody writes before all have read
         if self.first:
-            self.log = folder_of.MetricsLog(self.folder / folder_of.METRICS, self.progress.metrics_size)
-            if not path.is_file():
+            if not path.is_file():  # first of all files: a folder without it is not taken for a run
                 folder_of.write_json(self.folder / folder_of.CONFIG, self._description())
+            self.log = folder_of.MetricsLog(self.folder / folder_of.METRICS, self.progress.metrics_size)
         self._seconds_before, self._began = self.progress.seconds, monotonic()
         self.saved_at, self.saved_step, self.saving_takes = self._began, self.progress.step, 0.0
 

@@ -1,0 +1,53 @@
+"""`clca study plan`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clca.commands.parsing import parse
+from clca.commands.study_choice import chosen_runs
+
+
+def run(argv: Sequence[str]) -> int:
+    import tyro
+
+    def plan(
+        study: tyro.conf.Positional[str],
+        /,
+        *,
+        data_folder: str | None = None,
+        out: str | None = None,
+        only: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        gmacs_per_second: float | None = None,
+        cost: bool = True,
+    ) -> dict[str, Any]:
+        """Say what a study comes to, without starting anything.
+
+        Examples:
+          clca study plan paper --data-folder ~/ultra-fgvc
+          clca study plan paper --data-folder ~/ultra-fgvc --only data=cotton80 --only arm=base,clca
+          clca study plan my-study.yaml --gmacs-per-second 20000
+
+        Args:
+            study: A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini.
+            data_folder: Folder that relative data folders of the study are below.
+            out: The study's folder, where runs may be done already. Left away: runs/ and its name.
+            only: Plan these values of an axis only, as in arm=base,clca; may be given several times.
+            gmacs_per_second: Rate of training on your device, in 10⁹ multiply-accumulates a second. Left away: as
+                measured in the runs that are done, else a matrix product measured here.
+            cost: Whether to add up the multiply-accumulates, which takes a little longer.
+        """
+        return dict(locals())
+
+    chosen = parse(plan, "clca study plan", argv)
+    from rich.console import Console
+
+    from clca.study.config import read_study
+    from clca.study.overview import overview
+    from clca.study.plan import plan as expand
+
+    planned = expand(read_study(chosen["study"]), chosen["data_folder"])
+    runs = chosen_runs(planned, chosen["only"], "")
+    out = Path(chosen["out"] or Path("runs") / planned.study.name).expanduser()
+    overview(planned, runs, out, costs=chosen["cost"], rate=chosen["gmacs_per_second"]).render(Console())
+    return 0

@@ -1,0 +1,105 @@
+"""A study's folder: where each run's files are, and what they say of its state.
+
+OUT/study.json          what the study is
+OUT/results.parquet     the table, rebuilt from the runs at any time
+OUT/data/               synthetic leaves, drawn once for all runs
+OUT/runs/NAME/          one folder a run: run.json, claim.N, log.txt, run/ (what `clca train` leaves), and at the end
+                        result.json, or failure.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from clca.errors import ClcaError, WorkError
+from clca.training.run_folder import reason
+
+STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
+PRETRAINING = "pretraining-"
+"""What the name of the run begins with that goes first; it is no row of the table."""
+DESCRIPTION, RESULT, FAILURE, LOG, TRAINED = "run.json", "result.json", "failure.json", "log.txt", "run"
+FORMAT = "clca-study-1"
+
+State = Literal["new", "started", "finished", "failed"]
+
+
+def run_folder(out: Path, name: str) -> Path:
+    return out / RUNS / name
+
+
+def state_of(folder: Path) -> State:
+    """What has become of a run; "started" may be running, here or elsewhere, or interrupted."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if (folder / FAILURE).exists():
+        return "failed"
+    return "started" if folder.exists() else "new"
+
+
+def states(out: Path, names: Iterable[str]) -> dict[str, State]:
+    """The states of many runs; the folders of those that have not begun are not looked for one by one."""
+    begun = set(begun_runs(out))
+    return {name: state_of(run_folder(out, name)) if name in begun else "new" for name in names}
+
+
+def begun_runs(out: Path) -> Iterator[str]:
+    """The names of all runs that have a folder, but for the pretraining."""
+    try:
+        with os.scandir(out / RUNS) as entries:
+            for entry in entries:
+                if not entry.name.startswith((".", PRETRAINING)):
+                    yield entry.name
+    except FileNotFoundError:
+        return
+
+
+def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
+    """The folder of a run with its run.json; it appears whole, or is already there.
+
+    Raises:
+        WorkError: It cannot be made.
+    """
+    folder = run_folder(out, name)
+    if folder.is_dir():
+        return folder
+    making = folder.with_name(f".{uuid.uuid4().hex}")
+    try:
+        making.mkdir(parents=True)
+        with open(making / DESCRIPTION, "w", encoding="utf-8") as file:
+            file.write(json.dumps(description, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(making, folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was faster
+            raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file; None where there is none, or no whole one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_study_file(out: Path) -> dict[str, Any]:
+    """The content of study.json.
+
+    Raises:
+        ClcaError: The folder holds no study.
+    """
+    content = read_json(out / STUDY)
+    if content is None or content.get("format") != FORMAT:
+        raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
+    return content

@@ -1,0 +1,252 @@
+"""What a study comes to before it is begun: runs by axis, multiply-accumulates, device time, what is done."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from clca.data.resized_room import cache_folder
+from clca.errors import ClcaError, WorkError
+from clca.study.folder import RESULT, read_json, run_folder, states
+from clca.study.identity import COMPUTES, model_text
+from clca.study.plan import Plan, PlannedRun
+from clca.study.sizes import set_size
+from clca.training.config import TrainConfig
+from clca.training.progress import duration
+from clca.training.run_folder import write_json
+
+_MOST_LABELS = 12  # of an axis, in the table
+_SEEN = 200  # finished runs that a rate is taken from
+
+
+@dataclass
+class Overview:
+    """What `clca study plan` says.
+
+    Attributes:
+        plan: The study's plan.
+        runs: Those that it is about.
+        done: How many of them are in each state.
+        gmacs: Of all of them, training and evaluation; None if not asked for.
+        gmacs_left: Of those that are not finished.
+        unpriced: Runs whose multiply-accumulates are not known, because their images are not here.
+        rate: 10⁹ multiply-accumulates a second of one device, and where that was measured; None if not asked for.
+    """
+
+    plan: Plan
+    runs: Sequence[PlannedRun]
+    out: Path
+    done: Counter[str]
+    gmacs: float | None = None
+    gmacs_left: float | None = None
+    unpriced: int = 0
+    rate: tuple[float, str] | None = None
+    by_axis: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def render(self, console: Console) -> None:
+        """Print it."""
+        self._render_runs(console)
+        if self.gmacs is not None:
+            self._render_cost(console)
+
+    def _render_runs(self, console: Console) -> None:
+        study = self.plan.study
+        if study.about:
+            console.print(study.about, markup=False, highlight=False)
+        table = Table(title=f"{study.name}: {len(self.runs):,} runs", title_justify="left")
+        table.add_column("axis")
+        table.add_column("values: runs", overflow="fold")
+        for axis, counts in self.by_axis.items():
+            shown = ", ".join(f"{label}: {count:,}" for label, count in list(counts.items())[:_MOST_LABELS])
+            more = len(counts) - _MOST_LABELS
+            table.add_row(axis, shown + (f", and {more} more" if more > 0 else ""))
+        console.print(table)
+        for condition, count in zip(study.exclude, self.plan.excluded, strict=True):
+            text = ", ".join(f"{axis} {_said(wanted)}" for axis, wanted in condition.items())
+            console.print(f"left out: {text} ({count:,} combinations)", markup=False, highlight=False)
+        if self.plan.pretraining is not None:
+            console.print("and one run before them, whose weights all start from")
+        done = ", ".join(f"{count:,} {state}" for state, count in self.done.items() if count)
+        console.print(f"in {self.out}: {done.replace('new', 'not begun').replace('started', 'begun')}", highlight=False)
+        if self.plan.absent:
+            listed = ", ".join(self.plan.absent)
+            console.print(f"not here: {listed} (what is done of them cannot be told; see --data-folder)", markup=False)
+
+    def _render_cost(self, console: Console) -> None:
+        assert self.gmacs is not None
+        assert self.gmacs_left is not None
+        less = f" without {self.unpriced:,} runs whose images are not here" if self.unpriced else ""
+        console.print(
+            f"multiply-accumulates: {_large(self.gmacs)} in all, {_large(self.gmacs_left)} left{less} "
+            "(training as three forward passes, and the evaluation at the end)",
+            highlight=False,
+        )
+        if self.rate is not None:
+            rate, source = self.rate
+            left = _time(self.gmacs_left / rate)
+            console.print(f"device time left: about {left} at {rate:,.1f} GMAC/s, {source}", highlight=False)
+
+
+def _said(wanted: Any) -> str:
+    if isinstance(wanted, dict):
+        return f"not {_said(wanted['not'])}"
+    return ", ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+
+
+def _large(gmacs: float) -> str:
+    for name, size in (("ZMACs", 1e12), ("EMACs", 1e9), ("PMACs", 1e6), ("TMACs", 1e3)):
+        if gmacs >= size:
+            return f"{gmacs / size:.3g} {name}"
+    return f"{gmacs:.3g} GMACs"
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds < 2 * 86400 else f"{seconds / 86400:,.0f} days"
+
+
+def overview(
+    plan: Plan, runs: Sequence[PlannedRun], out: Path, *, costs: bool = True, rate: float | None = None
+) -> Overview:
+    """Look at a plan.
+
+    Args:
+        plan: The plan.
+        runs: Those of it that count.
+        out: The study's folder.
+        costs: Whether to add up multiply-accumulates; models that were not priced before take a moment.
+        rate: 10⁹ multiply-accumulates a second; None takes it from finished runs, else measures a matrix product here.
+
+    Raises:
+        ClcaError: A model of the study cannot be made, or the rate is not above 0.
+    """
+    if rate is not None and not rate > 0:
+        raise ClcaError(f"--gmacs-per-second {rate:g}: should be above 0")
+    known = states(out, [run.name for run in runs])
+    counts = [Counter(run.choice[number] for run in runs) for number in range(len(plan.study.axes))]
+    found = Overview(
+        plan,
+        runs,
+        out,
+        Counter(known.values()),
+        by_axis={
+            axis: Counter({value.label: counts[number][k] for k, value in enumerate(values) if counts[number][k]})
+            for number, (axis, values) in enumerate(plan.study.axes.items())
+        }
+        | {"seed": Counter(str(run.seed) for run in runs)},
+    )
+    if costs:
+        prices = _Prices(plan)
+        each = prices.of(runs)
+        found.unpriced = sum(gmacs is None for gmacs in each.values())
+        found.gmacs = sum(gmacs or 0.0 for gmacs in each.values())
+        found.gmacs_left = sum(gmacs or 0.0 for name, gmacs in each.items() if known[name] != "finished")
+        found.rate = (rate, "as given") if rate is not None else _measured(out, known, each) or _of_this_machine()
+    return found
+
+
+class _Prices:
+    """Multiply-accumulates of whole runs; those of a model and a set are worked out once, and kept on disk."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.memo = _Memo()
+        self._each: dict[Any, float | None] = {}
+
+    def of(self, runs: Sequence[PlannedRun]) -> dict[str, float | None]:
+        """10⁹ multiply-accumulates of each run, by its name; None where its images are not known."""
+        alike: dict[tuple[int, ...], list[PlannedRun]] = defaultdict(list)
+        for run in runs:
+            alike[run.choice].append(run)
+        found: dict[str, float | None] = {}
+        try:
+            for choice in alike:
+                gmacs = self._of(self.plan.config(alike[choice][0]))
+                found.update({run.name: gmacs for run in alike[choice]})
+        finally:
+            self.memo.save()
+        return found
+
+    def _of(self, config: TrainConfig) -> float | None:
+        size = set_size(config.data, self.plan.study.split)
+        if size is None:
+            return None
+        model = model_text(config.model)
+        key = (model, size, config.epochs, config.batch_size)
+        if key not in self._each:
+            trained, judged = self.memo.price(config, model, size.classes)
+            whole = size.train - size.train % min(config.batch_size, size.train)  # the last partial batch is dropped
+            self._each[key] = config.epochs * whole * trained + size.judged * judged
+        return self._each[key]
+
+
+class _Memo:
+    """Prices of models, kept between plans because torch takes long to load; losing them costs time only."""
+
+    def __init__(self) -> None:
+        self.path = cache_folder().parent / "prices.json"
+        self.known: dict[str, Any] = (read_json(self.path) or {}).get(str(COMPUTES), {})
+        self.new = False
+
+    def price(self, config: TrainConfig, model: str, classes: int) -> tuple[float, float]:
+        """GMACs of one image in training and in evaluation."""
+        key = f"{classes} {model}"
+        if key not in self.known:
+            from clca.study.price import price, training_gmacs
+
+            self.known[key] = [training_gmacs(config.model, classes), price(config.model, classes)]
+            self.new = True
+        return self.known[key][0], self.known[key][1]
+
+    def save(self) -> None:
+        if not self.new:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {str(COMPUTES): self.known})
+        except (OSError, WorkError):
+            pass
+        self.new = False
+
+
+def _measured(out: Path, known: Mapping[str, str], each: Mapping[str, float | None]) -> tuple[float, str] | None:
+    """The rate of the runs that are finished."""
+    rates: list[float] = []
+    for name, gmacs in each.items():
+        if known[name] == "finished" and gmacs is not None and len(rates) < _SEEN:
+            seconds = (read_json(run_folder(out, name) / RESULT) or {}).get("seconds")
+            if seconds:
+                rates.append(gmacs / seconds)
+    if not rates:
+        return None
+    return median(rates), f"the median of {len(rates)} finished runs, one device each"
+
+
+def _of_this_machine() -> tuple[float, str]:
+    """The rate of a matrix product here, kept as prices are."""
+    path = cache_folder().parent / "rates.json"
+    kept = read_json(path) or {}
+    here = platform.node()
+    if here not in kept:
+        import torch
+
+        from clca.measure import matrix_rate
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        rate = matrix_rate(dtype, device, repeats=3)
+        kept[here] = [rate, torch.cuda.get_device_name() if device == "cuda" else "the CPU"]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, kept)
+        except (OSError, WorkError):
+            pass
+    rate, device_name = kept[here]
+    return rate, f"a matrix product on {device_name} here; runs take longer, and once some are done their rate is used"

@@ -1,0 +1,94 @@
+"""The one flat record that a finished run leaves: a row of the result table."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clca.config import ModelConfig
+from clca.study.folder import TRAINED
+from clca.training.config import TrainConfig
+from clca.training.run_folder import CONFIG, METRICS, SUMMARY
+
+_VERSIONS = ("clca", "torch", "timm")
+
+
+def settings_row(name: str, identity: str, labels: dict[str, str], set_name: str, split: str, config: TrainConfig,
+                 arm: str) -> dict[str, Any]:  # fmt: skip
+    """What is known of a run before it begins: the columns that say what it is."""
+    model = config.model
+    return {
+        "run": identity,
+        "name": name,
+        "data": set_name,
+        "split": split,
+        "backbone": model.backbone,
+        "reduction": model.reduction,
+        "keep_rate": _one_rate(model),
+        "img_size": model.img_size[0] if isinstance(model.img_size, tuple) else model.img_size,
+        "arm": arm,
+        "num_clr": model.num_clr,
+        "clc_gap": model.clc_gap,
+        "clc_recover_at_last": model.clc_recover_at_last,
+        "cla_width": model.cla_width,
+        "seed": config.seed,
+        **{f"axis.{axis}": label for axis, label in labels.items()},
+    }
+
+
+def _one_rate(model: ModelConfig) -> float:
+    """The keep rate; of one a location, the mean."""
+    if model.reduction == "none":
+        return 1.0
+    return statistics.fmean(model.keep_rate) if isinstance(model.keep_rate, tuple) else model.keep_rate
+
+
+def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, Any]:
+    """What came of a run: the columns with numbers.
+
+    Args:
+        folder: The folder of the study's run; what training left is in it.
+        evaluation: What `clca.training.evaluate` found.
+        threads: Of the CPU, None for torch's own choice.
+    """
+    trained = folder / TRAINED
+    summary, config = (json.loads((trained / name).read_text()) for name in (SUMMARY, CONFIG))
+    gradients = _gradients(trained / METRICS)
+    return {
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "macro": evaluation.macro,
+        "loss": evaluation.loss,
+        "train_loss": summary["train"]["loss"],
+        "train_top1": summary["train"]["top1"],
+        "gmacs": evaluation.gmacs,
+        "computed_gmacs": evaluation.computed_gmacs,
+        "params": evaluation.params,
+        "images_per_second": evaluation.images_per_second,
+        "train_images": config["resolved"]["train_images"],
+        "train_seconds": summary["seconds"],
+        "epochs": summary["epochs"],
+        "steps": summary["steps"],
+        "grad_max": max(gradients, default=None),
+        "grad_median": statistics.median(gradients) if gradients else None,
+        "device": config["resolved"]["device"],
+        "precision": config["resolved"]["precision"],
+        "threads": threads,
+        "host": platform.node(),
+        **{name: config["versions"].get(name) for name in _VERSIONS},
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _gradients(path: Path) -> list[float]:
+    """The largest gradient of every logged step."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        value = json.loads(line).get("grad_max")
+        if value is not None:
+            found.append(float(value))
+    return found

@@ -1,0 +1,104 @@
+"""The result table: one row a run that has begun. It follows from the runs' folders, so it can always be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clca.errors import ClcaError
+from clca.study.folder import DESCRIPTION, FAILURE, RESULT, TABLE, begun_runs, read_json, run_folder
+from clca.training.run_folder import replacing
+
+if TYPE_CHECKING:
+    import pandas
+
+_TEXT = ("run", "name", "state", "error", "data", "split", "backbone", "reduction", "arm", "device", "precision",
+         "host", "clca", "torch", "timm", "finished_at")  # fmt: skip
+_WHOLE = ("img_size", "num_clr", "cla_width", "seed", "params", "train_images", "epochs", "steps", "threads")
+_YES_NO = ("clc_gap", "clc_recover_at_last")
+_NUMBER = ("keep_rate", "top1", "top5", "macro", "loss", "train_loss", "train_top1", "gmacs", "computed_gmacs",
+           "images_per_second", "train_seconds", "seconds", "grad_max", "grad_median")  # fmt: skip
+COLUMNS = (
+    "run", "name", "state", "error", "data", "split", "backbone", "reduction", "keep_rate", "img_size", "arm",
+    "num_clr", "clc_gap", "clc_recover_at_last", "cla_width", "seed", "top1", "top5", "macro", "loss", "train_loss",
+    "train_top1", "gmacs", "computed_gmacs", "params", "images_per_second", "train_images", "train_seconds", "seconds",
+    "epochs", "steps", "grad_max", "grad_median", "device", "precision", "threads", "host", "clca", "torch", "timm",
+    "finished_at",
+)  # fmt: skip
+
+
+def read_table(out: str | Path) -> pandas.DataFrame:
+    """The table of a study, from its folders; results.parquet only saves reading those of finished runs again.
+
+    Raises:
+        ClcaError: pandas or pyarrow is not installed.
+    """
+    out = Path(out)
+    known: dict[str, dict[str, Any]] = {}
+    if (out / TABLE).is_file():
+        known = {row["name"]: row for row in _stored(out / TABLE) if row.get("state") == "finished"}
+    names = sorted(begun_runs(out))
+    return make_table([(_still(out, name) and known.get(name)) or row_of(out, name) for name in names])
+
+
+def _still(out: Path, name: str) -> bool:
+    """Whether a run that was finished has not been removed to be made again."""
+    return (run_folder(out, name) / RESULT).exists()
+
+
+def row_of(out: Path, name: str) -> dict[str, Any]:
+    """The row of one run that has begun."""
+    folder = run_folder(out, name)
+    result = read_json(folder / RESULT)
+    if result is not None:
+        return {"name": name, **result}
+    described = (read_json(folder / DESCRIPTION) or {}).get("row", {})
+    failure = read_json(folder / FAILURE)
+    state = {"state": "interrupted", "error": None}
+    if failure is not None:
+        state = {"state": "failed", "error": failure.get("error")}
+    return {"name": name, **described, **state}
+
+
+def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
+    """Rows as a table, every column there and of its kind."""
+    pandas = _pandas()
+    rows = list(rows)
+    axes = sorted({name for row in rows for name in row if name.startswith("axis.")})
+    table = pandas.DataFrame(rows, columns=[*COLUMNS, *axes])
+    kinds = {name: "string" for name in (*_TEXT, *axes)} | {name: "Int64" for name in _WHOLE}
+    kinds |= {name: "boolean" for name in _YES_NO} | {name: "float64" for name in _NUMBER}
+    return table.astype(kinds)
+
+
+def write_table(out: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write results.parquet, whole or not at all.
+
+    Raises:
+        ClcaError: pandas or pyarrow is not installed.
+        WorkError: It could not be written.
+    """
+    table = make_table(rows)
+    with replacing(out / TABLE) as temporary:
+        table.to_parquet(temporary, index=False)
+    return out / TABLE
+
+
+def _stored(path: Path) -> list[dict[str, Any]]:
+    """The rows of results.parquet; none where it cannot be read, since it is no more than a copy."""
+    pandas = _pandas()
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError):
+        return []
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise ClcaError("the result table needs pandas and pyarrow: pip install 'clca[study]'") from None
+    return pandas

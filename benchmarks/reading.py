@@ -27,7 +27,7 @@ from rich.table import Table
 from torchvision import __version__ as torchvision
 
 from clca import data, measure
-from clca.data.listing import ImageDataset
+from clca.data.datasets import ImageDataset
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.training.batches import Plan, SeededImages, default_workers, train_loader

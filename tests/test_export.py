@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import clca
 from clca.cli import main
 from clca.config import ModelConfig
+from clca.data.datasets import Leaves
 from clca.data.images import read_image
-from clca.data.leaves import Leaves
 from clca.data.transforms import eval_transform, preprocess_dict
 from clca.errors import ClcaError, WorkError
 from clca.export import check_exported, export_onnx, export_pt2, export_run, load_exported

@@ -31,7 +31,8 @@ from torch import Tensor
 from clca import data
 from clca.config import ModelConfig
 from clca.costing import cost
-from clca.data.leaves import Leaves, write_leaves
+from clca.data.datasets import Leaves
+from clca.data.leaves import write_leaves
 from clca.data.transforms import from_preprocess
 from clca.demo_recipe import METHODS, DemoSettings, method_config, pretraining_config
 from clca.errors import ClcaError

@@ -9,9 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 from clca.data.check import check
+from clca.data.datasets import Leaves
 from clca.data.duplicates import _close_pairs, exact_duplicates, near_duplicates
 from clca.data.inspection import Inspection, in_parallel, inspect_images
-from clca.data.leaves import Leaves, write_leaves
+from clca.data.leaves import write_leaves
 from clca.errors import ClcaError
 
 LEAVES = Leaves(cultivars=3, images=8, size=96, split="all")

@@ -16,8 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import clca.data
+from clca.data.datasets import Leaves
 from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
-from clca.data.leaves import TRAIT_RANGES, Leaves, cultivar_traits, write_leaves
+from clca.data.leaves import TRAIT_RANGES, cultivar_traits, write_leaves
 from clca.errors import ClcaError, WorkError
 
 
@@ -62,7 +63,7 @@ def test_splits_are_disjoint_and_complete_and_none_is_empty(cultivars, images):
 def test_same_seed_same_pixels_also_in_another_process():
     program = """
 import hashlib
-from clca.data.leaves import Leaves
+from clca.data.datasets import Leaves
 leaves = Leaves(3, 5, 64, seed=7, split="all", cache=False)
 print(hashlib.sha256(b"".join(leaves.image(i).tobytes() for i in (14, 0, 6))).hexdigest())
 """

@@ -20,8 +20,8 @@ from torchvision import tv_tensors
 
 from clca import data
 from clca.data import resized_cache, resized_file, resized_room
+from clca.data.datasets import ImageDataset
 from clca.data.images import read_image
-from clca.data.listing import ImageDataset
 from clca.data.resized_cache import use_cache
 from clca.data.resized_file import SUFFIX, UNFINISHED, read_row_file
 from clca.data.resized_room import cache_folder, cached_sets, clear_cache
@@ -120,7 +120,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError(f"{path} was decoded")
 
     def apply() -> None:
-        monkeypatch.setattr("clca.data.listing.read_image", refuse)
+        monkeypatch.setattr("clca.data.datasets.read_image", refuse)
         monkeypatch.setattr(resized_cache, "read_image", refuse)
 
     return apply

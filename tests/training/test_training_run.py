@@ -243,7 +243,7 @@ def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: Any) -> None:
         raise AssertionError(f"{path} was decoded")
 
-    for module in ("listing", "resized_cache", "inspection"):
+    for module in ("datasets", "resized_cache", "inspection"):
         monkeypatch.setattr(f"clca.data.{module}.read_image", refuse)
 
 

@@ -1,18 +1,25 @@
 """Images to learn from: `clca.data.open` reads folders, CSV files, the Ultra-FGVC sets, or draws synthetic leaves."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from clca.data.leaves import Leaves
-from clca.data.listing import SPLITS, ImageDataset
-from clca.data.resized_cache import use_cache
-from clca.data.sources import SOURCES, read_listing
+from clca.data.listing import SPLITS
 from clca.errors import ClcaError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from clca.data.datasets import ImageDataset, Leaves
+    from clca.data.resized_cache import use_cache
+    from clca.data.sources import SOURCES
+
 __all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "use_cache"]
+
+_HOMES = {"SOURCES": "sources", "ImageDataset": "datasets", "Leaves": "datasets", "use_cache": "resized_cache"}
 
 
 def open(
@@ -43,6 +50,9 @@ def open(
     """
     if split not in SPLITS:
         raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    from clca.data.datasets import ImageDataset, Leaves
+    from clca.data.sources import read_listing
+
     if source == "leaves" or (source is None and is_leaves(root)):
         return Leaves.from_text(str(root), split=split, transform=transform)
     listing = read_listing(root, source)
@@ -55,3 +65,14 @@ def is_leaves(root: str | Path) -> bool:
     """Whether `root` asks for synthetic leaves in memory rather than for files."""
     text = str(root)
     return text.startswith("leaves:") or (text == "leaves" and not Path(text).exists())
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for: listing images needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from clca.data.inspection import track
 from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
@@ -62,30 +61,10 @@ def _traits(fractions: NDArray[np.float64]) -> Traits:
     return Traits(**{**values, "lobe_depth": max(0.0, values["lobe_depth"])})
 
 
-class Leaves(Dataset[tuple[Any, int]]):
-    """Synthetic leaves in memory, drawn when first asked for.
+class DrawnLeaves:
+    """The leaves of a split, drawn when first asked for; the arguments are those of `clca.data.Leaves`.
 
-    The picture of a leaf depends on seed, difficulty, size, cultivar and number alone: more cultivars or images leave
-    the others as they are, and the same leaf comes out at every size. Of every five leaves of a cultivar three are for
-    training, one for validation, one for test.
-
-    Args:
-        cultivars: Number of classes.
-        images: Leaves of each, over all splits.
-        size: Side of the square images, in pixels.
-        seed: Whole number from 0; another seed gives other cultivars.
-        difficulty: 0 (cultivars far apart) to 1 (their gaps are about the scatter within one).
-        split: "train", "val", "train_val", "test", or "all".
-        transform: Called with each RGB image; settable; None gives the image itself.
-        cache: Keep drawn images in memory.
-
-    Attributes:
-        classes: "cultivar-001" …
-        paths: What `write_leaves` calls each file, relative to its folder; in memory no such files exist.
-        labels: One index into `classes` for each leaf.
-
-    Raises:
-        ClcaError: For parameters out of range, naming the parameter.
+    That is the same as a torch Dataset; this one needs no torch.
     """
 
     def __init__(
@@ -121,9 +100,7 @@ class Leaves(Dataset[tuple[Any, int]]):
         self._cache: dict[int, Image.Image] | None = {} if cache else None
 
     @classmethod
-    def from_text(
-        cls, text: str, split: str = "train", transform: Callable[[Image.Image], Any] | None = None
-    ) -> "Leaves":
+    def from_text(cls, text: str, split: str = "train", transform: Callable[[Image.Image], Any] | None = None) -> Self:
         """From "leaves" or "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
 
         Raises:
@@ -204,7 +181,7 @@ def write_leaves(
 
     Args:
         out: A folder that is new, empty, or holds leaves with the same size, seed and difficulty.
-        cultivars, images, size, seed, difficulty: As for `Leaves`.
+        cultivars, images, size, seed, difficulty: As for `clca.data.Leaves`.
         progress: Show a progress bar on a terminal if it takes longer than two seconds.
 
     Returns:
@@ -215,7 +192,7 @@ def write_leaves(
         WorkError: Where the folder cannot be written.
     """
     out = Path(out).expanduser()
-    leaves = Leaves(cultivars, images, size, seed, difficulty, split="all", cache=False)
+    leaves = DrawnLeaves(cultivars, images, size, seed, difficulty, split="all", cache=False)
     parameters = {
         "format": _FORMAT, "cultivars": cultivars, "images": images, "size": size, "seed": seed,
         "difficulty": difficulty,

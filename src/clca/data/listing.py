@@ -1,17 +1,10 @@
 """What every source of images produces: the class names, and which file with which label is in which split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-from torch.utils.data import Dataset
-
-from clca.data.images import read_image
-from clca.data.resized_file import ResizedRows
 from clca.data.splits import Samples, take_every_fifth
-from clca.data.transforms import ResizeFirst
 from clca.errors import ClcaError
 
 SPLITS = ("train", "val", "train_val", "test")
@@ -80,43 +73,3 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
             names = ", ".join(repr(classes[label]) for label in unknown[:5]) + (" …" if len(unknown) > 5 else "")
             problems.append(f"{root}: {name} holds {len(unknown)} class(es) that train lacks: {names}")
     return problems
-
-
-class ImageDataset(Dataset[tuple[Any, int]]):
-    """The images of one split, read when asked for.
-
-    Attributes:
-        classes: Class names.
-        paths: The image files.
-        labels: One index into `classes` for each file.
-        transform: Called with each RGB image; may be set at any time; None gives the PIL image itself.
-        root: The data set that they are a part of, if any.
-        resized: Where the resized images are kept (`clca.data.resized_cache.use_cache` sets it), if anywhere. Serves
-            transforms that begin with the very resize; what comes out is the same bit for bit.
-    """
-
-    def __init__(
-        self,
-        classes: list[str],
-        samples: Samples,
-        transform: Callable[[Image.Image], Any] | None = None,
-        root: Path | None = None,
-    ) -> None:
-        self.classes = list(classes)
-        self.paths = [path for path, _ in samples]
-        self.labels = [label for _, label in samples]
-        self.transform = transform
-        self.root = root
-        self.resized: ResizedRows | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        transform, label = self.transform, self.labels[index]
-        if self.resized is not None and isinstance(transform, ResizeFirst) and transform.resize == self.resized.resize:
-            resized = self.resized.read(index)
-            if resized is not None:
-                return transform.rest(resized), label
-        image = read_image(self.paths[index])
-        return (image if transform is None else transform(image)), label

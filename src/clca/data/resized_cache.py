@@ -25,9 +25,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import features
 
+from clca.data.datasets import ImageDataset
 from clca.data.images import read_image
 from clca.data.inspection import BadImage, in_parallel
-from clca.data.listing import ImageDataset
 from clca.data.resized_file import (
     SUFFIX,
     UNFINISHED,

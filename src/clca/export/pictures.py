@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from clca import data
+from clca.data.datasets import Leaves
 from clca.data.images import read_image
-from clca.data.leaves import Leaves
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.model import TokenReducedViT

@@ -1,8 +1,13 @@
-"""Token reductions, one file each; importing this package registers them."""
+"""Token reductions, one file each."""
 
-from clca.reductions import ats, dpcknn, dynamicvit, evit, patchmerger, sit, tome, topk
-from clca.reductions.base import Evidence, KeepSchedule, Reduction, Selection, TokenState
-from clca.reductions.registry import list_reductions, reduction_class, register_reduction
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clca.reductions.registry import SHIPPED, list_reductions, reduction_class, register_reduction
+
+if TYPE_CHECKING:
+    from clca.reductions import ats, dpcknn, dynamicvit, evit, patchmerger, sit, tome, topk
+    from clca.reductions.base import Evidence, KeepSchedule, Reduction, Selection, TokenState
 
 __all__ = [
     "Evidence",
@@ -22,3 +27,16 @@ __all__ = [
     "tome",
     "topk",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is asked for: the names alone need no torch."""
+    if name in SHIPPED or name == "base":
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.base"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from clca.errors import ClcaError
-from clca.reductions.base import Reduction
+
+if TYPE_CHECKING:
+    from clca.reductions.base import Reduction
+
+SHIPPED = {
+    "ats": "ATS",
+    "dpcknn": "DPCKNN",
+    "dynamicvit": "DynamicViT",
+    "evit": "EViT",
+    "patchmerger": "PatchMerger",
+    "sit": "SiT",
+    "tome": "ToMe",
+    "topk": "TopK",
+}
+"""The class of each reduction of this package, in the module of its name: to list them needs no torch."""
 
 _REDUCTIONS: dict[str, type[Reduction]] = {}
 _ENTRY_POINTS = "clca.reductions"
@@ -21,9 +37,13 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
     """
 
     def register(cls: type[Reduction]) -> type[Reduction]:
+        from clca.reductions.base import Reduction
+
         if not (isinstance(cls, type) and issubclass(cls, Reduction)):
             raise ClcaError(f"reduction {name!r}: {cls!r} is not a subclass of clca.Reduction")
-        if name == "none" or _REDUCTIONS.get(name, cls) is not cls:
+        ours = f"{__package__}.{name}", SHIPPED.get(name)
+        of_another = name in SHIPPED and (cls.__module__, cls.__name__) != ours
+        if name == "none" or of_another or _REDUCTIONS.get(name, cls) is not cls:
             raise ClcaError(f"reduction {name!r} is registered already: choose another name")
         _REDUCTIONS[name] = cls
         return cls
@@ -33,7 +53,7 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
 
 def list_reductions() -> list[str]:
     """Every value that `reduction=` takes, "none" first."""
-    return ["none", *sorted({*_REDUCTIONS, *(point.name for point in entry_points(group=_ENTRY_POINTS))})]
+    return ["none", *sorted({*SHIPPED, *_REDUCTIONS, *(point.name for point in entry_points(group=_ENTRY_POINTS))})]
 
 
 def reduction_class(name: str) -> type[Reduction] | None:
@@ -44,6 +64,8 @@ def reduction_class(name: str) -> type[Reduction] | None:
     """
     if name == "none":
         return None
+    if name in SHIPPED:
+        return getattr(import_module(f"{__package__}.{name}"), SHIPPED[name])
     if name not in _REDUCTIONS:
         for point in entry_points(group=_ENTRY_POINTS, name=name):
             register_reduction(name)(point.load())

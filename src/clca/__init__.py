@@ -3,20 +3,21 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clca.backbones import list_backbones
-from clca.config import ModelConfig
-from clca.costing import Cost, cost
 from clca.errors import ClcaError, WorkError
-from clca.factory import create_model, reduce_tokens
-from clca.hub import from_pretrained
-from clca.model import TokenReducedViT
-from clca.reductions import Reduction, list_reductions, register_reduction
-from clca.trace import Trace
-from clca.weights import load_published
+from clca.timm_watch import register_with_timm
 
 if TYPE_CHECKING:
     from clca import data
+    from clca.backbones import list_backbones
+    from clca.config import ModelConfig
+    from clca.costing import Cost, cost
+    from clca.factory import create_model, reduce_tokens
+    from clca.hub import from_pretrained
+    from clca.model import TokenReducedViT
+    from clca.reductions import Reduction, list_reductions, register_reduction
+    from clca.trace import Trace
     from clca.training import evaluate, predict, train
+    from clca.weights import load_published
 
 __version__ = "0.1.0"
 
@@ -42,13 +43,39 @@ __all__ = [
     "train",
 ]
 
-_ON_DEMAND = {"evaluate": "clca.training", "predict": "clca.training", "train": "clca.training"}
+_HOMES = {
+    "Cost": "costing",
+    "ModelConfig": "config",
+    "Reduction": "reductions",
+    "TokenReducedViT": "model",
+    "Trace": "trace",
+    "cost": "costing",
+    "create_model": "factory",
+    "evaluate": "training",
+    "from_pretrained": "hub",
+    "list_backbones": "backbones",
+    "list_reductions": "reductions",
+    "load_published": "weights",
+    "predict": "training",
+    "reduce_tokens": "factory",
+    "register_reduction": "reductions",
+    "train": "training",
+}
+_MODULES = {"data", *_HOMES.values()}
 
 
 def __getattr__(name: str) -> Any:
-    """Load what only training and images need when it is first asked for: a model alone needs neither."""
-    if name == "data":
-        return import_module("clca.data")
-    if name in _ON_DEMAND:
-        return getattr(import_module(_ON_DEMAND[name]), name)
+    """Load what is asked for when it is asked for: torch and timm take seconds, and a plan needs neither."""
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_with_timm()

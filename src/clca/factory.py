@@ -1,4 +1,4 @@
-"""Making models: by name, from a timm model at hand, and through timm's own registry."""
+"""Making models: by name, and from a timm model at hand."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import VisionTransformer, register_model
+from timm.models import VisionTransformer
 from torch import nn
 
+import clca.timm_model  # noqa: F401 (registers `clca_vit`, should the watch of `import clca` have been passed by)
 from clca.backbones import Backbone, check_architecture, check_img_size, resolve
 from clca.config import ModelConfig, validated
 from clca.errors import ClcaError
@@ -25,21 +25,7 @@ from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
 from clca.weights import load_weights
 
-__all__ = ["clca_vit", "create_model", "reduce_tokens"]
-
-# What timm's scripts ask before they make `clca_vit`: only a model of fixed size is handed `--img-size`.
-default_cfgs = {
-    "clca_vit": {
-        "architecture": "clca_vit",
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "num_classes": 1000,
-    }
-}
+__all__ = ["create_model", "reduce_tokens"]
 
 # What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -121,7 +107,7 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
         load_weights(model, weights)
     elif fetch and source.url is not None:
         load_weights(model, _download(source))
-        model.pretrained_cfg = {**_settings(vit.pretrained_cfg), "url": source.url, "hf_hub_id": None}
+        model.pretrained_cfg = {**weights_settings(vit.pretrained_cfg), "url": source.url, "hf_hub_id": None}
     return model
 
 
@@ -264,20 +250,6 @@ def _cache_file(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
-@register_model
-def clca_vit(pretrained: bool = False, backbone: str = "deit3_base_patch16_224.fb_in1k", **kwargs: Any) -> nn.Module:
-    """timm's door: `timm.create_model("clca_vit", backbone=…, reduction=…)`, as its own scripts call it."""
-    cfg = {**(_settings(kwargs.pop("pretrained_cfg", None))), **_settings(kwargs.pop("pretrained_cfg_overlay", None))}
-    if pretrained and cfg.get("file"):  # the scripts' --pretrained-path
-        kwargs.setdefault("weights", cfg["file"])
-    if kwargs.pop("cache_dir", None) is not None:
-        raise ClcaError("clca_vit takes no cache_dir: set HF_HOME and TORCH_HOME instead")
-    size = kwargs.pop("input_size", None)
-    if size is not None and "img_size" not in kwargs:
-        kwargs["img_size"] = tuple(size[-2:])
-    return create_model(backbone, pretrained=pretrained, **kwargs)
-
-
-def _settings(cfg: Any) -> dict[str, Any]:
+def weights_settings(cfg: Any) -> dict[str, Any]:
     """timm's description of weights, which it hands on as a dict, an object or not at all."""
     return cfg.to_dict() if hasattr(cfg, "to_dict") else cfg if isinstance(cfg, dict) else {}

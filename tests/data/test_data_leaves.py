@@ -63,8 +63,8 @@ def test_splits_are_disjoint_and_complete_and_none_is_empty(cultivars, images):
 def test_same_seed_same_pixels_also_in_another_process():
     program = """
 import hashlib
-from clca.data.datasets import Leaves
-leaves = Leaves(3, 5, 64, seed=7, split="all", cache=False)
+from clca.data.leaves import DrawnLeaves
+leaves = DrawnLeaves(3, 5, 64, seed=7, split="all", cache=False)
 print(hashlib.sha256(b"".join(leaves.image(i).tobytes() for i in (14, 0, 6))).hexdigest())
 """
     elsewhere = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip()

@@ -73,10 +73,24 @@ def no_links(*_: Any, **__: Any) -> Any:
     raise OSError(errno.EPERM, "Operation not permitted")
 
 
+started: list[Any] = []
+
+
 def start(work: Callable[..., None], *arguments: Any) -> Any:
     process = processes.Process(target=work, args=arguments, daemon=True)
     process.start()
+    started.append(process)
     return process
+
+
+@pytest.fixture(autouse=True)
+def _nobody_stays() -> Iterator[None]:
+    """A test that fails leaves no process that waits, nor one that stands still and hears no SIGTERM."""
+    yield
+    for process in started:
+        process.kill()
+        process.join()
+    started.clear()
 
 
 def until(true: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -168,9 +182,9 @@ def test_one_wins(tmp_path: Path, before: str, links: bool) -> None:
             alive_elsewhere(folder, machine=module._machine(), pid=os.getpid(), started="another time")
     racers, won = 6, processes.Queue()
     barrier = processes.Barrier(racers)
-    started = [start(race, folders, barrier, links, won) for _ in range(racers)]
+    racing = [start(race, folders, barrier, links, won) for _ in range(racers)]
     winners = sorted(each for _ in range(racers) for each in won.get(timeout=60))
-    for process in started:
+    for process in racing:
         process.join()
     generation = 1 if before == "nothing" else 2
     assert [(name, n) for name, n, _ in winners] == sorted((folder.name, generation) for folder in folders)
@@ -199,10 +213,11 @@ def relay(folder: Path, goal: int, log: Path, ending: str) -> None:
 def test_take_overs_one_after_another(tmp_path: Path, ending: str, runners: int, goal: int) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     folder.mkdir()
-    started = [start(relay, folder, goal, log, ending) for _ in range(runners)]
-    for process in started:
-        process.join(60)
-    ended = [process.exitcode for process in started]
+    relays = [start(relay, folder, goal, log, ending) for _ in range(runners)]
+    end = time.monotonic() + 60
+    for process in relays:
+        process.join(max(0.0, end - time.monotonic()))
+    ended = [process.exitcode for process in relays]
     killed = runners - 1 if ending == "kill" else 0
     assert sorted(ended) == [-signal.SIGKILL] * killed + [0] * (runners - killed)
     last = goal if ending == "kill" else goal + runners - 1  # from `goal` on each ends with its claim

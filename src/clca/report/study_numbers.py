@@ -7,15 +7,15 @@ a seed. Accuracies come in as shares (0 to 1, as in the results table) and go ou
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from clca.report.published import VARIANTS, join
+from clca.report.study_cells import ARM_TITLES, p_text, signed
 from clca.report.study_settings import (
-    ARM_TITLES,
     ARMS,
     RAW,
     SETTING,
@@ -124,8 +124,11 @@ def gain_summary(pairs: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
     The interval is of the mean gain over pairs, bias-corrected and accelerated (BCa). Seeds of one setting belong
     together, so settings are resampled, each with all its pairs; of fewer than three settings, single pairs are, and
-    the interval speaks of these settings only. The sign test takes pairs as independent and leaves ties out. Neither is
-    corrected for the number of groups. "lifts" and "lowers" need both: an interval without 0, and p < 0.05.
+    the interval speaks of these settings only. Of fewer than about ten it is too narrow: in a simulation with three
+    seeds and normal gains it held the true mean in 79 % of trials with 4 settings, 87 % with 8 and 95 % with 13.
+
+    The sign test takes pairs as independent and leaves ties out. Neither is corrected for the number of groups. "lifts"
+    and "lowers" need both: an interval without 0, and p < 0.05.
 
     Args:
         pairs: Of `paired_gains`.
@@ -161,8 +164,6 @@ def interval(gains: pd.Series, settings: pd.Series) -> tuple[float, float, str]:
     Returns:
         Low, high (points; NaN of fewer than three pairs), "settings" or "runs" ("" for NaN).
     """
-    from scipy.stats import bootstrap
-
     own = pd.DataFrame({"gain": gains.to_numpy(float), "setting": settings.to_numpy()}).sort_values(["setting", "gain"])
     clusters = own.groupby("setting")["gain"].agg(["sum", "size"])
     if len(own) < 3:
@@ -173,26 +174,50 @@ def interval(gains: pd.Series, settings: pd.Series) -> tuple[float, float, str]:
         if unit == "settings"
         else (own["gain"].to_numpy(), np.ones(len(own)))
     )
-    means = sums / sizes
-    if np.ptp(means) < 1e-9:
-        return float(means[0]), float(means[-1]), unit
+    low, high = _bootstrap(lambda sums, sizes, axis=-1: sums.sum(axis=axis) / sizes.sum(axis=axis), sums, sizes)
+    return float(low), float(high), unit
 
-    def mean(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
-        return sums.sum(axis=axis) / sizes.sum(axis=axis)
 
-    def resampled(method: str) -> tuple[float, float]:
+def setting_gains(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The mean gain of each setting over its seeds, with an interval as `interval` gives it; thousands at once.
+
+    Args:
+        pairs: Of `paired_gains`.
+
+    Returns:
+        Indexed by `setting`: `pairs`, `mean`, `low`, `high` (points; the interval NaN of fewer than three pairs).
+    """
+    own = pairs.sort_values(["setting", "gain"])
+    told = own.groupby("setting")["gain"].agg(pairs="size", mean="mean").assign(low=np.nan, high=np.nan)
+    for count in sorted(set(told["pairs"])):
+        names = told.index[told["pairs"] == count]
+        gains = own.loc[own["setting"].isin(names), "gain"].to_numpy(float).reshape(len(names), count)
+        for start in range(0, len(names) if count >= 3 else 0, 256):
+            part = gains[start : start + 256]
+            bounds = _bootstrap(lambda gains, axis=-1: gains.mean(axis=axis), part)
+            told.loc[names[start : start + 256], ["low", "high"]] = np.stack(bounds, axis=-1)
+    return told
+
+
+def _bootstrap(statistic: Callable[..., Any], *data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % intervals along the last axis, BCa where that is defined and of percentiles where it is not."""
+    from scipy.stats import bootstrap
+
+    resamples = _RESAMPLES if data[0].size <= 1000 else _RESAMPLES // 5
+
+    def resampled(method: str) -> np.ndarray:
         found = bootstrap(
-            (sums, sizes), mean, paired=True, vectorized=True, n_resamples=_RESAMPLES, method=method,
-            batch=max(1, 2_000_000 // len(sums)), rng=np.random.default_rng(0),
+            data, statistic, paired=len(data) > 1, vectorized=True, n_resamples=resamples, method=method, axis=-1,
+            batch=max(1, 2_000_000 // data[0].size), rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
-        return float(found.low), float(found.high)
+        return np.stack([found.low, found.high])
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # BCa says that it is not defined here; then the plain percentiles are taken
-        low, high = resampled("BCa")
-        if not np.isfinite([low, high]).all():
-            low, high = resampled("percentile")
-    return low, high, unit
+        warnings.simplefilter("ignore")  # of BCa where it is not defined
+        bounds = resampled("BCa")
+        if not np.isfinite(bounds).all():
+            bounds = np.where(np.isfinite(bounds).all(axis=0), bounds, resampled("percentile"))
+    return bounds[0], bounds[1]
 
 
 def frontier(table: pd.DataFrame) -> pd.DataFrame:
@@ -204,8 +229,12 @@ def frontier(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows of `over_seeds`, sorted by `data`, `arm` and rising `gmacs`, so with rising `top1_mean` too.
     """
-    rows = over_seeds(table)
-    rows = rows[rows["gmacs"].notna()].sort_values(
+    return frontier_of(over_seeds(table))
+
+
+def frontier_of(settings: pd.DataFrame) -> pd.DataFrame:
+    """The same from what `over_seeds` gave."""
+    rows = settings[settings["gmacs"].notna()].sort_values(
         ["data", "arm", "gmacs", "top1_mean"], ascending=[True, True, True, False], kind="stable"
     )
     before = rows.groupby(["data", "arm"])["top1_mean"].transform(lambda own: own.cummax().shift(fill_value=-1.0))
@@ -266,24 +295,13 @@ def _sentence(row: dict[str, Any], arm: str = "", against: str = "") -> str:
     return f"{begin}{said}: {mean} ({within}; median {signed(row['median'])}) over {count}; {signs}{test}."
 
 
-def signed(points: float) -> str:
-    """+5.2, −0.3 or 0.0."""
-    shown = f"{abs(points):.1f}"
-    return shown if float(shown) == 0 else f"{'+' if points > 0 else '−'}{shown}"
-
-
-def p_text(p: float) -> str:
-    """p = 0.031, or p < 0.001."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
 def _group_text(place: dict[str, Any]) -> str:
     words = {"keep_rate": "keep {:g}", "img_size": "{:g} px", "seed": "seed {:g}"}
     parts = [
         words[name].format(value) if name in words and not pd.isna(value) else str(value)
         for name, value in place.items()
     ]
-    return " · ".join(part for part in parts if part) or ("all" if not place else "as it is by default")
+    return " · ".join(part for part in parts if part) or ("all" if not place else "default")
 
 
 def _blank(column: pd.Series) -> np.ndarray:

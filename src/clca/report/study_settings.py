@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from clca.report.published import VARIANTS
+from clca.report.study_cells import ARM_TITLES
 
 SETTING = ["data", "backbone", "reduction", "keep_rate", "img_size"]
 """What a base model and one with CLCA have in common."""
 
 ARMS = ("base", "cla", "clc", "clca")
-ARM_TITLES = {"base": "base", "cla": "CLA", "clc": "CLC", "clca": "CLCA"}
 
 RAW = "raw."
 """Before the name of a variant: its value where it does not bear on the arm too."""
@@ -68,6 +68,16 @@ def without_pretraining(table: pd.DataFrame) -> pd.DataFrame:
     axes = axes_of(table)
     on_one = table[axes].notna().any(axis=1) if axes else pd.Series(False, index=table.index)
     return table[on_one].copy() if on_one.any() else table.copy()
+
+
+def by_default(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each arm those with the default carriers, GAP and head, if there are some; else all of that arm.
+
+    Args:
+        rows: Runs, pairs or settings with `arm` and `variant`.
+    """
+    default = rows["variant"] == ""
+    return rows[default | ~default.groupby(rows["arm"]).transform("any")]
 
 
 def setting_text(runs: pd.DataFrame, *, arm: bool = False) -> pd.Series:

@@ -1,0 +1,86 @@
+"""How the numbers of a study are written in tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from clca.report.published import DATA_TITLES
+from clca.report.table import Column
+
+ARM_TITLES = {"base": "base", "cla": "CLA", "clc": "CLC", "clca": "CLCA"}
+_TITLES = {
+    "data": "Set",
+    "backbone": "Backbone",
+    "reduction": "Reduction",
+    "keep_rate": "Keep rate",
+    "img_size": "Image",
+    "variant": "Modules",
+}
+
+
+def signed(points: float) -> str:
+    """+5.2, −0.3 or 0.0."""
+    shown = f"{abs(points):.1f}"
+    return shown if float(shown) == 0 else f"{'+' if points > 0 else '−'}{shown}"
+
+
+def p_text(p: float) -> str:
+    """p = 0.031, or p < 0.001."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def varies(rows: pd.DataFrame, name: str) -> bool:
+    """Whether not all rows have the same in a column."""
+    return rows[name].nunique(dropna=False) > 1
+
+
+def setting_column(rows: pd.DataFrame, name: str) -> Column:
+    """The heading of a column that says what a setting is."""
+    numbers = pd.api.types.is_numeric_dtype(rows[name])
+    return Column(_TITLES.get(name) or name.removeprefix("axis."), align="right" if numbers else "left")
+
+
+def cell(name: str, value: Any) -> str:
+    """A value of a setting: Cotton80, 448 px."""
+    if value is None or pd.isna(value):
+        return ""
+    if name == "data":
+        return DATA_TITLES.get(value, str(value))
+    if name == "img_size":
+        return f"{value:g} px"
+    if name == "variant":
+        return value or "default"
+    return f"{value:g}" if name == "keep_rate" else str(value)
+
+
+def in_caption(name: str, value: Any) -> str:
+    """The same where no heading says what it is: keep rate 0.1."""
+    return f"keep rate {value:g}" if name == "keep_rate" and not pd.isna(value) else cell(name, value)
+
+
+def column(rows: pd.DataFrame, name: str, shown: Callable[[Any], str]) -> list[str]:
+    """The cells of a column; empty where there is nothing."""
+    return ["" if pd.isna(value) else shown(value) for value in rows[name]]
+
+
+def with_sd(mean: float, sd: float) -> str:
+    """86.4 ± 1.2, or 86.4 of one run."""
+    return "" if pd.isna(mean) else f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+
+
+def means_with_sd(rows: pd.DataFrame) -> list[str]:
+    """86.4 ± 1.2 of rows of `over_seeds`."""
+    return [with_sd(mean, sd) for mean, sd in zip(rows["top1_mean"], rows["top1_sd"], strict=True)]
+
+
+def intervals(low: pd.Series, high: pd.Series) -> list[str]:
+    """+1.2 to +3.4; empty where there is none."""
+    return ["" if pd.isna(a) else f"{signed(a)} to {signed(b)}" for a, b in zip(low, high, strict=True)]
+
+
+def cost(gmacs: float) -> str:
+    """GMACs with three digits."""
+    return f"{gmacs:#.3g}".rstrip(".")

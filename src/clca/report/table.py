@@ -1,0 +1,182 @@
+"""One description of a table for the console, the page, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from clca.errors import WorkError
+from clca.training.run_folder import reason, replacing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "≈": r"$\approx$",
+        "×": r"$\times$",
+        "·": r"$\cdot$",
+        "→": r"$\to$",
+        "…": r"\dots{}",
+        "–": "--",
+        "—": "---",
+        "’": "'",
+    }
+)
+_NUMBER = r"(?:[+−≈-]\s?)?[\d][\d.,]*"
+_LONG = 44  # a cell of more characters wraps
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is shown.
+
+    Attributes:
+        title: Its heading, without the unit.
+        unit: Such as "%" or "points"; "" for none.
+        align: "left" for words, "right" for numbers.
+    """
+
+    title: str
+    unit: str = ""
+    align: Literal["left", "right"] = "right"
+
+    @property
+    def heading(self) -> str:
+        """Top-1 (%)."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that the page, the console and LaTeX show alike.
+
+    Attributes:
+        title: A few words.
+        caption: What the reader must know to read it.
+        columns: What is shown.
+        rows: The cells as text, `86.4 ± 1.2`; "" where there is nothing. Perhaps not all: see `left_out`.
+        frame: Everything as numbers; this is the CSV.
+        left_out: Rows that are only in `frame`.
+    """
+
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    frame: pd.DataFrame
+    left_out: int = 0
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.title}: every row should have {len(self.columns)} cells")
+
+    @property
+    def note(self) -> str:
+        """The caption, and how many rows are not shown."""
+        left = f"{self.left_out:,} more row{'' if self.left_out == 1 else 's'} in the CSV." if self.left_out else ""
+        return " ".join(part for part in (self.caption, left) if part)
+
+    def render(self, console: Console) -> None:
+        """Print it, and its note below."""
+        from rich import box
+        from rich.table import Table as Printed
+        from rich.text import Text
+
+        printed = Printed(title=Text(self.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        for column in self.columns:
+            printed.add_column(Text(column.heading), justify=column.align, overflow="fold")
+        for row in self.rows:
+            printed.add_row(*map(Text, row))
+        console.print(printed)
+        console.print(Text(self.note, style="dim"))
+
+    def latex(self, label: str = "") -> str:
+        """A `table`, or a `longtable` if it does not fit a page; needs booktabs (and longtable), and T1.
+
+        `86.4 ± 1.2` becomes `$86.4 \\pm 1.2$`; all else is escaped.
+
+        Args:
+            label: For `\\ref`, such as "tab:results"; "" for none.
+        """
+        cells = pd.DataFrame([[tex(cell) for cell in row] for row in self.rows], columns=range(len(self.columns)))
+        long = len(self.rows) > 40
+        widths = [max((len(row[number]) for row in self.rows), default=0) for number in range(len(self.columns))]
+        text = cells.to_latex(
+            index=False,
+            header=[tex(column.heading) for column in self.columns],
+            escape=False,
+            caption=(tex(self.note), tex(self.title)),
+            label=label or None,
+            position=None if long else "htbp",
+            longtable=long,
+            column_format="".join(
+                r"p{0.4\linewidth}" if width > _LONG else column.align[0]
+                for column, width in zip(self.columns, widths, strict=True)
+            ),
+        )
+        if not long:
+            text = text.replace(r"\begin{tabular}", "\\centering\n\\small\n\\begin{tabular}", 1)
+        return f"% \\usepackage[T1]{{fontenc}} \\usepackage{{booktabs{',longtable' if long else ''}}}\n{text}"
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX: special characters escaped, `a ± b` as mathematics, what pdfTeX cannot set replaced by "?"."""
+    plain = "".join(char if char in "±−≈×·→…–—’" or ord(char) < 0x180 else "?" for char in " ".join(text.split()))
+    plain = "".join(char for char in plain if char.isprintable())
+    parts = re.split(rf"({_NUMBER} ± {_NUMBER})", plain)
+    return "".join(_formula(part) if number % 2 else part.translate(_SPECIAL) for number, part in enumerate(parts))
+
+
+def _formula(text: str) -> str:
+    for sign, command in (("±", r"\pm"), ("−", "-"), ("≈", r"\approx ")):
+        text = text.replace(sign, command)
+    return f"${text}$"
+
+
+def write_tables(folder: Path, tables: Mapping[str, Table]) -> list[Path]:
+    """Write NAME.csv and NAME.tex of each table, each file whole or not at all.
+
+    Args:
+        folder: Made if it is not there.
+        tables: By file name, without the ending.
+
+    Returns:
+        The files written.
+
+    Raises:
+        WorkError: One could not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"{folder} could not be made ({reason(error)}); choose another folder") from error
+    written = []
+    for name, table in tables.items():
+        texts = {".csv": table.frame.to_csv(index=False, lineterminator="\n"), ".tex": table.latex(f"tab:{name}")}
+        for ending, text in texts.items():
+            path = folder / f"{name}{ending}"
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+            written.append(path)
+    return written

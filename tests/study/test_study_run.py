@@ -1,0 +1,291 @@
+"""Making a study's runs: once each, whatever dies, fills up, fails or is stopped meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from small_study import BASE, small_plan
+
+from clca.errors import ClcaError, WorkError
+from clca.study.driver import run_study
+from clca.study.executors import LocalProcesses
+from clca.study.folder import begun_runs, run_folder, state_of
+from clca.study.table import read_table
+
+QUICK = {"work": "fake_work:note", "quiet": True}
+
+
+def made(out):
+    """How often each run was made."""
+    return Counter(line.split()[0] for line in (out / "made.txt").read_text().splitlines())
+
+
+def waiting_until(true, seconds=30.0):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.02)
+
+
+def test_every_run_is_made_once_and_the_table_has_them_all(tmp_path):
+    plan = small_plan()
+    result = run_study(plan, tmp_path, **QUICK)
+    assert (result.total, result.finished, result.made, result.failed) == (8, 8, 8, 0)
+    assert made(tmp_path) == Counter({run.name: 1 for run in plan.runs})
+    again = run_study(plan, tmp_path, **QUICK)
+    assert (again.finished, again.made) == (8, 0)
+    table = read_table(tmp_path)
+    assert sorted(table["name"]) == sorted(run.name for run in plan.runs)
+    assert set(table["state"]) == {"finished"}
+    assert dict(zip(table["seed"], table["top1"], strict=True)) == {0: 0.5, 1: 0.51}
+    assert set(table["axis.keep_rate"]) == {"0.5", "0.25"}
+
+
+def test_a_larger_study_makes_only_what_is_new(tmp_path):
+    run_study(small_plan(seeds=1), tmp_path, **QUICK)
+    result = run_study(small_plan(seeds=3), tmp_path, **QUICK)
+    assert (result.total, result.made) == (12, 8)
+    assert set(made(tmp_path).values()) == {1}
+
+
+def test_the_table_is_rebuilt_from_the_folders(tmp_path):
+    plan = small_plan()
+    run_study(plan, tmp_path, **QUICK)
+    before = read_table(tmp_path)
+    (tmp_path / "results.parquet").unlink()
+    assert read_table(tmp_path).equals(before)
+    (tmp_path / "results.parquet").write_bytes(b"damaged")
+    assert read_table(tmp_path).equals(before)
+    run_study(plan, tmp_path, **QUICK)
+    (run_folder(tmp_path, plan.runs[0].name) / "result.json").unlink()
+    assert Counter(read_table(tmp_path)["state"]) == {"finished": 7, "interrupted": 1}
+
+
+def test_another_studys_folder_is_refused(tmp_path):
+    run_study(small_plan(), tmp_path, **QUICK)
+    with pytest.raises(ClcaError, match="holds the study small, not other"):
+        run_study(small_plan(name="other"), tmp_path, **QUICK)
+
+
+def test_images_that_are_not_there_are_refused_before_anything_is_begun(tmp_path):
+    with pytest.raises(ClcaError, match="no such images"):
+        run_study(small_plan(base={**BASE, "data": str(tmp_path / "none")}), tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+# -- failures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_failed_run_keeps_its_traceback_stays_failed_and_is_retried_when_asked(tmp_path, processes):
+    def run(**more):
+        executor = LocalProcesses(processes) if processes else None
+        return run_study(small_plan(), tmp_path, executor, work="fake_work:fail", quiet=True, **more)
+
+    first = run()
+    assert (first.finished, first.failed) == (4, 4)
+    failed = [name for name in begun_runs(tmp_path) if state_of(run_folder(tmp_path, name)) == "failed"]
+    assert len(failed) == 4
+    failure = json.loads((run_folder(tmp_path, failed[0]) / "failure.json").read_text())
+    assert failure["error"] == "the loss is not finite at step 3"
+    assert "in fail" in failure["traceback"]
+    assert "WorkError" in (run_folder(tmp_path, failed[0]) / "log.txt").read_text()
+    assert run().failed == 4
+    assert set(read_table(tmp_path)["error"].dropna()) == {"the loss is not finite at step 3"}
+
+    assert run(retry_failed=True).failed == 4
+    assert json.loads((run_folder(tmp_path, failed[0]) / "failure.json").read_text())["attempt"] == 2
+    (tmp_path / "mended").touch()
+    assert run().failed == 4
+    mended = run(retry_failed=True)
+    assert (mended.finished, mended.failed, mended.made) == (8, 0, 4)
+    assert set(made(tmp_path).values()) == {1}
+
+
+def test_a_mistake_in_the_program_is_a_failure_with_its_kind(tmp_path):
+    result = run_study(small_plan(seeds=1), tmp_path, work="fake_work:crash", quiet=True)
+    assert result.failed == 4
+    assert set(read_table(tmp_path)["error"]) == {"ZeroDivisionError: division by zero"}
+
+
+def test_a_run_that_kills_its_process_three_times_is_given_up_and_the_others_go_on(tmp_path):
+    result = run_study(small_plan(seeds=1), tmp_path, LocalProcesses(2), work="fake_work:die", quiet=True)
+    assert (result.finished, result.failed) == (2, 2)
+    assert all("SIGKILL" in error and "3 times" in error for error in read_table(tmp_path)["error"].dropna())
+
+
+def test_a_full_disk_stops_the_study_and_marks_nothing_as_failed(tmp_path):
+    result = run_study(small_plan(), tmp_path, work="fake_work:fill", quiet=True)
+    assert "no space left" in result.full
+    assert (result.finished, result.failed) == (0, 0)
+    (tmp_path / "room").touch()
+    assert run_study(small_plan(), tmp_path, work="fake_work:fill", quiet=True).complete
+
+
+# -- several at once, and death -----------------------------------------------------------------------------------
+
+
+def test_processes_make_every_run_once(tmp_path):
+    plan = small_plan(seeds=4)
+    result = run_study(plan, tmp_path, LocalProcesses(3), **QUICK)
+    assert result.complete
+    assert made(tmp_path) == Counter({run.name: 1 for run in plan.runs})
+    assert len({line.split()[1] for line in (tmp_path / "made.txt").read_text().splitlines()}) > 1
+
+
+def test_a_killed_worker_is_replaced_and_its_run_made(tmp_path):
+    plan = small_plan(seeds=1)
+
+    def kill():
+        waiting_until(lambda: list(tmp_path.glob("runs/*/begun")))
+        for mark in tmp_path.glob("runs/*/begun"):
+            waiting_until(mark.read_text)
+            os.kill(int(mark.read_text()), signal.SIGKILL)
+
+    killers = [threading.Thread(target=kill)]
+    killers[0].start()
+    # One process hangs at every first attempt, so each of the four runs must be killed once.
+    alive = threading.Event()
+
+    def keep_killing():
+        while not alive.wait(0.05):
+            for mark in tmp_path.glob("runs/*/begun"):
+                text = mark.read_text()
+                if text and not (mark.parent / "result.json").exists():
+                    try:
+                        os.kill(int(text), signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+
+    killers.append(threading.Thread(target=keep_killing))
+    killers[1].start()
+    try:
+        result = run_study(plan, tmp_path, LocalProcesses(2), work="fake_work:forever_once", quiet=True)
+    finally:
+        alive.set()
+        for killer in killers:
+            killer.join()
+    assert result.complete
+    assert set(made(tmp_path).values()) == {1}
+
+
+DRIVER = """
+import sys
+from clca.study.driver import run_study
+from clca.study.executors import LocalProcesses
+from small_study import small_plan
+if __name__ == "__main__":
+    result = run_study(small_plan(seeds={seeds}), sys.argv[1], {executor}, work="fake_work:{work}", quiet=True)
+    print(result.finished, result.made, result.failed, result.interrupted)
+"""
+
+
+def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
+    script = tmp_path / f"driver-{work}.py"
+    script.write_text(DRIVER.format(work=work, executor=executor, seeds=seeds))
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "out")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_drivers_on_one_folder_make_every_run_once(tmp_path):
+    drivers = [driver(tmp_path, "slowly"), driver(tmp_path, "slowly", "None")]
+    said = [one.communicate(timeout=120)[0].split() for one in drivers]
+    assert [words[0] for words in said] == ["24", "24"]  # both see all of it finished
+    assert sum(int(words[1]) for words in said) == 24
+    assert all(int(words[1]) > 0 for words in said)
+    assert set(made(tmp_path / "out").values()) == {1}
+    assert len(made(tmp_path / "out")) == 24
+
+
+def test_after_the_death_of_the_driver_its_workers_end_and_another_goes_on(tmp_path):
+    one = driver(tmp_path, "slowly")
+    waiting_until(lambda: (tmp_path / "out/made.txt").exists())
+    one.kill()
+    one.communicate()
+    result = run_study(small_plan(seeds=6), tmp_path / "out", LocalProcesses(2), work="fake_work:slowly", quiet=True)
+    assert result.complete
+    assert set(made(tmp_path / "out").values()) == {1}
+
+
+def test_a_signal_lets_runs_save_themselves_and_ends_the_study(tmp_path):
+    from test_study_command import command
+
+    one = command(tmp_path, "run", "study.yaml", "--jobs", "2", "--out", "out", study={"seeds": 3})
+    waiting_until(lambda: list(tmp_path.glob("out/runs/*/run/metrics.jsonl")), 120)
+    one.send_signal(signal.SIGTERM)
+    _, error = one.communicate(timeout=120)
+    assert one.returncode == 143, error
+    assert "the same command goes on" in error
+    states = Counter(state_of(run_folder(tmp_path / "out", name)) for name in begun_runs(tmp_path / "out"))
+    assert states["failed"] == 0
+    assert states["finished"] < 12
+    from clca.study.claim import holder
+
+    assert not any(holder(run_folder(tmp_path / "out", name)) for name in begun_runs(tmp_path / "out"))
+
+
+def test_ctrl_c_in_this_process_ends_after_the_run_and_goes_on_later(tmp_path):
+    plan = small_plan()
+    result = run_study(plan, tmp_path, work="fake_work:interrupted", quiet=True)
+    assert result.interrupted
+    assert 0 < result.finished < 8
+    (tmp_path / "again").touch()
+    assert run_study(plan, tmp_path, work="fake_work:interrupted", quiet=True).complete
+    assert set(made(tmp_path).values()) == {1}
+
+
+# -- the real work ------------------------------------------------------------------------------------------------
+
+
+def test_a_real_run_leaves_a_run_folder_and_a_full_row(tmp_path):
+    import pandas
+
+    plan = small_plan(axes={"reduction": ["evit"], "arm": {"base": {"cla": False, "clc": False}, "clca": {}}}, seeds=1)
+    result = run_study(plan, tmp_path, threads=1, quiet=True)
+    assert result.complete, (tmp_path / "runs" / plan.runs[0].name / "log.txt").read_text()
+    table = read_table(tmp_path)
+    numbers = ["top1", "gmacs", "computed_gmacs", "params", "images_per_second", "train_seconds", "grad_max", "steps"]
+    assert table[numbers].notna().all().all()
+    assert list(table["arm"].sort_values()) == ["base", "clca"]
+    assert list(table["data"].unique()) == ["leaves"]
+    assert pandas.api.types.is_float_dtype(table["top1"])
+    folder = tmp_path / "runs" / plan.runs[0].name / "run"
+    assert {"config.json", "metrics.jsonl", "model.safetensors", "summary.json"} <= {p.name for p in folder.iterdir()}
+    assert not (folder / "last.ckpt").exists()
+    assert len(list((tmp_path / "data").iterdir())) == 1  # the leaves were drawn once
+
+
+def test_all_runs_start_from_the_pretrained_weights(tmp_path):
+    from safetensors.torch import load_file
+
+    plan = small_plan(
+        axes={"reduction": ["evit"], "arm": {"frozen": {"freeze_backbone": True}}},
+        seeds=1,
+        pretraining={"epochs": 2, "cla": False, "clc": False, "reduction": "none"},
+    )
+    result = run_study(plan, tmp_path, threads=1, quiet=True)
+    assert result.complete
+    first = load_file(tmp_path / "runs" / plan.pretraining.name / "run/model.safetensors")
+    other = load_file(tmp_path / "runs" / plan.runs[0].name / "run/model.safetensors")
+    assert first["blocks.0.attn.qkv.weight"].equal(other["blocks.0.attn.qkv.weight"])
+    assert len(read_table(tmp_path)) == 1
+
+
+def test_a_pretraining_that_fails_is_told_and_nothing_else_begins(tmp_path):
+    with pytest.raises(WorkError, match="the pretraining failed"):
+        run_study(small_plan(pretraining={"epochs": 2}), tmp_path, work="fake_work:crash", quiet=True)
+    assert not list(begun_runs(tmp_path))

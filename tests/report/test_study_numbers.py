@@ -14,6 +14,7 @@ from clca.report import study_numbers
 from clca.report.study_gradients import gradients, read_steps
 from clca.report.study_numbers import frontier, gain_summary, interval, over_seeds, paired_gains, setting_gains
 from clca.report.study_state import failures, missing, mixed
+from clca.study.table import make_table, write_table
 
 NOTHING = results().iloc[:0]
 AXES = {"reduction": ["none", "evit", "tome"], "arm": ["base", "clca"]}
@@ -81,12 +82,21 @@ class TestOverSeeds:
         assert len(rows) == (2 if list(table) == ["top1", "arm"] else 0)
         assert len(paired_gains(table[["top1"]] if "top1" in table else table)) == 0
 
-    def test_parquet_gives_the_same_back(self, tmp_path):
-        table = results().astype({"clc_gap": object, "num_clr": object})
-        table.loc[3, ["state", "top1"]] = ["interrupted", np.nan]
-        table.loc[3, ["clc_gap", "num_clr"]] = None
-        table.to_parquet(tmp_path / "table.parquet")
-        pd.testing.assert_frame_equal(over_seeds(pd.read_parquet(tmp_path / "table.parquet")), over_seeds(table))
+    def test_the_table_of_a_study_and_its_file_give_the_same(self, tmp_path):
+        plain = results(arms=("base", "cla", "clca"))
+        rows = plain.to_dict("records")
+        rows[3] |= {"state": "interrupted", "top1": None, "clc_gap": None, "num_clr": None, "finished_at": None}
+        rows.append({"run": "f" * 16, "name": "weights", "state": "finished", "top1": 0.99, "arm": "base"})
+        table = make_table(rows)
+        write_table(tmp_path, rows)
+        expected = over_seeds(plain.drop(index=3))
+        expected = expected.drop(columns=["train_seconds", "computed_gmacs", "params"])
+        for own in (table, pd.read_parquet(tmp_path / "results.parquet")):
+            pd.testing.assert_frame_equal(over_seeds(own)[list(expected)], expected)
+            pd.testing.assert_frame_equal(paired_gains(own), paired_gains(plain.drop(index=3)))
+            found = missing({"total": len(plain), "axes": AXES}, own)
+            assert (found.finished, found.interrupted) == (len(plain) - 1, 1)
+            assert mixed(own) == []
 
 
 class TestPairs:
@@ -271,7 +281,7 @@ class TestState:
         table.loc[0:2, "state"] = ["failed", "failed", "interrupted"]
         table = table[table["reduction"] != "tome"]
         counts = {"reduction": {"none": 12, "evit": 24, "tome": 24}, "arm": {"base": 30, "clca": 30}}
-        found = missing({"total": 60, "axes": AXES, "by_axis": counts}, table)
+        found = missing({"total": 60, "axes": AXES, "planned": counts}, table)
         assert (found.finished, found.failed, found.interrupted, found.not_begun) == (33, 2, 1, 24)
         assert found.sentences[0] == (
             "27 of 60 runs are not finished: 2 failed, 1 begun and not finished, 24 not begun."

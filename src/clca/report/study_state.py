@@ -50,8 +50,8 @@ def missing(study: Mapping[str, Any], table: pd.DataFrame) -> Missing:
     """What of a study is finished, in all and for every label of every axis.
 
     Args:
-        study: The content of study.json: `total`, `axes` {axis: [labels]}, `seeds`; where it has them, `by_axis`
-            {axis: {label: runs}} says how many there should be of each (without it that is known of a full grid only).
+        study: The content of study.json: `total`, `axes` {axis: [labels]}, `seeds`, `planned` {axis: {label: runs}}
+            (without the last, how many there should be of each is known of a full grid only).
         table: The results table; a run in it that is neither finished nor failed was interrupted, or is going on.
     """
     runs = without_pretraining(table)
@@ -83,8 +83,8 @@ def mixed(table: pd.DataFrame) -> list[str]:
         listed = ", ".join(f"{value} ({_runs(count)})" for value, count in counts.items())
         sentence = f"Not all runs have {_SAME[name]} in common: {listed}"
         if "run" in runs:
-            of = dict(zip(runs["run"].astype(str), runs[name], strict=True))
-            torn = int((pairs["run"].map(of) != pairs["run_against"].map(of)).sum())
+            of = dict(zip(runs["run"].astype(str), runs[name].astype(str), strict=True))
+            torn = sum(of.get(a) != of.get(b) for a, b in zip(pairs["run"], pairs["run_against"], strict=True))
             sentence += f"; {torn} of {len(pairs)} pairs of CLCA and base are of two" if torn else ""
         told.append(sentence + ".")
     return told
@@ -115,7 +115,7 @@ def _by_axis(study: Mapping[str, Any], runs: pd.DataFrame, states: pd.Series, to
         if len(runs) and f"axis.{axis}" not in runs:
             continue
         own = runs[f"axis.{axis}"].astype(str) if len(runs) else pd.Series(dtype=object)
-        counted = study.get("by_axis", {}).get(axis, {})
+        counted = study.get("planned", {}).get(axis, {})
         for label in labels:
             mine = states[own == label]
             finished, failed = int((mine == "finished").sum()), int((mine == "failed").sum())

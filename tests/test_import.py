@@ -43,7 +43,7 @@ def test_settings_plans_data_sets_and_every_help_need_no_torch(tmp_path: Path) -
 import contextlib, io
 import clca.config, clca.errors, clca.training.config, clca.training.flags, clca.training.run_folder
 import clca.study.config, clca.study.identity, clca.study.plan
-import clca.report.frontier, clca.report.speedup, clca.data.check
+import clca.report.frontier, clca.report.speedup, clca.data.check, clca.data.resized_room
 from clca import cli, data
 from clca.data.leaves import DrawnLeaves
 from clca.data.sources import read_listing

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from clca.data.images import read_image
 from clca.data.leaves import DrawnLeaves
-from clca.data.resized_file import ResizedRows
+from clca.data.resized_rows import ResizedRows
 from clca.data.splits import Samples
 from clca.data.transforms import ResizeFirst
 

@@ -31,7 +31,6 @@ from clca.data.inspection import BadImage, in_parallel
 from clca.data.resized_file import (
     SUFFIX,
     UNFINISHED,
-    ResizedRows,
     RowFile,
     RowWriter,
     Source,
@@ -39,6 +38,7 @@ from clca.data.resized_file import (
     row_bytes,
 )
 from clca.data.resized_room import NoRoom, cache_folder, cache_limit, locked, make_room
+from clca.data.resized_rows import ResizedRows
 from clca.data.transforms import ResizeFirst, SquareResize
 from clca.errors import ClcaError
 

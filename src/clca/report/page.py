@@ -1,0 +1,76 @@
+"""Pages: templates filled, figures inlined, files written whole."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clca.errors import ClcaError
+from clca.report.picture import DARK, LIGHT, Mark, Picture, panel_svgs, swatch, write_files
+from clca.training.run_folder import replacing
+
+_NEEDED = ("pandas", "pyarrow", "jinja2")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as a template takes it.
+
+    Attributes:
+        picture: Title, name and caption.
+        svgs: One a panel.
+        legend: Each mark and its sign.
+        files: Names below figures/, to link to.
+        sentences: Said below it.
+    """
+
+    picture: Picture
+    svgs: list[str]
+    legend: list[tuple[Mark, str]]
+    files: list[str] = field(default_factory=list)
+    sentences: Sequence[str] = ()
+
+
+def need_extras() -> None:
+    """Refuse to begin without what a report is made with.
+
+    Raises:
+        ClcaError: With the command that installs it.
+    """
+    absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ClcaError(f"a report needs {' and '.join(absent)}: pip install 'clca[study]'")
+
+
+def shown(picture: Picture, folder: Path | None = None, sentences: Sequence[str] = ()) -> Shown:
+    """Draw a picture for a page and, with a folder, into its PNG and PDF files too.
+
+    Raises:
+        WorkError: A file could not be written.
+    """
+    files = [path.name for path in write_files(picture, folder)] if folder is not None else []
+    return Shown(picture, panel_svgs(picture), [(mark, swatch(mark)) for mark in picture.legend], files, sentences)
+
+
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Fill a template of this folder and write the page whole or not at all.
+
+    Args:
+        path: The file.
+        template: "study.html.jinja" or "run.html.jinja".
+        content: What it asks for; all text is escaped.
+
+    Raises:
+        WorkError: It could not be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    room = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    text = room.get_template(template).render(light=LIGHT, dark=DARK, **content)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

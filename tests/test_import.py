@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from torch.utils.data import Dataset
 
 import clca
 import clca.costing
@@ -91,6 +92,7 @@ def test_a_public_name_is_what_its_module_has() -> None:
         assert all(getattr(clca, name) is getattr(home, name) for name in names)
     assert clca.data is data
     assert clca.data.Leaves is data.datasets.Leaves
+    assert all(issubclass(kind, Dataset) for kind in (data.Leaves, data.ImageDataset))  # torch's own, for all that
     for module in (clca, data, reductions):
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             module.nothing  # noqa: B018

@@ -120,7 +120,7 @@ def test_names_and_errors_are_escaped(made: Path) -> None:
 def test_it_says_what_is_missing_what_failed_and_what_is_mixed(made: Path) -> None:
     words = Checked((made / "index.html").read_text(encoding="utf-8")).words
     assert re.search(r"15\s+finished", words)
-    assert re.search(r"1\s+failed\s+1\s+interrupted\s+1\s+not begun\s+of\s+18\s+runs", words)
+    assert re.search(r"1\s+failed\s+1\s+begun, not finished\s+1\s+not begun\s+of\s+18\s+runs", words)
     assert "3 of 18 runs are not finished" in words
     assert "0.1" in words
     assert "the version of clca" in words

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
         Args:
             folder: Folder of a study (clca study run) or of one run (clca train).
             out: Folder for index.html, figures/ and tables/; files of an earlier report there are replaced.
-            runs: A page for every run of the study too, linked from the first; about a second each.
+            runs: A page for every run of the study too, linked from the first; half a second each.
         """
         return dict(locals())
 

@@ -163,12 +163,13 @@ def the_answer(numbers: Any, state: Missing) -> list[str]:
         for verdict, words in _OTHERWISE.items():
             own = [row for row in reductions if row["verdict"] == verdict]
             if own:
-                sentences.append(f"{words} {', '.join(_gain(row) for row in own)} points.")
+                listed = ", ".join(f"{row['reduction']} ({_points(row['mean'])})" for row in own)
+                sentences.append(f"{words} {listed}.")
     dense = [row for row in rows if row["reduction"] == "none"]
     tail = f"; the dense model gains {_points(dense[0]['mean'])}" if dense else ""
     between = f" (95 % interval {_interval(whole)})" if math.isfinite(whole["low"]) else ""
     sentences.append(
-        f"Over all {whole['pairs']} pairs the mean gain is {_points(whole['mean'])} points{between}{tail}."
+        f"Over all {whole['pairs']:,} pairs the mean gain is {_points(whole['mean'])} points{between}{tail}."
     )
     return sentences
 
@@ -186,10 +187,14 @@ def _interval(row: dict[str, Any]) -> str:
 
 
 def _progress(state: Missing) -> dict[str, Any]:
-    counts = [("finished", state.finished), ("failed", state.failed), ("interrupted", state.interrupted),
-              ("not begun", state.not_begun)]  # fmt: skip
-    label = ", ".join(f"{count} {kind}" for kind, count in counts) + f" of {state.total} runs"
-    return {"counts": counts, "total": max(1, state.total), "label": label}
+    counts = [
+        ("finished", "finished", state.finished),
+        ("failed", "failed", state.failed),
+        ("interrupted", "begun, not finished", state.interrupted),
+        ("new", "not begun", state.not_begun),
+    ]
+    label = ", ".join(f"{count} {words}" for _, words, count in counts) + f" of {state.total} runs"
+    return {"counts": counts, "total": state.total, "label": label}
 
 
 def _warnings(state: Missing, mixed: Sequence[str], table: pd.DataFrame) -> list[str]:

@@ -49,7 +49,7 @@ class Numbers:
 def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
     """The figures there is something for, in the order of the page, and a sentence for each that is left out."""
     finished = numbers.finished
-    devices = sorted({str(name) for name in finished.get("device", ()) if name})
+    devices = sorted(finished["device"].dropna().astype(str).unique()) if "device" in finished else []
     makers: Sequence[tuple[str, Callable[[], Picture | list[Picture] | None], str]] = (
         ("What CLCA adds",
          lambda: paired_gain(numbers.pairs, numbers.by_reduction, numbers.by_rate, numbers.everything),

@@ -141,6 +141,7 @@ def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     taken: list[tuple[float, float]] = []
+    told: list[tuple[float, float]] = []
     for row in theirs.sort_values(["gmacs", "top1"]).to_dict("records"):
         letter, cost, height = letters[row["method"]], row["gmacs"], row["top1"]
         inside = left <= cost <= right and bottom <= height <= top
@@ -152,7 +153,10 @@ def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
         axes.text(x, y, letter, size=7.5, weight="bold", color=INK, ha="center", va="center", zorder=5,
                   transform=axes.transAxes, bbox=_CIRCLE)  # fmt: skip
         if not inside:
-            late = x > 0.5
-            told = f"{height:.1f} %" + (f" at {cost:.0f}" if cost > right else "")
-            axes.text(x - 0.035 if late else x + 0.035, y, told, size=7, color=FAINT, va="center",
+            late, level = x > 0.5, y + (0.06 if y < 0.1 else -0.06)
+            while any(abs(x - other) < 0.2 and abs(level - height) < 0.045 for other, height in told):
+                level += 0.045
+            told.append((x, level))
+            numbers = f"{row['top1']:.1f} %" + (f" at {cost:.0f}" if cost > right else "")
+            axes.text(x + (0.03 if late else -0.03), level, numbers, size=7, color=FAINT, va="center",
                       ha="right" if late else "left", transform=axes.transAxes, zorder=5)  # fmt: skip

@@ -12,7 +12,7 @@ from clca.report.study_figures.marks import of_arm, reductions_in_order
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_POINTS = 150
+MOST_POINTS = 100
 """Single gains shown of a row; of more, every n-th in order of size."""
 
 
@@ -36,13 +36,16 @@ def paired_gain(
     limits = _limits(pairs["gain"])
     panels = [_panel("by reduction", "reduction", reductions + whole, limits)]
     if len(rates) > 1:
-        panels.append(_panel("by keep rate (the dense model is at 1)", "keep rate", rates + whole, limits))
+        title = "by keep rate, the dense model at 1" if "none" in by_name else "by keep rate"
+        panels.append(_panel(title, "keep rate", rates + whole, limits))
     unit = "settings" if (by_reduction["unit"] == "settings").any() else "runs"
     caption = (
         "Top-1 with CLCA less top-1 without, in points; a point is a pair of runs equal in all else, seed included."
         f" Diamond and bar: mean and its 95 % bootstrap interval over {unit}. Right: pairs, and the p value of a"
         " two-sided sign test."
     )
+    if max(row["pairs"] for _, row, _ in reductions + whole) > MOST_POINTS:
+        caption += f" Of a row with more pairs, {MOST_POINTS} are shown, evenly from lowest to highest."
     marks = [
         Mark("one pair", of_arm("clca").colour, "o", "", True),
         Mark("mean and 95 % interval", INK, "D", "-", True),

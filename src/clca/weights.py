@@ -34,6 +34,7 @@ _PUBLISHED = (
 )
 _ADDED = ("clr", "clr_pos_embed", "cla_head.", "reductions.")
 _HEADS = ("head.", "head_dist.", "cla_head.classifier.")
+_FINAL = ("norm.", "fc_norm.", "attn_pool.")
 # Settings that training scripts keep beside the weights; harmless to build, and of no use here.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
@@ -96,7 +97,9 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
     own = model.state_dict()
     _adapt_channels(state, own["patch_embed.proj.weight"].shape if "patch_embed.proj.weight" in own else None)
     unused = [n for n in state if n not in own and not _is_optional(n, model)]
-    absent = [n for n in own if n not in state and not n.startswith((*_ADDED, *_HEADS))]
+    # A file with an aggregation head has no final norm: it belongs to the plain head, and starts anew with it.
+    new_head = (*_HEADS, *(_FINAL if any(n.startswith("cla_head.") for n in state) else ()))
+    absent = [n for n in own if n not in state and not n.startswith((*_ADDED, *new_head))]
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape and not n.startswith(_HEADS)]
     if unused or absent or wrong:
         raise ClcaError(f"{path}: not weights of {model.config.backbone}: {_differences(absent, unused, wrong)}")
@@ -108,7 +111,9 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
             model.clr.copy_(cast(Tensor, model.cls_token).expand_as(model.clr))
         fresh.remove("clr")
     # The aggregation head is always new to a backbone's file; any other head that starts anew is worth a word.
-    heads = sorted({n.rpartition(".")[0] for n in fresh if n.startswith(_HEADS) and (n in state or not model.cla_head)})
+    heads = sorted(
+        {n.rpartition(".")[0] for n in fresh if n.startswith(new_head) and (n in state or not model.cla_head)}
+    )
     if heads:
         there = "is for another number of classes" if any(n in state for n in fresh) else "is not in it"
         warnings.warn(f"{path}: {' and '.join(heads)} {there} and starts anew", stacklevel=2)
@@ -211,7 +216,7 @@ def _is_optional(name: str, model: TokenReducedViT) -> bool:
     """Whether a tensor of a file may go unused: heads, and the final norm that CLA leaves out."""
     if name.startswith((*_ADDED, *_HEADS)) or name in ("mask_token", "n"):
         return True
-    return model.cla_head is not None and name.startswith(("norm.", "fc_norm.", "attn_pool."))
+    return model.cla_head is not None and name.startswith(_FINAL)
 
 
 def _differences(absent: list[str], unused: list[str], wrong: list[str]) -> str:

@@ -192,9 +192,14 @@ def test_the_run_that_goes_first_is_part_of_the_others_identity():
     plain, first = planned(), planned(pretraining={"epochs": 3})
     other = planned(pretraining={"epochs": 4})
     assert len({plain.runs[0].id, first.runs[0].id, other.runs[0].id}) == 3
-    assert first.pretraining is not None
-    assert first.config(first.pretraining).epochs == 3
+    assert first.config(first.pretraining[0]).epochs == 3
+    assert first.before(first.runs[0]) == first.pretraining[0]
     assert len(first.runs) == len(plain.runs)
+    two = planned(pretraining=[{"epochs": 3}, {"epochs": 4}])
+    assert two.pretraining[0] == first.pretraining[0]
+    assert two.pretraining[1].id != other.pretraining[0].id  # it starts elsewhere
+    assert two.before(two.pretraining[1]) == two.pretraining[0]
+    assert two.before(two.pretraining[0]) is None
 
 
 def test_only_leaves_what_was_asked_for():

@@ -275,11 +275,11 @@ def test_all_runs_start_from_the_pretrained_weights(tmp_path):
     plan = small_plan(
         axes={"reduction": ["evit"], "arm": {"frozen": {"freeze_backbone": True}}},
         seeds=1,
-        pretraining={"epochs": 2, "cla": False, "clc": False, "reduction": "none"},
+        pretraining=[{"clc": False, "reduction": "none"}, {"cla": False, "clc": False, "reduction": "none"}],
     )
     result = run_study(plan, tmp_path, threads=1, quiet=True)
     assert result.complete
-    first = load_file(tmp_path / "runs" / plan.pretraining.name / "run/model.safetensors")
+    first = load_file(tmp_path / "runs" / plan.pretraining[1].name / "run/model.safetensors")
     other = load_file(tmp_path / "runs" / plan.runs[0].name / "run/model.safetensors")
     assert first["blocks.0.attn.qkv.weight"].equal(other["blocks.0.attn.qkv.weight"])
     assert len(read_table(tmp_path)) == 1

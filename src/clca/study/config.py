@@ -61,9 +61,10 @@ class StudyConfig(BaseModel):
         "weights", description="What stays of a finished run beside its numbers: nothing, the weights, checkpoint too."
     )
     data_folder: str | None = Field(None, description="Folder that relative data folders are below.")
-    pretraining: dict[str, Any] | None = Field(
-        None,
-        description="Settings, on top of base, of one run that goes first and whose weights the others start from.",
+    pretraining: tuple[dict[str, Any], ...] = Field(
+        (),
+        description="Settings, on top of base, of a run that goes first and whose weights all others start from; or a "
+        "list of such runs, each of which starts from the one before.",
     )
 
     @field_validator("name")
@@ -73,10 +74,16 @@ class StudyConfig(BaseModel):
             raise ValueError("should be letters, digits, - and _ only, because it names a folder")
         return name
 
-    @field_validator("base", "pretraining", mode="before")
+    @field_validator("base", mode="before")
     @classmethod
-    def _settings(cls, value: Any) -> Any:
+    def _base(cls, value: Any) -> Any:
         return _checked_settings(value, "") if isinstance(value, dict) else value
+
+    @field_validator("pretraining", mode="before")
+    @classmethod
+    def _pretraining(cls, value: Any) -> Any:
+        stages = [value] if isinstance(value, dict) else value
+        return [_checked_settings(one, "") if isinstance(one, dict) else one for one in stages or ()]
 
     @field_validator("axes", mode="before")
     @classmethod

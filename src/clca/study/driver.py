@@ -201,28 +201,32 @@ class _Driver:
         return True
 
     def _pretrained(self, result: StudyResult) -> bool:
-        """Make the run that goes first, if there is one; whether the others can begin."""
-        first = self.plan.pretraining
-        if first is None:
-            return True
-        aside = StudyResult(self.out, 1)
-        if state_of(run_folder(self.out, first.name)) != "finished":
-            self.live.say("pretraining the weights that all runs start from")
-            if state_of(run_folder(self.out, first.name)) == "failed":
-                self.forgiven[first.name] = 10**6  # nothing else can be done without it
-            self._drive([first], aside)
-        self.rows.pop(first.name, None)
-        failure = read_json(run_folder(self.out, first.name) / FAILURE)
-        if failure is not None:
-            where = run_folder(self.out, first.name)
-            raise WorkError(f"the pretraining failed, so nothing else can begin: {failure.get('error')} (see {where})")
-        result.full = aside.full
-        return state_of(run_folder(self.out, first.name)) == "finished"
+        """Make the runs that go first, if there are any; whether the others can begin."""
+        for number, run in enumerate(self.plan.pretraining, 1):
+            folder = run_folder(self.out, run.name)
+            if state_of(folder) == "finished":
+                continue
+            self.live.say(
+                f"pretraining the weights that all runs start from ({number} of {len(self.plan.pretraining)})"
+            )
+            if state_of(folder) == "failed":
+                self.forgiven[run.name] = 10**6  # nothing else can be done without it
+            aside = StudyResult(self.out, 1)
+            self._drive([run], aside)
+            self.rows.pop(run.name, None)
+            if aside.failed:
+                failure = read_json(folder / FAILURE) or {}
+                raise WorkError(
+                    f"the pretraining failed, so nothing else can begin: {failure.get('error')} (see {folder})"
+                )
+            result.full = aside.full
+            if not aside.finished:
+                return False
+        return True
 
     def job(self, run: PlannedRun) -> Job:
         """A run as it is given to an executor."""
-        plan, first = self.plan, self.plan.pretraining
-        config = plan.config(run)
+        plan, config, first = self.plan, self.plan.config(run), self.plan.before(run)
         row = settings_row(
             run.name, run.id, plan.labels(run), set_name(config.data), plan.study.split, config, arm(config.model)
         )
@@ -230,7 +234,7 @@ class _Driver:
         root = self.roots.get(config.data.root)
         if root is not None:
             update["data"] = config.data.model_copy(update={"root": str(root)})
-        if first is not None and run is not first and config.weights is None:
+        if first is not None:
             update["weights"] = str(run_folder(self.out, first.name) / TRAINED / WEIGHTS)
         return Job(
             name=run.name,
@@ -238,7 +242,7 @@ class _Driver:
             row=row,
             config=config.model_copy(update=update).model_dump(mode="json"),
             split=plan.study.split,
-            keep="weights" if run is first and plan.study.keep == "none" else plan.study.keep,
+            keep="weights" if run in plan.pretraining and plan.study.keep == "none" else plan.study.keep,
             threads=self.threads,
             forgiven=self.forgiven.get(run.name, 0),
             gone=self.gone.pop(run.name, None),
@@ -273,7 +277,7 @@ class _Driver:
             if elsewhere and not ending and monotonic() - looked > _LOOK_ELSEWHERE:
                 looked = monotonic()
                 self._look_elsewhere(elsewhere, queue, result)
-            self.live.show(result, len(queue), len(elsewhere))
+            self.live.show(result, self.executor.at_once(), len(queue), len(elsewhere))
             self._write_table()
 
     def _stop(self, at_work: set[str], result: StudyResult) -> bool:

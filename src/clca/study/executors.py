@@ -28,6 +28,9 @@ class Executor(Protocol):
     def room(self) -> int:
         """How many more jobs can be taken now."""
 
+    def at_once(self) -> int:
+        """How many runs are made at the same time; jobs beyond these wait."""
+
     def submit(self, job: Job) -> None:
         """Take a job."""
 
@@ -55,6 +58,9 @@ class InThisProcess:
 
     def room(self) -> int:
         return 1 - len(self._jobs)
+
+    def at_once(self) -> int:
+        return 1
 
     def submit(self, job: Job) -> None:
         self._jobs.append(job)
@@ -115,6 +121,9 @@ class LocalProcesses:
 
     def room(self) -> int:
         return 0 if self._stopping else sum(worker.job is None for worker in self._workers)
+
+    def at_once(self) -> int:
+        return self.count
 
     def submit(self, job: Job) -> None:
         worker = next(worker for worker in self._workers if worker.job is None)

@@ -30,8 +30,7 @@ def drawn(plan: Plan, out: Path, runs: Sequence[PlannedRun], progress: bool = Tr
     Raises:
         WorkError: They cannot be written.
     """
-    first = [] if plan.pretraining is None else [plan.pretraining]
-    texts = dict.fromkeys(plan.config(run).data.root for run in [*first, *runs])
+    texts = dict.fromkeys(plan.config(run).data.root for run in [*plan.pretraining, *runs])
     return {text: _folder(out, text, progress) for text in texts if text.partition(":")[0] == "leaves"}
 
 

@@ -75,17 +75,19 @@ class Live:
         if row.get("top1") is not None and (self.best is None or row["top1"] > self.best["top1"]):
             self.best = row
 
-    def show(self, result: StudyResult, waiting: int, elsewhere: int) -> None:
+    def show(self, result: StudyResult, at_once: int, waiting: int, elsewhere: int) -> None:
         """Now and then: how far it is."""
         now = monotonic()
         if self.quiet:
             return
+        beyond = max(0, len(self.at_work) - at_once)  # given away, but not begun
+        waiting += beyond
         if self._picture is not None and now - self._shown_at >= 0.5:
             self._shown_at = now
-            self._picture.update(self._drawn(result, waiting, elsewhere), refresh=True)
+            self._picture.update(self._drawn(result, len(self.at_work) - beyond, waiting, elsewhere), refresh=True)
         elif self._picture is None and now - self._line_at >= _SECONDS_BETWEEN_LINES:
             self._line_at = now
-            self.say(self._line(result, elsewhere))
+            self.say(self._line(result, len(self.at_work) - beyond, elsewhere))
 
     def close(self) -> None:
         if self._picture is not None:
@@ -104,41 +106,43 @@ class Live:
     def _left(self, result: StudyResult) -> str:
         rate = self._rate()
         left = self.total - result.finished - result.failed
-        return f"{duration(left / rate)} left" if rate and left else "…"
+        return f", {duration(left / rate)} left" if rate and left else ""
 
-    def _line(self, result: StudyResult, elsewhere: int) -> str:
+    def _line(self, result: StudyResult, running: int, elsewhere: int) -> str:
         failed = f", {result.failed} failed" if result.failed else ""
         other = f", {elsewhere} elsewhere" if elsewhere else ""
         return (
-            f"{result.finished} of {self.total} finished{failed}, {len(self.at_work)} running{other}; "
-            f"{self._speed()}, {self._left(result)}{self._best()}"
+            f"{result.finished} of {self.total} finished{failed}, {running} running{other}; "
+            f"{self._speed()}{self._left(result)}{self._best()}"
         )
 
     def _speed(self) -> str:
         rate = self._rate()
+        if not rate:
+            return "no rate yet"
         return f"{rate * 60:.1f} runs/min" if rate * 60 >= 1 else f"{rate * 3600:.1f} runs/h"
 
     def _best(self) -> str:
         return "" if self.best is None else f"; best so far {self.best['top1']:.1%} ({self.best['name']})"
 
-    def _drawn(self, result: StudyResult, waiting: int, elsewhere: int) -> Group:
+    def _drawn(self, result: StudyResult, running: int, waiting: int, elsewhere: int) -> Group:
         table = Table(title=None, box=None, padding=(0, 1), expand=True)
         table.add_column("running", no_wrap=True, overflow="ellipsis", ratio=3)
         table.add_column("for", justify="right", no_wrap=True)
         table.add_column("epoch", justify="right", no_wrap=True)
         table.add_column("loss", justify="right", no_wrap=True)
-        for name, since in list(self.at_work.items())[:_SHOWN]:
+        for name, since in list(self.at_work.items())[: min(running, _SHOWN)]:
             epoch, loss = last_step(run_folder(self.out, name) / TRAINED / METRICS)
             table.add_row(name, duration(monotonic() - since), epoch, loss)
-        more = len(self.at_work) - _SHOWN
+        more = running - _SHOWN
         counts = Text(
-            f"{self.name}  {result.finished} of {self.total} finished, {len(self.at_work)} running, {waiting} waiting"
+            f"{self.name}  {result.finished} of {self.total} finished, {running} running, {waiting} waiting"
             + (f", {elsewhere} elsewhere" if elsewhere else "")
         )
         if result.failed:
             counts.append(f", {result.failed} failed", style="bold red")
         bar = ProgressBar(total=self.total, completed=result.finished + result.failed)
-        rest = Text(f"{self._speed()}, {self._left(result)}{self._best()}")
+        rest = Text(f"{self._speed()}{self._left(result)}{self._best()}")
         return Group(counts, bar, rest, table, *([Text(f"and {more} more")] if more > 0 else []))
 
 

@@ -72,8 +72,9 @@ class Overview:
         for condition, count in zip(study.exclude, self.plan.excluded, strict=True):
             text = ", ".join(f"{axis} {_said(wanted)}" for axis, wanted in condition.items())
             console.print(f"left out: {text} ({count:,} combinations)", markup=False, highlight=False)
-        if self.plan.pretraining is not None:
-            console.print("and one run before them, whose weights all start from")
+        if self.plan.pretraining:
+            count = len(self.plan.pretraining)
+            console.print(f"and {count} run{'s' * (count > 1)} before them, whose weights all start from")
         done = ", ".join(f"{count:,} {state}" for state, count in self.done.items() if count)
         console.print(f"in {self.out}: {done.replace('new', 'not begun').replace('started', 'begun')}", highlight=False)
         if self.plan.absent:

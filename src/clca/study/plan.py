@@ -36,7 +36,7 @@ class PlannedRun:
     Attributes:
         id: Its identity.
         name: Its folder below runs/.
-        choice: The number of its value on every axis; empty for the pretraining.
+        choice: The number of its value on every axis; of a pretraining, which of them it is.
         seed: Its seed.
     """
 
@@ -53,7 +53,7 @@ class Plan:
     Attributes:
         study: What they follow from.
         runs: All of them, the first seed of everything first.
-        pretraining: The run that goes first, or None.
+        pretraining: The runs that go first, each starting from the one before; all others start from the last.
         excluded: Combinations (of one seed) that each exclusion leaves out, in its order; one that two exclusions
             leave out counts for the first.
         absent: Data sets that are not here, so that the runs on them cannot be made, nor be found if they are done.
@@ -61,20 +61,32 @@ class Plan:
 
     study: StudyConfig
     runs: list[PlannedRun]
-    pretraining: PlannedRun | None
+    pretraining: list[PlannedRun]
     excluded: list[int]
     absent: list[str]
     _resolver: _Resolver = field(repr=False)
 
     def config(self, run: PlannedRun) -> TrainConfig:
-        """The settings of a run; where its files go is not among them."""
+        """The settings of a run; where its files go is not among them, nor where pretrained weights are."""
+        if run.name.startswith(PRETRAINING):
+            return self._resolver.stages[run.choice[0]]
         return self._resolver.config(run.choice, run.seed)
+
+    def before(self, run: PlannedRun) -> PlannedRun | None:
+        """The run whose weights a run starts from, if that is one of this study."""
+        if self.config(run).weights is not None or not self.pretraining:
+            return None
+        if run.name.startswith(PRETRAINING):
+            return self.pretraining[run.choice[0] - 1] if run.choice[0] else None
+        return self.pretraining[-1]
 
     def labels(self, run: PlannedRun) -> dict[str, str]:
         """What its value is called on every axis."""
+        if run.name.startswith(PRETRAINING):
+            return {}
         return {
             axis: values[number].label
-            for (axis, values), number in zip(self.study.axes.items(), run.choice, strict=False)
+            for (axis, values), number in zip(self.study.axes.items(), run.choice, strict=True)
         }
 
     def by_axis(self) -> dict[str, Counter[str]]:
@@ -188,14 +200,12 @@ class _Resolver:
         )
         self.absent: list[str] = []
         self._images: dict[tuple[str, str | None], str | None] = {}
-        self.first: PlannedRun | None = None
-        self.first_config: TrainConfig | None = None
+        self.stages: list[TrainConfig] = []
+        self.started_from = ""
 
     # -- one run -------------------------------------------------------------------------------------------------
 
     def config(self, choice: Sequence[int], seed: int) -> TrainConfig:
-        if not choice and self.first_config is not None:
-            return self.first_config
         _, model = self._model(choice)
         _, data = self._data(choice)
         _, recipe = self._recipe(choice)
@@ -259,8 +269,7 @@ class _Resolver:
             settings = self.own.settings(choice)
             made = self._checked(choice, {"backbone": "-"}, self.data.settings(choice), settings)
             weights = weights_fingerprint(made.weights) if made.weights is not None else None
-            if self.first is not None and weights is None:
-                weights = f"pretraining {self.first.id}"
+            weights = weights or self.started_from or None
             self.own.known[key] = (recipe_text(made, weights), made)
         return self.own.known[key]
 
@@ -284,23 +293,24 @@ class _Resolver:
                 self.absent.append(data.root)
         return self._images[where] or f"absent {data.root}"
 
-    # -- the run that goes first ---------------------------------------------------------------------------------
+    # -- the runs that go first ----------------------------------------------------------------------------------
 
-    def pretraining(self) -> PlannedRun | None:
-        """The run whose weights the others start from, if the study has one."""
-        if self.study.pretraining is None:
-            return None
-        model, data, own = by_part({**self.study.base, **self.study.pretraining})
-        made = self._checked((), model, data, own)
-        where = made.data.model_copy(update={"root": below(self.data_folder, made.data.root)})
-        seed = self.study.seeds[0]
-        self.first_config = made.model_copy(update={"data": where, "seed": seed})
-        weights = weights_fingerprint(made.weights) if made.weights is not None else None
-        texts = model_text(made.model), data_text(where, self._fingerprint(where)), recipe_text(made, weights)
-        identity = run_id(*texts, seed, self.study.split)
-        name = f"{PRETRAINING}{_name(made.model, where)}-s{seed}-{identity[:12]}"
-        self.first = PlannedRun(identity, name, (), seed)
-        return self.first
+    def pretraining(self) -> list[PlannedRun]:
+        """The runs whose weights the others start from, if the study has any."""
+        runs = []
+        for number, settings in enumerate(self.study.pretraining):
+            model, data, own = by_part({**self.study.base, **settings})
+            made = self._checked((), model, data, own)
+            where = made.data.model_copy(update={"root": below(self.data_folder, made.data.root)})
+            seed = self.study.seeds[0]
+            self.stages.append(made.model_copy(update={"data": where, "seed": seed}))
+            weights = weights_fingerprint(made.weights) if made.weights is not None else self.started_from or None
+            texts = model_text(made.model), data_text(where, self._fingerprint(where)), recipe_text(made, weights)
+            identity = run_id(*texts, seed, self.study.split)
+            name = f"{PRETRAINING}{_name(made.model, where)}-s{seed}-{identity[:12]}"
+            runs.append(PlannedRun(identity, name, (number,), seed))
+            self.started_from = f"pretraining {identity}"
+        return runs
 
 
 def _meets(choice: Sequence[int], condition: list[tuple[int, frozenset[int]]]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from typing import Any
 
@@ -9,6 +11,7 @@ from clca.errors import ClcaError
 from clca.study.work import Job, Outcome, perform
 
 _SPARE_JOBS = 2  # a job or two wait on the cluster, so that a free place need not wait for the driver
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LOOK_AGAIN = 5.0  # seconds between two looks at how large the cluster is
 
 
@@ -37,18 +40,21 @@ class OnRay:
         Raises:
             ClcaError: Ray is not installed, there is no such cluster, or nothing on it can take a run.
         """
+        if self.address is None or _host(self.address) in _LOOPBACK:
+            # Ray would take this machine's outer address, where others could reach it; it reads this when imported.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
         except ImportError:
             raise ClcaError("--ray needs the package ray: pip install 'clca[ray]'") from None
         self._ray = ray
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self.address is None:
-            # Nothing outside this machine may join, and no page is served.
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         try:
+            _knock(self.address)
             ray.init(address=self.address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ClcaError(
                 f"--ray-address {self.address}: no cluster answers ({' '.join(str(error).split())})"
             ) from None
@@ -78,6 +84,9 @@ class OnRay:
 
     def room(self) -> int:
         return 0 if self._stopping else self._count_places() + _SPARE_JOBS - len(self._running)
+
+    def at_once(self) -> int:
+        return self._count_places()
 
     def submit(self, job: Job) -> None:
         self._running[self._task.remote(job)] = job
@@ -119,6 +128,23 @@ class OnRay:
         where = "on Ray here" if self.address is None else f"on the Ray cluster at {self.address}"
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         return f"{where}, {self._count_places()} at once, {self.cpus:g} CPU{gpus} each"
+
+
+def _host(address: str) -> str:
+    return address.removeprefix("ray://").rpartition(":")[0]
+
+
+def _knock(address: str | None) -> None:
+    """Find out in seconds whether anybody listens there; Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    if address is None or not address.rpartition(":")[2].isdigit():
+        return
+    port = int(address.rpartition(":")[2])
+    with socket.create_connection((_host(address), port), timeout=10):
+        pass
 
 
 def _perform(job: Job) -> Outcome:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from clca.errors import ClcaError, WorkError
-from clca.study.claim import claim
+from clca.study.claim import Claim, claim
 from clca.study.folder import (
     FAILURE,
     LOG,
@@ -106,7 +106,7 @@ def perform(job: Job, own_process: bool = True) -> Outcome:
         return Outcome(job.name, "taken")
     try:
         # Whoever had it before us may have ended it between our look and our claim.
-        return _ended(job, folder) or _attempt(job, folder, own_process)
+        return _ended(job, folder) or _attempt(job, folder, held, own_process)
     finally:
         held.release()
 
@@ -121,7 +121,7 @@ def _ended(job: Job, folder: Path) -> Outcome | None:
     return None
 
 
-def _attempt(job: Job, folder: Path, own_process: bool) -> Outcome:
+def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
     """The work itself; whatever comes of it is written down."""
     earlier = read_json(folder / FAILURE)
     if earlier is not None:
@@ -132,6 +132,8 @@ def _attempt(job: Job, folder: Path, own_process: bool) -> Outcome:
             module, _, function = job.work.partition(":")
             numbers = getattr(import_module(module), function)(job, folder, console)
         row = {**job.row, "state": "finished", "error": None, **numbers, "seconds": round(monotonic() - began, 3)}
+        if not held.still_held():  # this machine was away so long that another process went on with the run
+            return Outcome(job.name, "taken")
         write_json(folder / RESULT, row)
     except KeyboardInterrupt as stop:
         return Outcome(job.name, "interrupted", str(stop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ from clca.report.study_figures.cells import MOST_PANELS, panel_keys, pooled
 from clca.report.study_figures.marks import ARMS, of_arm, of_reduction, reductions_in_order
 from clca.report.study_gradients import gradients
 from clca.report.study_numbers import gain_summary, over_seeds, paired_gains
+from clca.report.study_settings import by_default, finished_runs
 from clca.study.table import read_table
 
 
@@ -33,6 +35,7 @@ def numbers_of(folder: Path, axes: dict[str, list[str]] | None = None) -> Number
     pairs = paired_gains(table)
     return Numbers(
         finished=table[table["state"] == "finished"],
+        default=by_default(finished_runs(table)),
         cells=over_seeds(table),
         pairs=pairs,
         by_reduction=gain_summary(pairs, ["reduction"]),
@@ -157,6 +160,26 @@ def test_an_axis_of_the_study_s_own_gets_a_picture(small: Numbers) -> None:
     numbers = Numbers(**{**vars(small), "finished": finished})
     axes = drawn(picture_of(numbers, "by-what").panels[0])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_sets_whose_names_are_not_ascii_keep_their_own_files(small: Numbers) -> None:
+    several = [small.cells.assign(data=name) for name in ("大豆", "小麦", "棉花", "水稻", "玉米")]
+    numbers = Numbers(**{**vars(small), "cells": pd.concat(several, ignore_index=True)})
+    names = [picture.name for picture in study_figures(numbers)[0]]
+    assert len([name for name in names if name.startswith("keep-rates-")]) == 5
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() for name in names)
+
+
+def test_letters_and_their_numbers_lie_clear_of_one_another(small: Numbers) -> None:
+    for name in ("cotton80", "soyageing", "soygene", "soyglobal", "soylocal"):
+        picture = accuracy_gmacs(small.cells.assign(data=name), published())
+        assert picture is not None
+        axes = drawn(picture.panels[0])
+        axes.figure.canvas.draw()
+        boxes = [(text.get_text(), text.get_window_extent()) for text in axes.texts]
+        assert len(boxes) > 2
+        assert [(one[0], other[0]) for one, other in combinations(boxes, 2) if one[1].overlaps(other[1])] == []
 
 
 def test_gradients_have_a_line_and_a_band_an_arm(small: Numbers) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,7 +116,8 @@ def plain_style(salt: str) -> Iterator[None]:
         "grid.color": GRID, "grid.linewidth": 0.6, "text.parse_math": False, "axes.unicode_minus": True,
         "svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "path.simplify": True,
     }  # fmt: skip
-    with rc_context(settings):
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a class's name in a script that the font has not
         yield
 
 
@@ -243,8 +246,6 @@ def _variables(style: str) -> str:
 
 
 def _rounded(text: str) -> str:
-    import re
-
     text = re.sub(r"-?\d+\.\d+", lambda number: f"{round(float(number[0]), 2):g}", text)
     return " ".join(text.split())
 

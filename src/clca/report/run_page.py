@@ -171,7 +171,7 @@ def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None,
 def _answer(run: _Run) -> list[str]:
     found = run.evaluation
     if "top1" in found:
-        text = f"Top-1 {100 * found['top1']:.1f} % on {found.get('split', 'test')} of {found.get('data', 'its images')}"
+        text = f"Top-1 {100 * found['top1']:.1f} % on {found.get('split', 'test')} of {_set_name(found)}"
         text += f" ({found['images']} images)" if found.get("images") else ""
         cost = f", at {found['gmacs']:.3g} GMACs an image" if found.get("gmacs") else ""
         return [f"{text}{cost}."]
@@ -181,6 +181,11 @@ def _answer(run: _Run) -> list[str]:
         return [f"Trained, but not evaluated{told}."]
     done = run.steps[-1]["step"] if run.steps else 0
     return [f"The run {'failed' if run.failure else 'is not finished'}: {done} steps are logged."]
+
+
+def _set_name(found: dict[str, Any]) -> str:
+    """What the images are called, without the folders that they lie in."""
+    return Path(str(found.get("data") or "its images")).name
 
 
 def _warnings(run: _Run) -> list[str]:

@@ -22,7 +22,7 @@ MOST_RUNS = 3000
 """Runs that the page lists; of more, the failed ones first, and all are in tables/runs.csv."""
 MOST_ERRORS = 5
 _OTHERWISE = {
-    "lowers": "It lowers top-1 of",
+    "lowers": "CLCA lowers top-1 of",
     "no clear difference": "No clear difference for",
     "too few pairs": "Too few pairs to tell for",
 }
@@ -84,7 +84,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     from clca.report.study_figures import Numbers, study_figures
     from clca.report.study_gradients import gradients
     from clca.report.study_numbers import gain_summary, over_seeds, paired_gains
-    from clca.report.study_settings import by_default, without_pretraining
+    from clca.report.study_settings import by_default, finished_runs, without_pretraining
     from clca.report.study_state import missing, mixed
     from clca.report.study_tables import study_tables
     from clca.report.table import write_tables
@@ -99,6 +99,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     pairs = by_default(paired_gains(table))
     numbers = Numbers(
         finished=finished,
+        default=by_default(finished_runs(table)),
         cells=over_seeds(table),
         pairs=pairs,
         by_reduction=gain_summary(pairs, ["reduction"]),
@@ -155,11 +156,11 @@ def the_answer(numbers: Any, state: Missing) -> list[str]:
     if reductions:
         lifted = [row for row in reductions if row["verdict"] == "lifts"]
         count = f"all {len(reductions)}" if len(lifted) == len(reductions) else f"{len(lifted)} of {len(reductions)}"
-        what = "token reductions" if len(reductions) > 1 else "token reduction"
-        if len(reductions) == 1:
-            count = "the one" if lifted else "0 of 1"
         listed = ", ".join(_gain(row) for row in sorted(lifted, key=lambda row: -row["mean"]))
-        sentences.append(f"CLCA lifts top-1 of {count} {what}{': ' + listed + ' points' if listed else ''}.")
+        if len(reductions) > 1:
+            sentences.append(f"CLCA lifts top-1 of {count} token reductions{f': {listed} points' if lifted else ''}.")
+        elif lifted:
+            sentences.append(f"CLCA lifts top-1: {listed} points.")
         for verdict, words in _OTHERWISE.items():
             own = [row for row in reductions if row["verdict"] == verdict]
             if own:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clca.report.picture import Picture
@@ -27,6 +28,7 @@ class Numbers:
 
     Attributes:
         finished: The finished runs of the results table.
+        default: Of `finished_runs`, those that `by_default` leaves.
         cells: Of `over_seeds`.
         pairs: Of `paired_gains`.
         by_reduction, by_rate, everything: Of `gain_summary`, by reduction, by keep rate, and over all pairs.
@@ -36,6 +38,7 @@ class Numbers:
     """
 
     finished: pd.DataFrame
+    default: pd.DataFrame
     cells: pd.DataFrame
     pairs: pd.DataFrame
     by_reduction: pd.DataFrame
@@ -57,7 +60,7 @@ def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
         ("Accuracy against cost", lambda: accuracy_gmacs(numbers.cells, numbers.published),
          "no base or CLCA run is finished"),
         ("Accuracy by keep rate", lambda: accuracy_keep_rates(numbers.cells), "no base or CLCA run is finished"),
-        ("Spread of accuracy", lambda: accuracy_boxes(finished), "no run is finished"),
+        ("Spread of accuracy", lambda: accuracy_boxes(numbers.default), "no run is finished"),
         ("Gradients in training", lambda: gradient_curves(numbers.gradients),
          "no finished run says the gradients of its steps"),
         ("Accuracy against measured time", lambda: accuracy_time(numbers.cells, devices),
@@ -75,4 +78,15 @@ def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
         if axis not in _OWN_COLUMNS and len(labels) > 1:
             picture = variant_boxes(finished, axis, labels)
             pictures += [picture] if picture is not None else []
-    return pictures, absent
+    return _named_apart(pictures), absent
+
+
+def _named_apart(pictures: Sequence[Picture]) -> list[Picture]:
+    """Names of sets in other scripts end as the same file name; the second gets a number."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for picture in pictures:
+        seen[picture.name] += 1
+        count = seen[picture.name]
+        apart.append(picture if count == 1 else replace(picture, name=f"{picture.name}-{count}"))
+    return apart

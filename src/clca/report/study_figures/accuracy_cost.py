@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clca.report.picture import FAINT, INK, PAPER, Panel, Picture
 from clca.report.study_figures import cells as cells_of
 from clca.report.study_figures.axes import cost_scale, percent
-from clca.report.study_figures.marks import arms_in_order, legend, of_reduction, reductions_in_order
+from clca.report.study_figures.marks import arms_in_order, legend, of_arm, of_reduction, reductions_in_order
 from clca.report.study_settings import by_default
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class _Against:
         self.keys = cells_of.panel_keys(cells) if len(cells) else []
         self.points, self.left_out = cells_of.pooled(cells, self.keys, ("top1_mean", measure))
         self.published = published
+        self.several = len(cells) > 0 and cells["reduction"].nunique() > 1
         self.letters: dict[str, str] = {}
         if published is not None and len(self.points):
             seen = [self._theirs(data, size) for data, size in
@@ -60,7 +61,8 @@ class _Against:
         if self.cells.empty:
             return None
         panels = [self._panel(values, own) for values, own in self.points.groupby(self.keys, sort=True)]
-        marks = legend(reductions_in_order(self.points["reduction"]), arms_in_order(self.points["arm"]))
+        arms = arms_in_order(self.points["arm"])
+        marks = legend(reductions_in_order(self.points["reduction"]), arms) if self.several else [*map(of_arm, arms)]
         by_time = self.measure == "ms"
         return Picture(
             name="accuracy-time" if by_time else "accuracy-gmacs",
@@ -77,6 +79,7 @@ class _Against:
             over += f" and over {int(self.points['backbones'].max())} backbones"
         rates = ", ".join(f"{rate:g}" for rate in sorted(self.points["keep_rate"].dropna().unique(), reverse=True))
         text = f"Lines join keep rates ({rates}); {over}. Open and dashed: base; filled: CLCA."
+        text += cells_of.also_over(self.cells)
         if self.left_out:
             text += f" {self.left_out} points are left out because runs of some backbones are not finished."
         if self.letters:
@@ -118,7 +121,7 @@ class _Against:
     def _draw(self, axes: Any, own: Any, theirs: Any) -> None:
         costs, heights = list(own[self.measure]), list(own["top1_mean"])
         for (reduction, arm), line in own.groupby(["reduction", "arm"], sort=True):
-            mark = of_reduction(str(reduction), str(arm))
+            mark = of_reduction(str(reduction), str(arm)) if self.several else of_arm(str(arm))
             line = line.sort_values(self.measure)
             thin = arm == "base"
             axes.plot(line[self.measure], line["top1_mean"], linewidth=0.8 if thin else 1.3, zorder=2 if thin else 3,
@@ -141,22 +144,29 @@ def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     taken: list[tuple[float, float]] = []
-    told: list[tuple[float, float]] = []
+    beyond: list[tuple[float, float, str]] = []
     for row in theirs.sort_values(["gmacs", "top1"]).to_dict("records"):
-        letter, cost, height = letters[row["method"]], row["gmacs"], row["top1"]
-        inside = left <= cost <= right and bottom <= height <= top
+        cost, height = row["gmacs"], row["top1"]
         at = axes.transLimits.transform(axes.transScale.transform((cost, height)))
-        x, y = (min(max(place, 0.02), 0.97) for place in at)
+        x, y = (min(max(place, 0.03), 0.97) for place in at)
         while any(abs(x - other) < 0.06 and abs(y - level) < 0.06 for other, level in taken):
             x, y = (x + 0.02, y) if x < 0.9 else (x, y + 0.02)
         taken.append((x, y))
-        axes.text(x, y, letter, size=7.5, weight="bold", color=INK, ha="center", va="center", zorder=5,
+        axes.text(x, y, letters[row["method"]], size=7.5, weight="bold", color=INK, ha="center", va="center", zorder=5,
                   transform=axes.transAxes, bbox=_CIRCLE)  # fmt: skip
-        if not inside:
-            late, level = x > 0.5, y + (0.06 if y < 0.1 else -0.06)
-            while any(abs(x - other) < 0.2 and abs(level - height) < 0.045 for other, height in told):
-                level += 0.045
-            told.append((x, level))
-            numbers = f"{row['top1']:.1f} %" + (f" at {cost:.0f}" if cost > right else "")
-            axes.text(x + (0.03 if late else -0.03), level, numbers, size=7, color=FAINT, va="center",
-                      ha="right" if late else "left", transform=axes.transAxes, zorder=5)  # fmt: skip
+        if not (left <= cost <= right and bottom <= height <= top):
+            beyond.append((x, y, f"{height:.1f} %" + (f" at {cost:.0f}" if cost > right else "")))
+    for x, y, text in beyond:
+        half = 0.0072 * len(text)
+        beside = x - 0.045 - half if x > 0.5 else x + 0.045 + half
+        centre = min(max(x, half), 1 - half)
+        places = [(beside, y), (centre, y - 0.065), *((centre, y + 0.065 + 0.045 * k) for k in range(9))]
+        free = (place for place in places if place[1] > 0 and not _meets(place, half, taken))
+        x, y = next(free, places[0])
+        taken += [(x + step * half, y) for step in (-1, 0, 1)]
+        axes.text(x, y, text, size=7, color=FAINT, ha="center", va="center", transform=axes.transAxes, zorder=5)
+
+
+def _meets(place: tuple[float, float], half: float, taken: Sequence[tuple[float, float]]) -> bool:
+    """Whether a text of that half width would lie on something."""
+    return any(abs(place[0] - x) < half + 0.03 and abs(place[1] - y) < 0.045 for x, y in taken)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from clca.report.picture import INK, PAPER, Panel, Picture
 from clca.report.study_figures.axes import percent, rows, spread
-from clca.report.study_figures.marks import arms_in_order, of_arm, reductions_in_order, short
+from clca.report.study_figures.marks import arms_in_order, of_arm, reductions_in_order, short, slug
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +21,8 @@ def accuracy_boxes(finished: pd.DataFrame) -> Picture | None:
     """Boxes of top-1 by reduction and arm, all sets together and each set alone.
 
     Args:
-        finished: The finished runs of the results table.
+        finished: Of `finished_runs`.
     """
-    finished = finished[finished["top1"].notna()]
     if finished.empty:
         return None
     arms = arms_in_order(finished["arm"])
@@ -35,7 +34,7 @@ def accuracy_boxes(finished: pd.DataFrame) -> Picture | None:
     varied = [(text, finished[name].nunique()) for name, text in _VARIED.items()]
     over = ", ".join(f"{count} {text}" for text, count in varied if count > 1) or "single runs"
     caption = (
-        f"Top-1 of every finished run ({len(finished)}), over {over}. Box: quartiles and median; whiskers: the furthest"
+        f"Top-1 of {len(finished):,} finished runs, over {over}. Box: quartiles and median; whiskers: the furthest"
         f" runs within 1.5 quartile ranges; beyond them, and where a box holds at most {FEW} runs, points are runs."
     )
     return Picture("accuracy-boxes", "Spread of accuracy", caption, panels, [of_arm(arm) for arm in arms])
@@ -60,9 +59,8 @@ def variant_boxes(finished: pd.DataFrame, axis: str, labels: list[str]) -> Pictu
     named = finished.assign(reduction=finished[column])
     panels = [_panel(short(str(name)), named[named["data"] == name], names, arms, together=True)
               for name in sorted(named["data"].unique())]  # fmt: skip
-    slug = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in axis)
-    caption = f"Top-1 of every finished run ({len(named)}) by {axis}; boxes and points as above, coloured by arm."
-    return Picture(f"by-{slug}", f"Accuracy by {axis}", caption, panels, [of_arm(arm) for arm in arms])
+    caption = f"Top-1 of {len(named):,} finished runs by {axis}; boxes and points as above, coloured by arm."
+    return Picture(f"by-{slug(axis)}", f"Accuracy by {axis}", caption, panels, [of_arm(arm) for arm in arms])
 
 
 def _panel(title: str, own: Any, names: list[str], arms: list[str], together: bool = False) -> Panel:
@@ -89,7 +87,7 @@ def _panel(title: str, own: Any, names: list[str], arms: list[str], together: bo
         for name in there
     )
     alt = f"Box plots of top-1 accuracy on {title}; medians: {listed}."
-    return Panel(title, draw, alt, height=0.85 + len(there) * (0.2 + 0.13 * spacing))
+    return Panel(title, draw, alt, height=1.0 + len(there) * (0.2 + 0.13 * spacing))
 
 
 def _box(axes: Any, values: list[float], at: float, step: float, arm: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clca.report.study_settings import axes_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -41,6 +43,12 @@ def pooled(cells: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> 
     most = points.groupby(list(keys))["backbones"].transform("max")
     full = points[points["backbones"] == most]
     return full.reset_index(drop=True), len(points) - len(full)
+
+
+def also_over(cells: pd.DataFrame) -> str:
+    """A sentence on the study's other axes, which a point is a mean over too."""
+    axes = [name.removeprefix("axis.") for name in axes_of(cells) if cells[name].nunique() > 1]
+    return f" Points are means over {', '.join(axes)} too." if axes else ""
 
 
 def panel_title(keys: Sequence[str], values: Sequence[object], cells: pd.DataFrame) -> str:

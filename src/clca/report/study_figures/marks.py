@@ -65,3 +65,8 @@ def legend(reductions: Sequence[str], arms: Sequence[str]) -> list[Mark]:
 def short(name: str, length: int = 26) -> str:
     """A name that fits in a panel's title."""
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name and of a page's anchors."""
+    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 from xml.etree import ElementTree
 
@@ -91,6 +92,7 @@ class Picture:
         legend: Shared by all panels.
         width, height: Of a panel in inches.
         columns: At most so many panels side by side in print.
+        note: Above the legend in the files, which have no caption: what letters in the panels stand for.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Picture:
     width: float = 4.2
     height: float = 3.2
     columns: int = 3
+    note: str = ""
 
 
 @contextmanager
@@ -137,7 +140,7 @@ def write_files(picture: Picture, folder: Path) -> list[Path]:
     across = max(1, min(len(picture.legend), int(columns * picture.width / 1.25)))
     below = 0.22 * math.ceil(len(picture.legend) / across) + 0.15 if picture.legend else 0.0
     with plain_style(picture.name):
-        size = (max(4.0, columns * picture.width), sum(heights) + below)
+        size = (max(4.0, columns * picture.width), sum(heights) + below + (0.4 if picture.note else 0))
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
@@ -148,7 +151,8 @@ def write_files(picture: Picture, folder: Path) -> list[Path]:
             panel.draw(axes)
         if picture.legend:
             handles = [Line2D([], [], label=mark.label, linewidth=1.2, **mark.style()) for mark in picture.legend]
-            figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=8.5)
+            figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=8.5,
+                          title=fill(picture.note, int(16 * size[0])) or None, title_fontsize=8.5)  # fmt: skip
         written = []
         for form, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             path = folder / f"{picture.name}.{form}"

@@ -70,8 +70,13 @@ class _Against:
             caption=self._caption(by_time),
             panels=panels,
             legend=marks,
+            note=self._letters_told() if self.letters else "",
             height=3.4,
         )
+
+    def _letters_told(self) -> str:
+        listed = ", ".join(f"{letter} {name}" for name, letter in self.letters.items())
+        return f"published top-1 on the same set at the same image size ({listed})"
 
     def _caption(self, by_time: bool) -> str:
         over = "each point is the mean over seeds"
@@ -83,11 +88,7 @@ class _Against:
         if self.left_out:
             text += f" {self.left_out} points are left out because runs of some backbones are not finished."
         if self.letters:
-            listed = ", ".join(f"{letter} {name}" for name, letter in self.letters.items())
-            text += (
-                f" Letters: published top-1 on the same set at the same image size ({listed}); one beyond the panel"
-                " stands at its edge with its numbers."
-            )
+            text += f" Letters: {self._letters_told()}; one beyond the panel stands at its edge with its numbers."
         if by_time:
             where = ", ".join(self.devices) or "a device that was not noted"
             text += (

@@ -163,8 +163,11 @@ def test_data_leaves_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "cultivar-001" in capsys.readouterr().out
 
 
+GROUPS = {"data": ["check", "leaves", "cache"], "study": ["plan", "run", "status"]}
+
+
 @pytest.mark.parametrize(
-    "command", [[name] for name in COMMANDS] + [["data", "check"], ["data", "leaves"], ["data", "cache"]]
+    "command", [[name] for name in COMMANDS] + [[group, name] for group, names in GROUPS.items() for name in names]
 )
 def test_every_command_has_help_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
@@ -174,7 +177,10 @@ def test_every_command_has_help_with_examples(command: list[str], capsys: pytest
     printed = capsys.readouterr().out
     assert code == 0
     assert "clca" in printed
-    assert command in (["data"], ["demo"]) or f"clca {' '.join(command)} " in printed.split("Examples:")[1]
+    assert (
+        command in ([[group] for group in GROUPS] + [["demo"]])
+        or f"clca {' '.join(command)} " in printed.split("Examples:")[1]
+    )
 
 
 @pytest.mark.parametrize(

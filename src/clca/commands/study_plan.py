@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
             only: Plan these values of an axis only, as in arm=base,clca; may be given several times.
             gmacs_per_second: Rate of training on your device, in 10⁹ multiply-accumulates a second. Left away: as
                 measured in the runs that are done, else a matrix product measured here.
-            cost: Whether to add up the multiply-accumulates, which takes a little longer.
+            cost: Whether to add up the multiply-accumulates. The first time that takes longer: models are looked at.
         """
         return dict(locals())
 
@@ -43,11 +43,17 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from clca.study.config import read_study
-    from clca.study.overview import overview
+    from clca.study.overview import add_costs, overview
     from clca.study.plan import plan as expand
 
     planned = expand(read_study(chosen["study"]), chosen["data_folder"])
     runs = chosen_runs(planned, chosen["only"], "")
     out = Path(chosen["out"] or Path("runs") / planned.study.name).expanduser()
-    overview(planned, runs, out, costs=chosen["cost"], rate=chosen["gmacs_per_second"]).render(Console())
+    console = Console()
+    found = overview(planned, runs, out)
+    found.render_runs(console)
+    if chosen["cost"]:
+        with Console(stderr=True).status("adding up multiply-accumulates"):
+            add_costs(found, chosen["gmacs_per_second"])
+        found.render_cost(console)
     return 0

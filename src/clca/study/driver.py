@@ -172,7 +172,7 @@ class _Driver:
             return result
         with _asked_to_stop(self):
             try:
-                self.roots = drawn(self.plan, self.out, waiting, progress=not quiet)
+                self.roots = drawn(self.plan, self.out, waiting, self.live.say, progress=not quiet)
                 self.executor.start()
                 self.live.begin(self.executor.describe(), result)
                 if self._pretrained(result):

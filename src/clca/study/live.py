@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clca.study.folder import TRAINED, run_folder
+from clca.study.folder import PRETRAINING, TRAINED, run_folder
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
 
@@ -70,7 +70,10 @@ class Live:
         self.at_work.pop(name, None)
 
     def finished(self, row: dict[str, Any], here: bool) -> None:
-        if self._begin and self.where:
+        if str(row["name"]).startswith(PRETRAINING):
+            self._begin = monotonic()  # the rate is that of the runs themselves
+            return
+        if self.where:
             self._ends.append(monotonic())
         if row.get("top1") is not None and (self.best is None or row["top1"] > self.best["top1"]):
             self.best = row

@@ -35,10 +35,10 @@ class Overview:
         plan: The study's plan.
         runs: Those that it is about.
         done: How many of them are in each state.
-        gmacs: Of all of them, training and evaluation; None if not asked for.
+        gmacs: Of all of them, training and evaluation; None before `add_costs`.
         gmacs_left: Of those that are not finished.
         unpriced: Runs whose multiply-accumulates are not known, because their images are not here.
-        rate: 10⁹ multiply-accumulates a second of one device, and where that was measured; None if not asked for.
+        rate: 10⁹ multiply-accumulates a second of one device, and where that was measured; None before `add_costs`.
     """
 
     plan: Plan
@@ -51,13 +51,8 @@ class Overview:
     rate: tuple[float, str] | None = None
     by_axis: dict[str, Counter[str]] = field(default_factory=dict)
 
-    def render(self, console: Console) -> None:
-        """Print it."""
-        self._render_runs(console)
-        if self.gmacs is not None:
-            self._render_cost(console)
-
-    def _render_runs(self, console: Console) -> None:
+    def render_runs(self, console: Console) -> None:
+        """Print which runs there are, and what has become of them."""
         study = self.plan.study
         if study.about:
             console.print(study.about, markup=False, highlight=False)
@@ -81,9 +76,10 @@ class Overview:
             listed = ", ".join(self.plan.absent)
             console.print(f"not here: {listed} (what is done of them cannot be told; see --data-folder)", markup=False)
 
-    def _render_cost(self, console: Console) -> None:
-        assert self.gmacs is not None
-        assert self.gmacs_left is not None
+    def render_cost(self, console: Console) -> None:
+        """Print what they cost, once that was added up."""
+        if self.gmacs is None or self.gmacs_left is None:
+            return
         less = f" without {self.unpriced:,} runs whose images are not here" if self.unpriced else ""
         console.print(
             f"multiply-accumulates: {_large(self.gmacs)} in all, {_large(self.gmacs_left)} left{less} "
@@ -113,16 +109,29 @@ def _time(seconds: float) -> str:
     return duration(seconds) if seconds < 2 * 86400 else f"{seconds / 86400:,.0f} days"
 
 
-def overview(
-    plan: Plan, runs: Sequence[PlannedRun], out: Path, *, costs: bool = True, rate: float | None = None
-) -> Overview:
-    """Look at a plan.
+def overview(plan: Plan, runs: Sequence[PlannedRun], out: Path) -> Overview:
+    """Look at a plan, without its costs.
 
     Args:
         plan: The plan.
         runs: Those of it that count.
         out: The study's folder.
-        costs: Whether to add up multiply-accumulates; models that were not priced before take a moment.
+    """
+    counts = [Counter(run.choice[number] for run in runs) for number in range(len(plan.study.axes))]
+    by_axis = {
+        axis: Counter({value.label: counts[number][k] for k, value in enumerate(values) if counts[number][k]})
+        for number, (axis, values) in enumerate(plan.study.axes.items())
+    }
+    by_axis["seed"] = Counter(str(run.seed) for run in runs)
+    known = states(out, [run.name for run in runs])
+    return Overview(plan, runs, out, Counter(known.values()), by_axis=by_axis)
+
+
+def add_costs(found: Overview, rate: float | None = None) -> None:
+    """Add up multiply-accumulates; models that were not priced before take torch, and so some seconds.
+
+    Args:
+        found: The overview, which is filled in.
         rate: 10⁹ multiply-accumulates a second; None takes it from finished runs, else measures a matrix product here.
 
     Raises:
@@ -130,27 +139,12 @@ def overview(
     """
     if rate is not None and not rate > 0:
         raise ClcaError(f"--gmacs-per-second {rate:g}: should be above 0")
-    known = states(out, [run.name for run in runs])
-    counts = [Counter(run.choice[number] for run in runs) for number in range(len(plan.study.axes))]
-    found = Overview(
-        plan,
-        runs,
-        out,
-        Counter(known.values()),
-        by_axis={
-            axis: Counter({value.label: counts[number][k] for k, value in enumerate(values) if counts[number][k]})
-            for number, (axis, values) in enumerate(plan.study.axes.items())
-        }
-        | {"seed": Counter(str(run.seed) for run in runs)},
-    )
-    if costs:
-        prices = _Prices(plan)
-        each = prices.of(runs)
-        found.unpriced = sum(gmacs is None for gmacs in each.values())
-        found.gmacs = sum(gmacs or 0.0 for gmacs in each.values())
-        found.gmacs_left = sum(gmacs or 0.0 for name, gmacs in each.items() if known[name] != "finished")
-        found.rate = (rate, "as given") if rate is not None else _measured(out, known, each) or _of_this_machine()
-    return found
+    known = states(found.out, [run.name for run in found.runs])
+    each = _Prices(found.plan).of(found.runs)
+    found.unpriced = sum(gmacs is None for gmacs in each.values())
+    found.gmacs = sum(gmacs or 0.0 for gmacs in each.values())
+    found.gmacs_left = sum(gmacs or 0.0 for name, gmacs in each.items() if known[name] != "finished")
+    found.rate = (rate, "as given") if rate is not None else _measured(found.out, known, each) or _of_this_machine()
 
 
 class _Prices:

@@ -1,0 +1,128 @@
+"""What a study costs beyond its runs: planning, and the driver's time a run over runs that do nothing.
+
+    python benchmarks/study_overhead.py                         # 1,000 empty runs each way, 103,680 planned
+    python benchmarks/study_overhead.py --executors ray --runs 200
+
+Prints a table and writes study_overhead.json beside where it is started. Every part runs in a process of its own; the
+peak memory is that process's. Seconds a run are the study's time from its first run to its last over the number of
+runs, with the executor's start and end left out and told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+EXECUTORS = ("here", "processes", "ray")
+MOST = 0.3  # seconds a run that the driver may cost
+
+
+@dataclass
+class Settings:
+    """What to measure."""
+
+    runs: int = 1000
+    """Empty runs of each executor."""
+    executors: list[str] = field(default_factory=lambda: list(EXECUTORS))
+    """here, processes (two) and ray (started here, two places)."""
+    out: Path = Path("study_overhead.json")
+    part: str = ""
+    """One part alone, in this process: what the script calls itself with."""
+
+
+def nothing(job: Any, folder: Path, console: Any) -> dict[str, Any]:
+    """An empty run."""
+    return {"top1": 0.0}
+
+
+def planning() -> dict[str, Any]:
+    """Plan the paper's grid with eight seeds."""
+    began = monotonic()
+    from clca.study.config import StudyConfig, read_study
+    from clca.study.plan import plan
+
+    study = StudyConfig.model_validate({**read_study("paper").model_dump(), "seeds": 8})
+    count = len(plan(study, "no-such-folder").runs)
+    return {"runs": count, "seconds": monotonic() - began}
+
+
+def running(executor: str, count: int) -> dict[str, Any]:
+    """Make empty runs."""
+    from clca.study.config import StudyConfig
+    from clca.study.driver import run_study
+    from clca.study.executors import Executor, InThisProcess, LocalProcesses
+    from clca.study.plan import plan
+    from clca.study.ray_executor import OnRay
+
+    base = {"model": "vit_tiny_patch16_224", "data": "leaves:cultivars=2,images=5,size=16", "reduction": "evit"}
+    study = StudyConfig.model_validate({"name": "empty", "base": base, "axes": {"keep_rate": [0.5]}, "seeds": count})
+    made: Executor = {"here": InThisProcess, "processes": lambda: LocalProcesses(2), "ray": lambda: OnRay(cpus=0.5)}[
+        executor
+    ]()
+    times: dict[str, float] = {}
+    start, close = made.start, made.close
+
+    def started() -> None:
+        times["began"] = monotonic()
+        start()
+        times["started"] = monotonic()
+
+    def closed() -> None:
+        times["ended"] = monotonic()
+        close()
+
+    made.start, made.close = started, closed  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_study(plan(study), folder, made, work="study_overhead:nothing", quiet=True)
+    assert result.complete, result
+    return {
+        "runs": count,
+        "start_seconds": times["started"] - times["began"],
+        "seconds": times["ended"] - times["started"],
+        "seconds_a_run": (times["ended"] - times["started"]) / count,
+    }
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    if settings.part:
+        found = planning() if settings.part == "planning" else running(settings.part, settings.runs)
+        found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(found))
+        return
+    here = Path(__file__).resolve()
+    environment = {**os.environ, "PYTHONPATH": str(here.parent)}
+    parts = {}
+    for part in ("planning", *settings.executors):
+        command = [sys.executable, str(here), "--part", part, "--runs", str(settings.runs)]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        parts[part] = json.loads(done.stdout.splitlines()[-1])
+    table = Table(title="a study beyond its runs")
+    for name in ("part", "runs", "seconds", "ms a run", "start", "peak memory of the process"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for part, found in parts.items():
+        each = f"{1000 * found['seconds'] / found['runs']:.3g}"
+        start = f"{found['start_seconds']:.1f} s" if "start_seconds" in found else ""
+        table.add_row(
+            part, f"{found['runs']:,}", f"{found['seconds']:.2f}", each, start, f"{found['peak_mib']:.0f} MiB"
+        )
+    Console().print(table)
+    from clca.measure import machine
+
+    settings.out.write_text(json.dumps({"machine": machine(), "parts": parts}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

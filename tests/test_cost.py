@@ -126,3 +126,21 @@ def test_cost_follows_the_keep_rate_and_the_type() -> None:
     model.keep_rate = 0.25
     assert clca.cost(model).gmacs < dense
     assert clca.cost(model.bfloat16()).gmacs == clca.cost(model.float()).gmacs
+
+
+@pytest.mark.parametrize("reduction", ["evit", "ats"])
+def test_a_pool_whose_query_is_a_parameter(reduction: str) -> None:
+    """Attention pooling hands its own parameter to a module, which the counter once took for a gradient to follow."""
+    model = clca.create_model(
+        "vit_tiny_patch16_224",
+        img_size=64,
+        reduction=reduction,
+        keep_rate=0.5,
+        cla=False,
+        global_pool="map",
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+    )
+    frozen = clca.cost(model.requires_grad_(False))
+    assert clca.cost(model.requires_grad_(True)) == frozen

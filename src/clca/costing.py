@@ -55,16 +55,18 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
     model.eval()
     try:
         given: list[tuple[Tensor, dict[str, Tensor]]]
+        # Detached: the counter follows gradients into the parameters that a module is handed, where there are none.
+        own = {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
         if model._pads:
             like = next(model.parameters())
             if images is None:
                 generator = torch.Generator().manual_seed(0)
                 images = torch.randn(4, model.in_chans, *size, generator=generator)
             # One at a time: beside others an image would be padded, and the padding counted.
-            given = [(image[None].to(like.device, like.dtype), {}) for image in images]
+            given = [(image[None].to(like.device, like.dtype), own) for image in images]
         else:
             # Shapes alone decide the cost, and the meta device computes nothing else.
-            meta = {n: t.to("meta") for n, t in [*model.named_parameters(), *model.named_buffers()]}
+            meta = {name: tensor.to("meta") for name, tensor in own.items()}
             size = tuple(images.shape[-2:]) if images is not None else size
             x = torch.empty(1, model.in_chans, *size, device="meta", dtype=next(model.parameters()).dtype)
             given = [(x, meta)]

@@ -48,6 +48,13 @@ def test_every_run_is_made_once_and_the_table_has_them_all(tmp_path):
     assert set(table["axis.keep_rate"]) == {"0.5", "0.25"}
 
 
+def test_runs_beside_one_another_share_the_processes_that_read_images(tmp_path):
+    base = {key: value for key, value in BASE.items() if key != "workers"}
+    run_study(small_plan(base=base, seeds=1), tmp_path, threads=2, **QUICK)
+    described = json.loads(next(tmp_path.glob("runs/*/run.json")).read_text())
+    assert described["train"]["workers"] == 2
+
+
 def test_a_larger_study_makes_only_what_is_new(tmp_path):
     run_study(small_plan(seeds=1), tmp_path, **QUICK)
     result = run_study(small_plan(seeds=3), tmp_path, **QUICK)
@@ -66,6 +73,18 @@ def test_the_table_is_rebuilt_from_the_folders(tmp_path):
     run_study(plan, tmp_path, **QUICK)
     (run_folder(tmp_path, plan.runs[0].name) / "result.json").unlink()
     assert Counter(read_table(tmp_path)["state"]) == {"finished": 7, "interrupted": 1}
+
+
+def test_what_a_killed_process_left_half_made_is_removed_after_a_day(tmp_path):
+    old, new = tmp_path / "runs/.half", tmp_path / "runs/.fresh"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{")
+    os.utime(old, (time.time() - 90000,) * 2)
+    run_study(small_plan(seeds=1), tmp_path, **QUICK)
+    assert not old.exists()
+    assert new.exists()
+    assert len(read_table(tmp_path)) == 4
 
 
 def test_another_studys_folder_is_refused(tmp_path):

@@ -27,6 +27,7 @@ from clca.study.folder import (
     TRAINED,
     make_run_folder,
     read_json,
+    remove_remains,
     run_folder,
     state_of,
     states,
@@ -111,6 +112,7 @@ def run_study(
         raise ClcaError(f"{plan.study.name}: no such images: {', '.join(plan.absent)} (see --data-folder)")
     folder = Path(out if out is not None else Path("runs") / plan.study.name).expanduser().resolve()
     make_writable(folder / RUNS)
+    remove_remains(folder)
     describe_study(plan, folder)
     driver = _Driver(plan, folder, executor or InThisProcess(), retry_failed, threads, work)
     return driver.run(list(plan.runs if runs is None else runs), console or Console(stderr=True), quiet)
@@ -234,6 +236,8 @@ class _Driver:
         root = self.roots.get(config.data.root)
         if root is not None:
             update["data"] = config.data.model_copy(update={"root": str(root)})
+        if config.workers is None and self.threads is not None:
+            update["workers"] = min(8, self.threads)  # else each of many runs would take the whole machine's
         if first is not None:
             update["weights"] = str(run_folder(self.out, first.name) / TRAINED / WEIGHTS)
         return Job(

@@ -9,9 +9,11 @@ OUT/runs/NAME/          one folder a run: run.json, claim.N, log.txt, run/ (what
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -82,6 +84,15 @@ def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def remove_remains(out: Path, seconds: float = 86400.0) -> None:
+    """Remove what processes that were killed left half-made, once nobody can be at it any more."""
+    for part in (RUNS, DATA):
+        for path in (out / part).glob(".*"):
+            with contextlib.suppress(OSError):
+                if path.is_dir() and time.time() - path.stat().st_mtime > seconds:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -99,6 +99,13 @@ def test_images_that_are_not_there_are_refused_before_anything_is_begun(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_sets_that_are_not_here_do_not_keep_others_from_being_studied(tmp_path):
+    sets = {"here": {"data": BASE["data"]}, "away": {"data": str(tmp_path / "none")}}
+    plan = small_plan(axes={"data": sets, "reduction": ["evit"]})
+    result = run_study(plan, tmp_path / "out", runs=plan.only({"data": ["here"]}), **QUICK)
+    assert (result.total, result.finished) == (2, 2)
+
+
 # -- failures -----------------------------------------------------------------------------------------------------
 
 

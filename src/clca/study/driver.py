@@ -108,14 +108,15 @@ def run_study(
         ClcaError: The images are not there, the folder cannot be used, or the executor cannot be started.
         WorkError: The pretraining failed.
     """
-    if plan.absent:
-        raise ClcaError(f"{plan.study.name}: no such images: {', '.join(plan.absent)} (see --data-folder)")
+    runs = list(plan.runs if runs is None else runs)
+    if absent := plan.absent_among(runs):
+        raise ClcaError(f"{plan.study.name}: no such images: {', '.join(absent)} (see --data-folder)")
     folder = Path(out if out is not None else Path("runs") / plan.study.name).expanduser().resolve()
     make_writable(folder / RUNS)
     remove_remains(folder)
     describe_study(plan, folder)
     driver = _Driver(plan, folder, executor or InThisProcess(), retry_failed, threads, work)
-    return driver.run(list(plan.runs if runs is None else runs), console or Console(stderr=True), quiet)
+    return driver.run(runs, console or Console(stderr=True), quiet)
 
 
 def describe_study(plan: Plan, folder: Path) -> None:

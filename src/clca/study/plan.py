@@ -89,6 +89,11 @@ class Plan:
             for (axis, values), number in zip(self.study.axes.items(), run.choice, strict=True)
         }
 
+    def absent_among(self, runs: Sequence[PlannedRun]) -> list[str]:
+        """The data sets of some runs, and of those that go before them, that are not here."""
+        roots = {self.config(run).data.root for run in [*self.pretraining, *runs]} if self.absent else set()
+        return [root for root in self.absent if root in roots]
+
     def by_axis(self) -> dict[str, Counter[str]]:
         """How many runs there are of each value of each axis."""
         counts = [Counter(run.choice[number] for run in self.runs) for number in range(len(self.study.axes))]

@@ -176,7 +176,9 @@ class LocalProcesses:
         self._workers.clear()
 
     def describe(self) -> str:
-        return f"in {self.count} processes" + (f" on GPU {', '.join(self.gpus)}" if self.gpus else "")
+        return ("in a process" if self.count == 1 else f"in {self.count} processes") + (
+            f" on GPU {', '.join(self.gpus)}" if self.gpus else ""
+        )
 
 
 def _how_it_ended(code: int | None) -> str:

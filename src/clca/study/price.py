@@ -20,16 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clca.config import ModelConfig, validated
 from clca.errors import ClcaError
-from clca.reductions import KeepSchedule, Reduction, TokenState, reduction_class
-from clca.reductions.ats import ATS
-from clca.reductions.dpcknn import _ROWS as DPCKNN_ROWS
-from clca.reductions.dpcknn import DPCKNN
-from clca.reductions.dynamicvit import DynamicViT
-from clca.reductions.evit import EViT
-from clca.reductions.patchmerger import PatchMerger
-from clca.reductions.sit import SiT
-from clca.reductions.tome import ToMe
-from clca.reductions.topk import TopK
+from clca.reductions import KeepSchedule, TokenState, reduction_class
+from clca.study.price_reductions import REDUCED, Widths, rule_of
 
 
 def price(config: ModelConfig, num_classes: int) -> float:
@@ -93,7 +85,7 @@ def _price(asked: _Asked) -> float:
     config, reduction = asked.config, reduction_class(asked.config.reduction)
     if asked.num_classes < 0:
         raise ClcaError(f"num_classes = {asked.num_classes}: a model has 0 classes or more")
-    if reduction is None or reduction in _REDUCED:
+    if reduction is None or reduction in REDUCED:
         body = _body(_Named((_variant(config.backbone), _as_key(config.backbone_kwargs)), config))
         walk = _walk_of(config, body) if body is not None else None
         if walk is not None:
@@ -116,16 +108,6 @@ class _Quadratic:
         return self.a + self.b * n + self.c * n * n
 
 
-@dataclass(frozen=True)
-class _Widths:
-    """Sizes of a backbone: C, T, and of its attention H · d and d."""
-
-    dim: int
-    prefix: int
-    attn_dim: int
-    head_dim: int
-
-
 @dataclass(frozen=True, eq=False)
 class _Body:
     """A backbone, as far as its cost goes.
@@ -143,7 +125,7 @@ class _Body:
         model: The model on the meta device, for its patch embedding.
     """
 
-    widths: _Widths
+    widths: Widths
     depth: int
     splits: bool
     attend: _Quadratic
@@ -213,7 +195,7 @@ def _body(named: _Named) -> _Body | None:
     if attend is None or feed is None or pool is None or head is None:
         return None
     return _Body(
-        widths=_Widths(
+        widths=Widths(
             dim=dim,
             prefix=prefix,
             attn_dim=block.attn.num_heads * block.attn.head_dim if whole else 0,
@@ -306,9 +288,9 @@ class _Walk:
         for block in range(body.depth):
             before = after = n
             if cls is not None and block in self.locations:
-                rule = _rule(config.reduction, self.locations.index(block), len(self.locations))
+                rule = rule_of(config.reduction, self.locations.index(block), len(self.locations))
                 if rule.place == "before" or not rule.keeps_all(n, state):
-                    after, more = _REDUCED[cls](rule, n, state, own)
+                    after, more = REDUCED[cls](rule, n, state, own)
                     total += more
                     before = after if rule.place == "before" else n
             total += body.attend(before) + body.feed(after)
@@ -357,73 +339,6 @@ def _walk_of(config: ModelConfig, body: _Body) -> _Walk | None:
     except ClcaError:
         return None
     return _Walk(body, config, locations, recover_at, size)
-
-
-# -- what each reduction leaves and computes (METHOD section 4) ------------------------------------------------
-
-
-def _topk(rule: TopK, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    return own.prefix + rule.count(n - own.prefix, state), own.attn_dim * n
-
-
-def _evit(rule: EViT, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    kept, attention = _topk(rule, n, state, own)
-    return kept + 1, attention + n * own.dim
-
-
-def _ats(rule: ATS, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    return own.prefix + min(len(rule.sample_points(state)), n - own.prefix), own.attn_dim * n
-
-
-def _tome(rule: ToMe, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    even = (n - own.prefix + (own.prefix + 1) % 2) // 2  # candidates at even places
-    return n - rule.removed(n, state), even * (n - own.prefix - even) * own.head_dim
-
-
-def _dynamicvit(rule: DynamicViT, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    candidates, half, quarter = n - own.prefix, own.dim // 2, own.dim // 4
-    kept = candidates if state.training else rule.count(candidates, state)
-    return own.prefix + kept, candidates * (own.dim**2 + own.dim * half + half * quarter + quarter * 2)
-
-
-def _patchmerger(rule: PatchMerger, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    count = state.schedule.static_count(state.num_patches, rule.index)
-    return own.prefix + count, 2 * count * (n - own.prefix) * own.dim
-
-
-def _sit(rule: SiT, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    count, half = state.schedule.static_count(state.num_patches, rule.index), own.dim // 2
-    return own.prefix + count, (n - own.prefix) * (own.dim * half + half * count + count * own.dim)
-
-
-def _dpcknn(rule: DPCKNN, n: int, state: TokenState, own: _Widths) -> tuple[int, int]:
-    patches = n - own.prefix - state.appended
-    count = rule.clusters(patches, state)
-    # Distances that are too many to be kept are computed twice, and those to the centres once more.
-    pairs = patches**2 if patches <= DPCKNN_ROWS else 2 * patches**2 + count * patches
-    return n - patches + count, pairs * own.dim + n * own.dim
-
-
-# Tokens behind each reduction of n tokens, and the multiply-accumulates of its own.
-_REDUCED: dict[type[Reduction], Callable[[Any, int, TokenState, _Widths], tuple[int, int]]] = {
-    ATS: _ats,
-    DPCKNN: _dpcknn,
-    DynamicViT: _dynamicvit,
-    EViT: _evit,
-    PatchMerger: _patchmerger,
-    SiT: _sit,
-    ToMe: _tome,
-    TopK: _topk,
-}
-
-
-@cache
-def _rule(name: str, index: int, num_locations: int) -> Reduction:
-    """The reduction of one location, of which only its rule of counting is asked: its own width does not matter."""
-    cls = reduction_class(name)
-    assert cls is not None
-    with torch.device("meta"):
-        return cls(4, index, num_locations, 1, KeepSchedule(1.0, num_locations))
 
 
 def _measured(config: ModelConfig, num_classes: int) -> float:

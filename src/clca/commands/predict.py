@@ -21,6 +21,7 @@ def run(argv: Sequence[str]) -> int:
         top_k: int = 5,
         format: Literal["table", "csv", "jsonl"] = "table",
         out: str | None = None,
+        explain: str | None = None,
         keep_rate: tuple[float, ...] = (),
         batch_size: int = 32,
         device: Literal["auto", "cpu"] = "auto",
@@ -32,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
         Examples:
           clca predict runs/first leaf.jpg
           clca predict runs/first photos/ 'more/*.png' --top-k 3
+          clca predict runs/first photos/ --explain seen
           find photos -name '*.jpg' | clca predict runs/first - --format jsonl --out answers.jsonl
 
         Args:
@@ -40,6 +42,8 @@ def run(argv: Sequence[str]) -> int:
             top_k: Classes to name for each image.
             format: A table to read, CSV, or one JSON object a line.
             out: File to write to instead of the terminal.
+            explain: Folder for a figure (PNG) and its numbers (JSON) of every image: what each reduction kept or
+                merged, where the model looked, and what decided.
             keep_rate: Keep this share of tokens, or one share a location, instead of what the run was trained with.
             batch_size: Images at once.
             device: auto takes the GPU if there is one.
@@ -55,11 +59,19 @@ def run(argv: Sequence[str]) -> int:
         for name in ((line.rstrip("\r\n") for line in sys.stdin) if given == "-" else [given])
         if name
     ]
+    from clca.errors import ClcaError
     from clca.training import predict as classify
     from clca.training.answers import write_answers
 
+    model, explanations = chosen["run"], None
+    if chosen["explain"] is not None:
+        from clca.hub import from_pretrained
+        from clca.report.explanation_files import ExplanationFiles
+
+        explanations = ExplanationFiles(Path(chosen["explain"]).expanduser())
+        model = from_pretrained(model)
     answers = classify(
-        chosen["run"],
+        model,
         names,
         chosen["top_k"],
         keep_rate=rate(chosen["keep_rate"]),
@@ -74,11 +86,17 @@ def run(argv: Sequence[str]) -> int:
         nonlocal bad
         answer: Prediction
         for answer in answers:
-            if answer.error is None:
+            error = answer.error
+            if error is None and explanations is not None:
+                try:
+                    explanations.write(model, answer.path)
+                except ClcaError as unreadable:  # it was there a moment ago
+                    error = str(unreadable).removeprefix(f"{answer.path}: ")
+            if error is None:
                 yield answer
             else:
                 bad += 1
-                print(f"clca: {answer.path}: {answer.error}", file=sys.stderr)
+                print(f"clca: {answer.path}: {error}", file=sys.stderr)
 
     write_answers(readable(), chosen["format"], Path(chosen["out"]) if chosen["out"] else None)
     if bad:

@@ -1,0 +1,238 @@
+"""`create_app`: the endpoint as one FastAPI application, into which a page can be mounted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+import clca
+from clca.errors import ClcaError
+from clca.model import TokenReducedViT
+from clca.serve.answers import Answer, Health, ImageAnswer, Limits, ModelAnswer, Models, Reason, Refused
+from clca.serve.guard import Guard
+from clca.serve.metrics import CountRequests, Metrics
+from clca.serve.refusal import Refusal
+from clca.serve.served_model import ServedModel, load
+from clca.serve.service import Ranked, Service
+from clca.serve.settings import ServeSettings
+from clca.serve.upload import Upload, read_uploads
+from clca.training.device import make_accelerator
+
+_REASONS = {
+    400: "The form is broken",
+    401: "No token, or a wrong one",
+    404: "No model of this name",
+    408: "The upload is too slow",
+    413: "Over a limit of bytes, files or pixels",
+    415: "Not an image of a known format, or a body of an unknown type",
+    422: "A damaged image, no image, or an option out of range",
+    429: "Too much is under way: come back after Retry-After seconds",
+    503: "The server is stopping",
+    504: "Not answered in time",
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refused, "description": text} for status, text in _REASONS.items()
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "One or several files in a form, under any field name; or one image as the body.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            "image/*": _BINARY,
+            "application/octet-stream": _BINARY,
+        },
+    }
+}
+
+
+def create_app(
+    models: Mapping[str, TokenReducedViT] | Sequence[str | Path], settings: ServeSettings | None = None
+) -> FastAPI:
+    """The endpoint: /v1/predict, /v1/models, /health, /metrics, and /docs that describe them.
+
+    Its lifespan starts and stops the threads. `app.state.service` is the `Service`, through which whatever is mounted
+    into the application reaches the same models: `await app.state.service.on_worker(function)`.
+
+    Args:
+        models: By name; or run folders, saved models and hub ids. The first answers requests that name none.
+        settings: Limits and batching.
+
+    Raises:
+        ClcaError: If there is no model, or one cannot be loaded.
+    """
+    settings = settings or ServeSettings()
+    metrics = Metrics()
+    service = Service(
+        load(models, make_accelerator(device=settings.device, precision=settings.precision)), settings, metrics
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="clca",
+        version=clca.__version__,
+        description="Which class a photograph shows, from vision transformers with token reduction.",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    _tell_refusals(app)
+    _add_routes(app, service, metrics)
+    # The last one added comes first: requests without the token are counted as well.
+    app.add_middleware(Guard, token=settings.token)
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    settings = service.settings
+    described = Models(
+        models=[_describe(model) for model in service.models.values()],
+        limits=Limits(
+            files=settings.files,
+            file_bytes=settings.file_bytes,
+            request_bytes=settings.request_bytes,
+            pixels=settings.pixels,
+            queue=settings.queue,
+        ),
+    )
+
+    @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=_BODY, tags=["predict"])
+    async def predict(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=100_000, description="classes to name, best first")] = 5,
+        keep_rate: Annotated[
+            float | None,
+            Query(gt=0, le=1, description="share of tokens to keep at each location, where the model can change it"),
+        ] = None,
+        model: Annotated[str | None, Query(description="name, as /v1/models says; the first without it")] = None,
+    ) -> Answer:
+        """Say what is in photographs.
+
+        An image that cannot be read has an `error` among the `results`; where it is the only one of its request, the
+        request is refused with that error's status.
+
+            curl -F images=@leaf.jpg -F images=@other.jpg 'http://127.0.0.1:8000/v1/predict?top_k=3'
+            curl -H 'Content-Type: image/jpeg' --data-binary @leaf.jpg http://127.0.0.1:8000/v1/predict
+        """
+        with service.place() as place:
+            served = service.find(model)
+            try:
+                rates = served.rates(keep_rate)
+            except ClcaError as error:
+                raise Refusal(422, "keep_rate_is_fixed", str(error)) from None
+            uploads = await read_uploads(request, settings, place.more_bytes)
+            place.more_images(len(uploads) - 1)
+            answers = await _in_time(request, service, uploads, served, rates, top_k)
+        if len(answers) == 1 and isinstance(answers[0], Refusal):
+            raise answers[0]
+        results = [_as_result(upload, answer) for upload, answer in zip(uploads, answers, strict=True)]
+        return Answer(model=served.name, keep_rate=rates, results=results)
+
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> Models:
+        """What is served: classes, image size, reduction, keep rates, cost; and the limits of a request."""
+        return described
+
+    @app.get("/health", responses={503: {"model": Health}}, tags=["operation"])
+    @app.get("/health/ready", responses={503: {"model": Health}}, tags=["operation"])
+    async def health(response: Response) -> Health:
+        """200 while requests are taken, 503 while the server stops. Needs no token."""
+        response.status_code = 200 if service.accepts else 503
+        return Health(live=True, ready=service.accepts)
+
+    @app.get("/health/live", tags=["operation"])
+    async def live() -> Health:
+        """200 while the process lives. Needs no token."""
+        return Health(live=True, ready=service.accepts)
+
+    @app.get("/metrics", response_class=Response, tags=["operation"])
+    async def read_metrics() -> Response:
+        """For Prometheus: requests by code, latency, queue length, batch sizes, images."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _in_time(
+    request: Request, service: Service, uploads: Sequence[Upload], served: ServedModel, rates: Any, top_k: int
+) -> list[Ranked | Refusal]:
+    """The answers; the work is cancelled where it takes too long, or nobody waits for it any more."""
+    work = asyncio.ensure_future(service.answer(uploads, served, rates, top_k))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, timeout=service.settings.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if gone.done():
+            raise Refusal(499, "client_gone", "the client closed the connection")
+        raise Refusal(504, "too_late", f"not answered within {service.settings.answer_seconds:g} seconds")
+    finally:
+        work.cancel()
+        gone.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_result(upload: Upload, answer: Ranked | Refusal) -> ImageAnswer:
+    if isinstance(answer, Refusal):
+        reason = Reason(status=answer.status, code=answer.code, message=answer.message)
+        return ImageAnswer(name=upload.name, error=reason)
+    return ImageAnswer(name=upload.name, classes=list(answer.classes), probabilities=list(answer.probabilities))
+
+
+def _describe(model: ServedModel) -> ModelAnswer:
+    return ModelAnswer(
+        name=model.name,
+        classes=model.classes,
+        image_size=model.image_size,
+        backbone=model.backbone,
+        reduction=model.reduction,
+        keep_rate=model.keep_rate,
+        keep_rate_range=(0.0, 1.0) if model.keep_rate_is_free else None,
+        gmacs=model.cost.gmacs,
+        computed_gmacs=model.cost.computed_gmacs,
+        params=model.cost.params,
+    )
+
+
+def _tell_refusals(app: FastAPI) -> None:
+    """Every refusal in one form, and nothing of this machine in any."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        return JSONResponse(refusal.body, refusal.status, refusal.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        told = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+        return JSONResponse(Refusal(422, "invalid", told).body, 422)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = "not_found" if error.status_code == 404 else "refused"
+        return JSONResponse(Refusal(error.status_code, code, str(error.detail)).body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)  # uvicorn writes the traceback to its log
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(Refusal(500, "failed", "the server failed: its log says why").body, 500)

@@ -1,0 +1,80 @@
+"""From the bytes that a client sent to the tensor that the model takes; by what they are, whatever they are called."""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from clca.data.images import _FORMATS, read_image
+from clca.data.transforms import Transform
+from clca.errors import ClcaError
+from clca.serve.refusal import Refusal
+
+
+def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
+    """Decode one image with `clca.data.images.read_image`, under its rules, and transform it.
+
+    Args:
+        data: The image file.
+        transform: RGB image → tensor.
+        max_pixels: Largest width × height.
+
+    Raises:
+        Refusal: 415 where this is no image of a known format, 413 where it is too large, 422 where it is damaged.
+    """
+    known = _looks_like_an_image(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:  # reads the header only
+            width, height = image.size
+    except UnidentifiedImageError:
+        if known:
+            raise Refusal(422, "damaged", "damaged or truncated: its header cannot be read") from None
+        raise Refusal(415, "not_an_image", _reason(data, max_pixels)) from None
+    except Image.DecompressionBombError:
+        raise Refusal(413, "too_many_pixels", _over(max_pixels)) from None
+    except Exception:  # a damaged header raises nearly anything
+        raise Refusal(422, "damaged", _reason(data, max_pixels)) from None
+    if width * height > max_pixels:
+        raise Refusal(413, "too_many_pixels", f"{width}×{height}: {_over(max_pixels)}")
+    try:
+        return transform(_read(data, max_pixels))
+    except ClcaError as error:
+        raise Refusal(422, "damaged", str(error)) from None
+
+
+def _over(max_pixels: int) -> str:
+    return f"over the limit of {max_pixels / 1e6:g} million pixels: make it smaller"
+
+
+def _looks_like_an_image(data: bytes) -> bool:
+    """Whether it begins as a format that is read begins."""
+    for name in _FORMATS:
+        accepts = Image.OPEN[name][1]
+        if accepts is not None and accepts(data[:16]) is True:
+            return True
+    return False
+
+
+def _reason(data: bytes, max_pixels: int) -> str:
+    """What `read_image` says of it."""
+    try:
+        _read(data, max_pixels)
+    except ClcaError as error:
+        return str(error)
+    return "is not an image of a known format"
+
+
+def _read(data: bytes, max_pixels: int) -> Image.Image:
+    """`read_image` takes a file: a temporary one of our own naming, readable by us alone and gone at once."""
+    handle, name = tempfile.mkstemp(prefix="clca-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        return read_image(name, max_pixels)
+    except ClcaError as error:
+        raise ClcaError(str(error).removeprefix(f"{name}: ").replace(name, "the image")) from None
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+"""A model as an endpoint uses it: what it tells of itself, and probabilities of a batch at a keep rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from clca.costing import Cost, cost
+from clca.data.transforms import Normalization, from_preprocess
+from clca.errors import ClcaError
+from clca.hub import from_pretrained
+from clca.model import TokenReducedViT
+from clca.reductions import reduction_class
+
+Rates = float | tuple[float, ...]
+
+
+class ServedModel:
+    """One model, ready to answer.
+
+    Args:
+        name: How requests call it.
+        model: With `classes` and `preprocess`.
+        accelerator: Device and precision.
+
+    Raises:
+        ClcaError: If the model does not say its classes or preprocessing.
+    """
+
+    def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator) -> None:
+        if model.classes is None or model.preprocess is None:
+            raise ClcaError(f"{name} does not say its classes and preprocessing: set model.classes and .preprocess")
+        self.name, self._accelerator = name, accelerator
+        self.classes = list(model.classes)
+        self.image_size = int(model.preprocess["img_size"])
+        self.backbone, self.reduction = model.config.backbone, model.config.reduction
+        self.keep_rate: Rates = model.keep_rate
+        self.cost: Cost = cost(model)
+        self.transform = from_preprocess(model.preprocess, normalize=False)
+        self._normalize = Normalization(model.preprocess)
+        self.model = model.to(accelerator.device).eval()
+
+    @property
+    def keep_rate_is_free(self) -> bool:
+        """Whether a request may choose its keep rate."""
+        cls = reduction_class(self.reduction)
+        return cls is not None and not cls.fixed_counts
+
+    def rates(self, asked: float | None) -> Rates:
+        """The keep rate of a request.
+
+        Args:
+            asked: What it names, in (0, 1]; None for the model's own.
+
+        Raises:
+            ClcaError: Where the model cannot change its own.
+        """
+        if asked is None or asked == self.keep_rate:
+            return self.keep_rate
+        if not self.keep_rate_is_free:
+            why = "keeps every token" if self.reduction == "none" else "has parameters for one keep rate"
+            raise ClcaError(f"reduction {self.reduction} {why}: leave keep_rate out")
+        return asked
+
+    def probabilities(self, rates: Rates, images: Sequence[Tensor]) -> Tensor:
+        """Probabilities [B, K] on the CPU; in one thread at a time.
+
+        Args:
+            rates: As `rates` returned.
+            images: uint8 [3, H, W] each, as `transform` gives them.
+        """
+        self.model.keep_rate = rates
+        with torch.inference_mode(), self._accelerator.autocast():
+            logits = self.model(self._normalize(torch.stack(list(images)), self._accelerator.device))
+            return logits.float().softmax(1).cpu()
+
+
+def load(models: Mapping[str, TokenReducedViT] | Sequence[str | Path], accelerator: Accelerator) -> list[ServedModel]:
+    """The models to serve, the first of which answers requests that name none.
+
+    Args:
+        models: By name; or run folders, saved models and hub ids, which are called by their last part.
+        accelerator: Device and precision.
+
+    Raises:
+        ClcaError: If there are none, or one cannot be loaded.
+    """
+    if isinstance(models, str | Path):
+        models = [models]
+    named = models if isinstance(models, Mapping) else _by_name(models)
+    if not named:
+        raise ClcaError("no model to serve: name a run folder")
+    return [ServedModel(name, model, accelerator) for name, model in named.items()]
+
+
+def _by_name(runs: Sequence[str | Path]) -> dict[str, TokenReducedViT]:
+    found: dict[str, TokenReducedViT] = {}
+    for run in runs:
+        path = Path(run)
+        if path.is_dir():
+            path = path.resolve()
+        stem = path.parent.name if path.name == "run" else path.name  # a study keeps its runs as NAME/run
+        name, number = stem, 2
+        while name in found:
+            name, number = f"{stem}-{number}", number + 1
+        found[name] = from_pretrained(run)
+    return found

@@ -1,0 +1,100 @@
+"""Running the application with uvicorn, until it is told to stop: then what was accepted is answered first."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from clca.errors import ClcaError
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which at the first SIGTERM or Ctrl-C refuses new requests (503) while it finishes the others.
+
+    A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None] | None = None) -> None:
+        super().__init__(config)
+        self._app, self._ready = app, ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self._ready is not None:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        """Called by the signal handler, or by whoever wants to stop the server from another thread."""
+        if self._loop is None:  # still starting
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain_once)
+
+    def _drain_once(self) -> None:
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self._app.state.service.drain()
+        finally:
+            self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port that is taken is told before a model is loaded.
+
+    Args:
+        host: Name or address.
+        port: 0 for any free one.
+
+    Raises:
+        ClcaError: If the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ClcaError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from None
+    return found
+
+
+def make_server(app: FastAPI, ready: Callable[[], None] | None = None) -> Server:
+    """A server of the application, for `Server.run(sockets=[…])`; `ready` is called once it takes requests."""
+    service = app.state.service
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        http="h11",
+        # Connections that send nothing hold no place in the queue, so they have a bound of their own.
+        limit_concurrency=max(1024, 4 * service.settings.queue),
+        timeout_graceful_shutdown=max(1, round(service.settings.grace_seconds)),
+    )
+    return Server(config, app, ready)
+
+
+def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        app: What `create_app` returned.
+        listening: What `listen` returned.
+        ready: Called once it takes requests.
+    """
+    make_server(app, ready).run(sockets=[listening])

@@ -1,0 +1,178 @@
+"""From uploads to answers: what is let in, decoded, batched and computed, and when it stops."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from clca.serve.batching import Batcher
+from clca.serve.decoding import decode
+from clca.serve.metrics import Metrics
+from clca.serve.refusal import Refusal
+from clca.serve.served_model import Rates, ServedModel
+from clca.serve.settings import ServeSettings
+from clca.serve.upload import Upload
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The answer to one image: the most likely classes, best first, and their probabilities."""
+
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Place:
+    """What a request holds of the service's room, from its first byte to its answer."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service, self.images, self.bytes = service, 0, 0
+
+    def more_images(self, count: int) -> None:
+        """Take room for images; a `Refusal` (429) where there is none."""
+        if self._service.under_way + count > self._service.settings.queue:
+            raise self._service.busy()
+        self.images += count
+        self._service.under_way += count
+
+    def more_bytes(self, count: int) -> None:
+        """Take room for bytes; a `Refusal` (429) where there is none."""
+        if self._service.held_bytes + count > self._service.settings.held_bytes:
+            raise self._service.busy()
+        self.bytes += count
+        self._service.held_bytes += count
+
+
+class Service:
+    """The models of an endpoint and what is under way; used from one event loop.
+
+    Args:
+        models: The first answers where none is named.
+        settings: Limits and batching.
+        metrics: What is counted.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], settings: ServeSettings, metrics: Metrics) -> None:
+        self.models = {model.name: model for model in models}
+        self.settings, self.metrics = settings, metrics
+        self.under_way = self.held_bytes = 0
+        self.accepts = False
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._seconds_an_image = 0.1  # until it is known
+        self._decoders = ThreadPoolExecutor(settings.decoders, "clca-decode")
+        self._batcher: Batcher[tuple[str, Rates], Tensor, Tensor] = Batcher(
+            self._compute, settings.max_batch, settings.wait_ms / 1000, self._prepare
+        )
+        metrics.watch(lambda: self.under_way, lambda: len(self._batcher))
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to answer; called in the event loop."""
+        self._batcher.start()
+        self.accepts = True
+
+    async def drain(self) -> None:
+        """Accept nothing more, and wait until everything accepted is answered, or for `grace_seconds`."""
+        self.accepts = False
+        while self._requests:
+            self._idle.clear()
+            try:
+                async with asyncio.timeout(self.settings.grace_seconds):
+                    await self._idle.wait()
+            except TimeoutError:
+                return
+
+    async def stop(self) -> None:
+        """`drain`, then end the threads."""
+        await self.drain()
+        await self._batcher.stop()
+        self._decoders.shutdown(cancel_futures=True)
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """Room for a request, with one image to begin with; given back at the end.
+
+        Raises:
+            Refusal: 503 while the service stops, 429 without room.
+        """
+        if not self.accepts:
+            raise Refusal(503, "stopping", "the server is stopping", {"Retry-After": "5"})
+        place = Place(self)
+        place.more_images(1)
+        self._requests += 1
+        try:
+            yield place
+        finally:
+            self.under_way -= place.images
+            self.held_bytes -= place.bytes
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+
+    def busy(self) -> Refusal:
+        """Why there is no room now, and when to come back."""
+        seconds = min(60, max(1, math.ceil(self.under_way * self._seconds_an_image)))
+        return Refusal(429, "busy", "too much is under way: try again later", {"Retry-After": str(seconds)})
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model that a request names, or the first."""
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise Refusal(404, "no_such_model", f"no model of this name: there are {', '.join(self.models)}")
+        return self.models[name]
+
+    async def answer(
+        self, uploads: Sequence[Upload], served: ServedModel, rates: Rates, top_k: int
+    ) -> list[Ranked | Refusal]:
+        """An answer, or the reason for none, to each image, in order."""
+        return list(await asyncio.gather(*(self._answer(upload, served, rates, top_k) for upload in uploads)))
+
+    async def _answer(self, upload: Upload, served: ServedModel, rates: Rates, top_k: int) -> Ranked | Refusal:
+        loop = asyncio.get_running_loop()
+        pixels = self.settings.pixels
+        try:
+            image = await loop.run_in_executor(self._decoders, decode, bytes(upload.data), served.transform, pixels)
+        except Refusal as refusal:
+            self.metrics.images.labels(served.name, refusal.code).inc()
+            return refusal
+        probabilities = await self._batcher.submit((served.name, rates), image)
+        if not bool(torch.isfinite(probabilities).all()):
+            self.metrics.images.labels(served.name, "not_finite").inc()
+            return Refusal(500, "not_finite", "the model gave no finite probabilities for this image")
+        top = probabilities.topk(min(top_k, len(served.classes)))
+        self.metrics.images.labels(served.name, "answered").inc()
+        return Ranked(tuple(served.classes[k] for k in top.indices.tolist()), tuple(top.values.tolist()))
+
+    async def on_worker(self, function: Callable[[], Result]) -> Result:
+        """The result of anything else that needs a model, run between two batches in the thread that has them."""
+        return await self._batcher.on_worker(function)
+
+    # -- in the worker thread --------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+
+    def _compute(self, key: tuple[str, Rates], images: list[Tensor]) -> list[Tensor]:
+        name, rates = key
+        began = time.perf_counter()
+        probabilities = self.models[name].probabilities(rates, images)
+        seconds = time.perf_counter() - began
+        self._seconds_an_image += 0.2 * (seconds / len(images) - self._seconds_an_image)
+        self.metrics.batches.labels(name).observe(len(images))
+        self.metrics.compute.labels(name).observe(seconds)
+        return list(probabilities)

@@ -19,9 +19,9 @@ from clca.serve.server import listen, make_server
 
 CLASSES = ["alder", "birch", "cedar", "date", "elm"]
 
-# A batch and one image alone take other paths through the matrix products, whose sums then round otherwise: some 1e-6
+# A batch and one image alone take other paths through the matrix products, whose sums then round otherwise: some 1e-7
 # of a probability. Answers to different images are further apart by orders of magnitude, which the tests check.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def tiny_model(reduction: str = "evit", keep_rate: float = 0.5, seed: int = 0) -> clca.TokenReducedViT:
@@ -35,6 +35,7 @@ def tiny_model(reduction: str = "evit", keep_rate: float = 0.5, seed: int = 0) -
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3, generator=generator)
+        model.get_classifier().weight.mul_(0.3)  # type: ignore[operator, union-attr]  (else nearly all are 0 or 1)
     model.classes, model.preprocess = CLASSES, preprocess_dict(32)
     return model.eval()
 

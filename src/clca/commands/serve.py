@@ -83,16 +83,18 @@ def run(argv: Sequence[str]) -> int:
         answer_seconds=chosen["timeout"],
     )
 
-    from clca.serve.application import create_app
     from clca.serve.server import listen
     from clca.serve.server import serve as run_server
 
-    listening = listen(chosen["host"], chosen["port"])
+    listening = listen(chosen["host"], chosen["port"])  # before torch is loaded, which takes seconds
+
+    from clca.serve.application import create_app
+
     app = create_app(chosen["runs"], settings)
     address = _address(chosen["host"], listening.getsockname()[1])
 
     def tell() -> None:
-        auth = "" if token is None else f" -H \"Authorization: Bearer $(cat {quote(str(chosen['token_file']))})\""
+        auth = "" if token is None else f' -H "Authorization: Bearer $(cat {quote(str(chosen["token_file"]))})"'
         print(f"serving {', '.join(app.state.service.models)} at {address}; how to ask is at {address}/docs")
         print(f"  curl{auth} -F images=@leaf.jpg '{address}/v1/predict?top_k=3'", flush=True)
 

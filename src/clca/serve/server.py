@@ -59,6 +59,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ClcaError: If the address cannot be had.
     """
+    if not 0 <= port <= 65535:  # the system would take the remainder
+        raise ClcaError(f"cannot listen on port {port}: ports go from 0 (any free one) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

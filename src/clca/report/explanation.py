@@ -98,12 +98,13 @@ def _panel(axes: Any, explanation: Explanation, image: NDArray[np.float64], pane
     elif isinstance(panel, Stage):
         _stage(axes, view, panel)
         kept = int((~panel.gone).sum())
-        title = f"after block {panel.block}: {panel.tokens} tokens, {kept} of {len(panel.gone)} patches"
+        title = f"block {panel.block}: {panel.tokens} tokens, {kept} of {len(panel.gone)} patches left"
     elif panel == "evidence":
         _signed(axes, view, explanation.evidence)
         title = f"evidence for {explanation.target}"
     else:
-        _heat(axes, view, panel.patches)
+        largest = max(float(depth.patches.max()) for depth in explanation.attention)  # one scale: depths compare
+        _heat(axes, view, panel.patches / max(largest, 1e-12))
         title = f"CLS attention, block {panel.block}: {1 - panel.elsewhere:.0%} on patches"
     if panel is not None:
         _unseen(axes, view)
@@ -164,12 +165,12 @@ def outline(view: View, inside: NDArray[np.bool_], inset: float) -> list[list[tu
     return segments
 
 
-def _heat(axes: Any, view: View, values: NDArray[np.float64]) -> None:
+def _heat(axes: Any, view: View, strength: NDArray[np.float64]) -> None:
     from matplotlib.colors import to_rgb
 
-    strength = (values / max(float(values.max()), 1e-12)).reshape(view.grid)
     colours = np.empty((*view.grid, 4))
-    colours[..., :3], colours[..., 3] = to_rgb(_LOOKED_AT), 0.9 * strength
+    # The root, as a token's attention is often spread over many patches.
+    colours[..., :3], colours[..., 3] = to_rgb(_LOOKED_AT), 0.9 * np.sqrt(strength.reshape(view.grid))
     axes.imshow(colours, extent=_extent(view), interpolation="nearest")
 
 
@@ -253,12 +254,12 @@ def _bars(axes: Any, places: NDArray[np.int64], names: Sequence[str], title: str
 
 def _note(explanation: Explanation) -> str:
     parts = []
-    if explanation.stages:
+    if any(stage.gone.any() for stage in explanation.stages):
         gone = "dropped, or fused into one token" if explanation.stages[0].fuses else "dropped"
         parts.append(f"Faded: {gone}.")
     if any(stage.groups for stage in explanation.stages):
         parts.append("One colour: merged into one token.")
-    parts.append("Red: for, blue: against. Attention and evidence are scaled to each panel's largest.")
+    parts.append("Orange: the root of the attention, one scale for all depths. Red: for, blue: against.")
     left, top, width, height = explanation.view.box
     if left > 0 or top > 0 or left + width < explanation.view.size[0] or top + height < explanation.view.size[1]:
         parts.append("Hatched: cropped away, never seen.")

@@ -89,7 +89,7 @@ def test_beyond_the_queue_some_are_told_to_come_back_and_nobody_gets_a_wrong_ans
         else:
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             assert answer.json()["error"]["code"] == "busy"
-    assert several.status_code == 429  # more than there will ever be room for
+    assert several.status_code == 413  # there will never be room for as many
     assert after.status_code == 200
     assert (app.state.service.under_way, app.state.service.held_bytes) == (0, 0)
 
@@ -133,6 +133,13 @@ def test_slow_uploads_are_ended_and_others_do_not_notice() -> None:
             idle.sendall(stuck)
             assert httpx.post(f"{address}/v1/predict", content=photo(1), trust_env=False).status_code == 200
     assert (app.state.service.under_way, app.state.service.held_bytes) == (0, 0)
+
+
+def test_ten_thousand_files_are_refused_before_they_are_sent() -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name=images; filename="a.png"\r\n\r\nx\r\n'
+    head = HEAD.format(10_000 * len(part)).replace("image/png", "multipart/form-data; boundary=b").encode()
+    with running(make_app(MODEL, files=8)) as (address, _):
+        assert exchange(address, head + 9 * part).startswith(b"HTTP/1.1 413")  # nine have come, and are enough
 
 
 def test_too_late_is_504_and_what_is_left_of_it_is_dropped() -> None:

@@ -107,7 +107,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     described = Models(
         models=[_describe(model) for model in service.models.values()],
         limits=Limits(
-            files=settings.files,
+            files=settings.files_a_request,
             file_bytes=settings.file_bytes,
             request_bytes=settings.request_bytes,
             pixels=settings.pixels,

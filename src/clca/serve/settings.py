@@ -53,6 +53,11 @@ class ServeSettings:
     answer_seconds: float = 30.0
     grace_seconds: float = 30.0
 
+    @property
+    def files_a_request(self) -> int:
+        """`files`, or less where the queue would never have room for as many."""
+        return min(self.files, self.queue)
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

@@ -121,8 +121,9 @@ class _Form:
         return {f"on_{name}": getattr(self, name) for name in names}
 
     def part_begin(self) -> None:
-        if len(self.uploads) >= self.settings.files:  # before the next is read
-            raise Refusal(413, "too_many_files", f"more than {self.settings.files} files in one request: send fewer")
+        most = self.settings.files_a_request
+        if len(self.uploads) >= most:  # before the next is read
+            raise Refusal(413, "too_many_files", f"more than {most} files in one request: send fewer")
         self._disposition = b""
 
     def header_field(self, data: bytes, start: int, end: int) -> None:

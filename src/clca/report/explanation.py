@@ -43,7 +43,8 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
     columns = max(max(map(len, rows)), 4 if explanation.depths else 3)
     high = _CELL * float(np.clip(image.shape[0] / image.shape[1], 0.4, 1.8))
     top, gap, side = 0.62, 0.3, 0.12
-    last = max(high, 1.3)
+    bars = max(min(high, 1.9), 1.3, 0.17 * len(explanation.depths))
+    last = max(high, bars)
     width, height = columns * _CELL + 2 * side, top + len(rows) * (high + gap) + last + 0.45
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
@@ -64,12 +65,11 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
             _panel(axes_at(column, y, 0.96, high), explanation, image, panel)
         y += high + gap
     _panel(axes_at(0, y, 0.96, high), explanation, image, "evidence")
-    bars = min(last, 1.9)
     begin = 1.0
     if explanation.depths:
         begin = 1 + (columns - 1) / 2
         _depth_bars(axes_at(1.36, y, begin - 1.42, bars), explanation)
-    _answer_bars(axes_at(begin + 0.56, y, columns - begin - 0.6, bars), explanation)
+    _answer_bars(axes_at(begin + 0.56, y, columns - begin - 0.6, min(bars, 1.9)), explanation)
     figure.text(side / width, 0.17 / height, _note(explanation), size=6.8, color=_FAINT, va="center")
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, dpi=200, format="png")
@@ -123,22 +123,22 @@ def _stage(axes: Any, view: View, stage: Stage) -> None:
 
     veil = np.zeros((*view.grid, 4))
     veil[stage.gone.reshape(view.grid)] = _DIM
-    groups = sorted(stage.groups.items(), key=lambda group: group[1])
-    for number, (_, patches) in enumerate(groups):
-        veil.reshape(-1, 4)[patches] = (*_colour(number), 0.22)
+    groups = list(stage.groups.values())
+    for patches in groups:
+        veil.reshape(-1, 4)[patches] = (*_colour(patches[0]), 0.22)
     axes.imshow(veil, extent=_extent(view), interpolation="nearest")
     alone = np.flatnonzero(~stage.gone & ~np.isin(stage.owner, list(stage.groups)))
     edges = [edge for patch in alone for edge in outline(view, np.arange(len(stage.owner)) == patch, 0.0)]
     axes.add_collection(LineCollection(edges, colors=["#26302a80"], linewidths=0.4))
-    for number, (_, patches) in enumerate(groups):
+    for patches in groups:
         inside = np.isin(np.arange(len(stage.owner)), patches)
-        lines = LineCollection(outline(view, inside, 0.07), colors=[_colour(number)], linewidths=1.0)
+        lines = LineCollection(outline(view, inside, 0.07), colors=[_colour(patches[0])], linewidths=1.0)
         lines.set_capstyle("projecting")
         axes.add_collection(lines)
 
 
 def _colour(number: int) -> tuple[float, float, float]:
-    """Hues that stay far apart however many there are: steps of the golden angle."""
+    """The colour of a group by its first patch, the same in every stage; hues by the golden angle stay far apart."""
     return colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.85, (0.85, 0.6)[number % 2])
 
 

@@ -172,6 +172,7 @@ HOSTILE = {
     "cut off in its header": (photo(1)[:14], 422, "damaged"),
     "a cut-off JPEG": (photo(1, kind="JPEG")[:200], 422, "damaged"),
     "pixels that are not there": (bomb(200, 200).replace(b"IDAT", b"IDAX"), 422, "damaged"),
+    "a line of pixels": (bomb(90_000, 1), 422, "too_narrow"),
     "empty": (b"", 422, "no_image"),
     "too many bytes": (photo(1) + bytes(300_000), 413, "file_too_long"),
 }  # fmt: skip

@@ -13,6 +13,9 @@ from clca.data.transforms import Transform
 from clca.errors import ClcaError
 from clca.serve.refusal import Refusal
 
+# A transform that scales the shorter side would make a huge picture of a line of pixels.
+_NARROWEST = 100
+
 
 def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
     """Decode one image with `clca.data.images.read_image`, under its rules, and transform it.
@@ -23,7 +26,8 @@ def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
         max_pixels: Largest width × height.
 
     Raises:
-        Refusal: 415 where this is no image of a known format, 413 where it is too large, 422 where it is damaged.
+        Refusal: 415 where this is no image of a known format, 413 where it is too large, 422 where it is damaged or
+            a mere line.
     """
     known = _looks_like_an_image(data)
     try:
@@ -39,6 +43,8 @@ def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
         raise Refusal(422, "damaged", _reason(data, max_pixels)) from None
     if width * height > max_pixels:
         raise Refusal(413, "too_many_pixels", f"{width}×{height}: {_over(max_pixels)}")
+    if max(width, height) > _NARROWEST * min(width, height):
+        raise Refusal(422, "too_narrow", f"{width}×{height}: one side is more than {_NARROWEST} times the other")
     try:
         return transform(_read(data, max_pixels))
     except ClcaError as error:
@@ -51,11 +57,9 @@ def _over(max_pixels: int) -> str:
 
 def _looks_like_an_image(data: bytes) -> bool:
     """Whether it begins as a format that is read begins."""
-    for name in _FORMATS:
-        accepts = Image.OPEN[name][1]
-        if accepts is not None and accepts(data[:16]) is True:
-            return True
-    return False
+    head = data[:16].ljust(16, b"\0")  # some formats look at four bytes without asking whether there are four
+    accepts = [Image.OPEN[name][1] for name in _FORMATS]
+    return any(accept is not None and accept(head) is True for accept in accepts)
 
 
 def _reason(data: bytes, max_pixels: int) -> str:

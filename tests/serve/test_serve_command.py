@@ -4,9 +4,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from small_endpoint import tiny_model
 
 from clca.commands import serve
 from clca.errors import ClcaError
+from clca.serve import server
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,23 @@ def test_a_port_that_is_taken_is_told_before_the_run_is_opened(tmp_path: Path) -
 )  # fmt: skip
 def test_whether_others_can_ask(host: str, local: bool) -> None:
     assert serve._is_local(host) is local
+
+
+def test_it_warns_where_others_can_ask_and_shows_how_to_send_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model().save_pretrained(str(tmp_path / "leaves"))
+    token_file = tmp_path / "a token"
+    token_file.write_text("0123456789abcdef0123\n")
+    real = server.listen
+    monkeypatch.setattr(server, "listen", lambda host, port: real("127.0.0.1", 0))  # tests open nothing to others
+    monkeypatch.setattr(server, "serve", lambda app, listening, ready: (ready(), listening.close()))
+    asked = [str(tmp_path / "leaves"), "--device", "cpu"]
+    with_token = ["--host", "::", "--token-file", str(token_file)]
+    for options, warns in ([], False), (["--host", "0.0.0.0"], True), (with_token, False):
+        assert serve.run([*asked, *options]) == 0
+        told = capsys.readouterr()
+        assert ("warning" in told.err) is warns
+        assert "0123456789abcdef" not in told.out + told.err
+    assert f"-H \"Authorization: Bearer $(cat '{token_file}')\"" in told.out
+    assert "http://[::1]:" in told.out

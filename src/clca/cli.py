@@ -22,6 +22,7 @@ COMMANDS: Table = {
     "study": ("study", "Many runs as one: plan them, make them here or on a cluster, see how far they are"),
     "report": ("report", "The tables and figures of a study, or of one run, as a page"),
     "export": ("export", "Write a run as one ONNX or torch.export file, checked"),
+    "serve": ("serve", "Answer over HTTP what is in a photograph, for many at once"),
     "data": ("data", "Look at a data set (check), or draw a synthetic one (leaves)"),
 }
 

@@ -13,7 +13,7 @@ import clca.costing
 
 HEAVY = (
     *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub", "sklearn", "scipy", "pandas"),
-    *("pyarrow", "matplotlib", "jinja2", "ray", "gradio", "onnx", "onnxruntime"),
+    *("pyarrow", "matplotlib", "jinja2", "ray", "gradio", "onnx", "onnxruntime", "fastapi", "uvicorn"),
 )
 SOURCES = Path(clca.__file__).parents[1]
 

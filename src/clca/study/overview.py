@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +18,9 @@ from rich.table import Table
 from clca.data.resized_room import cache_folder
 from clca.errors import ClcaError, WorkError
 from clca.study.folder import RESULT, read_json, run_folder, states
-from clca.study.identity import COMPUTES, model_text
+from clca.study.identity import model_text
 from clca.study.plan import Plan, PlannedRun
+from clca.study.prices import Prices
 from clca.study.sizes import set_size
 from clca.training.config import TrainConfig
 from clca.training.progress import duration
@@ -140,19 +143,19 @@ def add_costs(found: Overview, rate: float | None = None) -> None:
     if rate is not None and not rate > 0:
         raise ClcaError(f"--gmacs-per-second {rate:g}: should be above 0")
     known = states(found.out, [run.name for run in found.runs])
-    each = _Prices(found.plan).of(found.runs)
+    each = _Runs(found.plan).of(found.runs)
     found.unpriced = sum(gmacs is None for gmacs in each.values())
     found.gmacs = sum(gmacs or 0.0 for gmacs in each.values())
     found.gmacs_left = sum(gmacs or 0.0 for name, gmacs in each.items() if known[name] != "finished")
     found.rate = (rate, "as given") if rate is not None else _measured(found.out, known, each) or _of_this_machine()
 
 
-class _Prices:
-    """Multiply-accumulates of whole runs; those of a model and a set are worked out once, and kept on disk."""
+class _Runs:
+    """Multiply-accumulates of whole runs; of those with equal models, sets and recipes, once."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.memo = _Memo()
+        self.prices = Prices()
         self._each: dict[Any, float | None] = {}
 
     def of(self, runs: Sequence[PlannedRun]) -> dict[str, float | None]:
@@ -166,7 +169,7 @@ class _Prices:
                 gmacs = self._of(self.plan.config(alike[choice][0]))
                 found.update({run.name: gmacs for run in alike[choice]})
         finally:
-            self.memo.save()
+            self.prices.save()
         return found
 
     def _of(self, config: TrainConfig) -> float | None:
@@ -176,39 +179,10 @@ class _Prices:
         model = model_text(config.model)
         key = (model, size, config.epochs, config.batch_size)
         if key not in self._each:
-            trained, judged = self.memo.price(config, model, size.classes)
+            trained, judged = self.prices.of(config.model, size.classes, model)
             whole = size.train - size.train % min(config.batch_size, size.train)  # the last partial batch is dropped
             self._each[key] = config.epochs * whole * trained + size.judged * judged
         return self._each[key]
-
-
-class _Memo:
-    """Prices of models, kept between plans because torch takes long to load; losing them costs time only."""
-
-    def __init__(self) -> None:
-        self.path = cache_folder().parent / "prices.json"
-        self.known: dict[str, Any] = (read_json(self.path) or {}).get(str(COMPUTES), {})
-        self.new = False
-
-    def price(self, config: TrainConfig, model: str, classes: int) -> tuple[float, float]:
-        """GMACs of one image in training and in evaluation."""
-        key = f"{classes} {model}"
-        if key not in self.known:
-            from clca.study.price import price, training_gmacs
-
-            self.known[key] = [training_gmacs(config.model, classes), price(config.model, classes)]
-            self.new = True
-        return self.known[key][0], self.known[key][1]
-
-    def save(self) -> None:
-        if not self.new:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, {str(COMPUTES): self.known})
-        except (OSError, WorkError):
-            pass
-        self.new = False
 
 
 def _measured(out: Path, known: Mapping[str, str], each: Mapping[str, float | None]) -> tuple[float, str] | None:
@@ -225,7 +199,29 @@ def _measured(out: Path, known: Mapping[str, str], each: Mapping[str, float | No
 
 
 def _of_this_machine() -> tuple[float, str]:
-    """The rate of a matrix product here, kept as prices are."""
+    """The rate of a matrix product here; of the GPU's, which takes torch, what was measured before."""
+    if shutil.which("nvidia-smi") is None:
+        rate, where = _matrix_product(), "the CPU"
+    else:
+        rate, where = _on_gpu()
+    return rate, f"a matrix product on {where} here; runs take longer, and once some are done their rate is used"
+
+
+def _matrix_product() -> float:
+    """GMAC/s of NumPy's product, the best of three."""
+    import numpy as np
+
+    side = 1536
+    factor = np.ones((side, side), np.float32)
+    times = []
+    for _ in range(4):
+        began = monotonic()
+        factor @ factor
+        times.append(monotonic() - began)
+    return side**3 / min(times[1:]) / 1e9
+
+
+def _on_gpu() -> tuple[float, str]:
     path = cache_folder().parent / "rates.json"
     kept = read_json(path) or {}
     here = platform.node()
@@ -234,14 +230,12 @@ def _of_this_machine() -> tuple[float, str]:
 
         from clca.measure import matrix_rate
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        rate = matrix_rate(dtype, device, repeats=3)
-        kept[here] = [rate, torch.cuda.get_device_name() if device == "cuda" else "the CPU"]
+        if not torch.cuda.is_available():
+            return _matrix_product(), "the CPU"
+        kept[here] = [matrix_rate(torch.bfloat16, "cuda", repeats=3), torch.cuda.get_device_name()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, kept)
         except (OSError, WorkError):
             pass
-    rate, device_name = kept[here]
-    return rate, f"a matrix product on {device_name} here; runs take longer, and once some are done their rate is used"
+    return kept[here][0], kept[here][1]

@@ -15,7 +15,9 @@ from clca.study.driver import run_study
 from clca.study.folder import begun_runs, run_folder, state_of
 from clca.study.ray_executor import OnRay
 
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # addresses of this machine alone; read at import
+# As OnRay sets them; Ray reads them when it is imported, which is here.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
 
@@ -25,7 +27,6 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 10**8}
     made = Cluster(initialize_head=True, head_node_args=node)
     made.second = made.add_node(**{key: value for key, value in node.items() if key != "include_dashboard"})

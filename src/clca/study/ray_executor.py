@@ -40,8 +40,10 @@ class OnRay:
         Raises:
             ClcaError: Ray is not installed, there is no such cluster, or nothing on it can take a run.
         """
+        # Ray reads these when it is imported. Under `uv run` it would start every worker by uv in an environment of its
+        # own, which may not come up; and it would take this machine's outer address, where others could reach it.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         if self.address is None or _host(self.address) in _LOOPBACK:
-            # Ray would take this machine's outer address, where others could reach it; it reads this when imported.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray

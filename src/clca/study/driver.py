@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -39,6 +37,7 @@ from clca.study.record import settings_row
 from clca.study.table import row_of, write_table
 from clca.study.work import TRAIN_AND_EVALUATE, Job, Outcome, write_failure
 from clca.training.run_folder import WEIGHTS, make_writable, write_json
+from clca.training.signals import first_signal
 
 MOST_LOST = 3
 """A run whose process died so often is not tried again: it may be what kills it."""
@@ -173,7 +172,7 @@ class _Driver:
         if not waiting:
             self._write_table(force=True)
             return result
-        with _asked_to_stop(self):
+        with first_signal(self.ask_to_stop):
             try:
                 self.roots = drawn(self.plan, self.out, waiting, self.live.say, progress=not quiet)
                 self.executor.start()
@@ -285,6 +284,10 @@ class _Driver:
             self.live.show(result, self.executor.at_once(), len(queue), len(elsewhere))
             self._write_table()
 
+    def ask_to_stop(self, number: int) -> None:
+        """End once the runs are saved, because of this signal."""
+        self.stop_signal = number
+
     def _stop(self, at_work: set[str], result: StudyResult) -> bool:
         """Ask the runs to save themselves; whether it is time to wait no longer."""
         if self.stopped_at is None:
@@ -385,25 +388,3 @@ class _Driver:
             self.table_told = True
         self.table_at = monotonic()
         self.table_takes = self.table_at - began
-
-
-@contextmanager
-def _asked_to_stop(driver: _Driver) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the study once its runs are saved, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _: object) -> None:
-        driver.stop_signal = number
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
-
-    for number in previous:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

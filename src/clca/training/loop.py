@@ -3,9 +3,7 @@
 import json
 import math
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import monotonic
@@ -26,6 +24,7 @@ from clca.training.losses import make_loss
 from clca.training.metrics import answer
 from clca.training.preflight import open_splits, verify_images
 from clca.training.progress import Display
+from clca.training.signals import first_signal
 from clca.training.state import RunState
 
 
@@ -97,7 +96,7 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
     try:
         if config.track != "none":
             accelerator.init_trackers("clca", {name: _plain(value) for name, value in identity(config).items()})
-        with _catching_signals(loop):
+        with first_signal(loop.ask_to_stop):
             return loop.until_the_end()
     finally:
         display.close()
@@ -125,28 +124,6 @@ def _plain(value: object) -> int | float | str | bool:
     return value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
 
 
-@contextmanager
-def _catching_signals(run: "_Loop") -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the run after its step, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask_to_stop(number: int, _: object) -> None:
-        run.stop_signal = number
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
-
-    for number in previous:
-        signal.signal(number, ask_to_stop)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Loop:
     """What happens in a run, in its order."""
 
@@ -158,6 +135,10 @@ class _Loop:
         self.epoch_just_ended = False
         self.normalize = Normalization(state.bare.preprocess or {})
         self.loss, self.mix = make_loss(state.config, state.bare.num_classes)
+
+    def ask_to_stop(self, number: int) -> None:
+        """End after the step, because of this signal."""
+        self.stop_signal = number
 
     def until_the_end(self) -> RunResult:
         state, progress = self.state, self.progress

@@ -1,7 +1,7 @@
 """What a model looked at: `explain(model, image)`, and the measures that say whether its maps are right."""
 
 from clca.explain.depths import DepthShare, depth_shares, kernel_shares
-from clca.explain.explaining import explain
+from clca.explain.explaining import explain, stages
 from clca.explain.explanation import Attention, Explanation, Stage
 from clca.explain.faithfulness import Curves, curves, detail_share
 from clca.explain.view import View
@@ -18,4 +18,5 @@ __all__ = [
     "detail_share",
     "explain",
     "kernel_shares",
+    "stages",
 ]

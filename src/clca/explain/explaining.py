@@ -19,6 +19,7 @@ from clca.explain.view import View
 from clca.explain.watching import Watch, cls_attention, scatter, watch
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
+from clca.trace import Trace
 
 _NAMED = 5
 _STEPS = 16  # of the path of integrated gradients
@@ -69,12 +70,25 @@ def explain(model: TokenReducedViT, image: Image.Image | str | Path, target: str
         target=classes[chosen],
         probability=probabilities[chosen].item(),
         logit=seen.logits[chosen].item(),
-        stages=_stages(model, seen),
+        stages=_stages(model, seen.trace),
         attention=_attention(model, seen),
         evidence=evidence,
         baseline=baseline,
         depths=depths,
     )
+
+
+def stages(model: TokenReducedViT, image: Image.Image) -> tuple[View, tuple[Stage, ...]]:
+    """What each reduction leaves of an image, as in `explain`, for the cost of one forward pass.
+
+    Args:
+        model: With `preprocess`, in evaluation mode.
+        image: RGB, of any size.
+    """
+    assert model.preprocess is not None
+    with torch.inference_mode():
+        _, trace = model.forward_trace(to_input(model, image))
+    return View.of(image.size, model.preprocess, _grid(model)), _stages(model, trace)
 
 
 def to_input(model: TokenReducedViT, image: Image.Image) -> Tensor:
@@ -127,12 +141,12 @@ def integrated_gradients(model: TokenReducedViT, image: Tensor, target: int) -> 
     return relevance.view(rows, high, columns, wide).sum(dim=(1, 3)).flatten().cpu().numpy()
 
 
-def _stages(model: TokenReducedViT, seen: Watch) -> tuple[Stage, ...]:
+def _stages(model: TokenReducedViT, trace: Trace) -> tuple[Stage, ...]:
     kind = reduction_class(model.config.reduction)
     if kind is None:
         return ()
     return tuple(
-        Stage(block, int(seen.trace.tokens[block]), seen.trace.owner[block][0].cpu().numpy(), kind.fuses)
+        Stage(block, int(trace.tokens[block]), trace.owner[block][0].cpu().numpy(), kind.fuses)
         for block in model.locations
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from clca.explain import Explanation, Stage, View
 from clca.training.run_folder import replacing
@@ -35,7 +36,7 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    image = _small(explanation)
+    image = shrink(explanation.image)
     maps: list[list[Any]] = [[None, *explanation.stages], list(explanation.attention)]
     if not explanation.stages:
         maps = [[None, *explanation.attention]]
@@ -75,14 +76,39 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
         figure.savefig(temporary, dpi=200, format="png")
 
 
-def _small(explanation: Explanation) -> NDArray[np.float64]:
-    image = explanation.image.copy()
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    return np.asarray(image, dtype=np.float64) / 255
+def shrink(image: Image.Image, side: int = _MAX_SIDE) -> NDArray[np.float64]:
+    """An image as it is drawn, 0 … 1, [H, W, 3], its longer side at most `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    return np.asarray(small, dtype=np.float64) / 255
 
 
 def _panel(axes: Any, explanation: Explanation, image: NDArray[np.float64], panel: Any) -> None:
-    view = explanation.view
+    draw_panel(axes, explanation.view, image, panel, explanation)
+    if panel is None:
+        title = "image"
+    elif isinstance(panel, Stage):
+        kept = int((~panel.gone).sum())
+        title = f"block {panel.block}: {panel.tokens} tokens, {kept} of {len(panel.gone)} patches left"
+    elif panel == "evidence":
+        title = f"evidence for {explanation.target}"
+    else:
+        title = f"CLS attention, block {panel.block}: {1 - panel.elsewhere:.0%} on patches"
+    axes.set_title(_short(title, 44), size=7.2, color=_INK, pad=4, parse_math=False)
+
+
+def draw_panel(
+    axes: Any, view: View, image: NDArray[np.float64], panel: Any, explanation: Explanation | None = None
+) -> None:
+    """Draw one map over the image into matplotlib axes.
+
+    Args:
+        axes: Empty.
+        view: What the model saw of the image.
+        image: From `shrink`.
+        panel: None for the image alone; a `Stage`; "evidence"; or an `Attention`.
+        explanation: With the evidence, or with all attentions, which share one scale.
+    """
     width, height = view.size
     grey = image @ np.array([0.299, 0.587, 0.114])
     plain = panel is None or isinstance(panel, Stage)
@@ -94,23 +120,19 @@ def _panel(axes: Any, explanation: Explanation, image: NDArray[np.float64], pane
         spine.set_visible(False)
     if panel is None:
         _frame(axes, view)
-        title = "image"
     elif isinstance(panel, Stage):
         _stage(axes, view, panel)
-        kept = int((~panel.gone).sum())
-        title = f"block {panel.block}: {panel.tokens} tokens, {kept} of {len(panel.gone)} patches left"
+    elif explanation is None:
+        raise ValueError("evidence and attention are drawn from an explanation: give it")
     elif panel == "evidence":
         _signed(axes, view, explanation.evidence)
-        title = f"evidence for {explanation.target}"
     else:
         largest = max(float(depth.patches.max()) for depth in explanation.attention)  # one scale: depths compare
         _heat(axes, view, panel.patches / max(largest, 1e-12))
-        title = f"CLS attention, block {panel.block}: {1 - panel.elsewhere:.0%} on patches"
     if panel is not None:
         _unseen(axes, view)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.set_title(_short(title, 44), size=7.2, color=_INK, pad=4, parse_math=False)
 
 
 def _extent(view: View) -> tuple[float, float, float, float]:

@@ -18,11 +18,24 @@ _NARROWEST = 100
 
 
 def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
-    """Decode one image with `clca.data.images.read_image`, under its rules, and transform it.
+    """`decode_image`, transformed.
 
     Args:
         data: The image file.
         transform: RGB image → tensor.
+        max_pixels: Largest width × height.
+
+    Raises:
+        Refusal: As `decode_image`.
+    """
+    return transform(decode_image(data, max_pixels))
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode one image with `clca.data.images.read_image`, under its rules.
+
+    Args:
+        data: The image file.
         max_pixels: Largest width × height.
 
     Raises:
@@ -46,7 +59,7 @@ def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
     if max(width, height) > _NARROWEST * min(width, height):
         raise Refusal(422, "too_narrow", f"{width}×{height}: one side is more than {_NARROWEST} times the other")
     try:
-        return transform(_read(data, max_pixels))
+        return _read(data, max_pixels)
     except ClcaError as error:
         raise Refusal(422, "damaged", str(error)) from None
 

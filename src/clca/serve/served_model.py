@@ -26,15 +26,16 @@ class ServedModel:
         name: How requests call it.
         model: With `classes` and `preprocess`.
         accelerator: Device and precision.
+        folder: Where it comes from, if that is a folder.
 
     Raises:
         ClcaError: If the model does not say its classes or preprocessing.
     """
 
-    def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator) -> None:
+    def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator, folder: Path | None = None) -> None:
         if model.classes is None or model.preprocess is None:
             raise ClcaError(f"{name} does not say its classes and preprocessing: set model.classes and .preprocess")
-        self.name, self._accelerator = name, accelerator
+        self.name, self.folder, self._accelerator = name, folder, accelerator
         self.classes = list(model.classes)
         self.image_size = int(model.preprocess["img_size"])
         self.backbone, self.reduction = model.config.backbone, model.config.reduction
@@ -91,14 +92,18 @@ def load(models: Mapping[str, TokenReducedViT] | Sequence[str | Path], accelerat
     """
     if isinstance(models, str | Path):
         models = [models]
-    named = models if isinstance(models, Mapping) else _by_name(models)
-    if not named:
+    if not models:
         raise ClcaError("no model to serve: name a run folder")
-    return [ServedModel(name, model, accelerator) for name, model in named.items()]
+    if isinstance(models, Mapping):
+        return [ServedModel(name, model, accelerator) for name, model in models.items()]
+    return [
+        ServedModel(name, from_pretrained(run), accelerator, Path(run) if Path(run).is_dir() else None)
+        for name, run in _by_name(models).items()
+    ]
 
 
-def _by_name(runs: Sequence[str | Path]) -> dict[str, TokenReducedViT]:
-    found: dict[str, TokenReducedViT] = {}
+def _by_name(runs: Sequence[str | Path]) -> dict[str, str | Path]:
+    found: dict[str, str | Path] = {}
     for run in runs:
         path = Path(run)
         if path.is_dir():
@@ -107,5 +112,5 @@ def _by_name(runs: Sequence[str | Path]) -> dict[str, TokenReducedViT]:
         name, number = stem, 2
         while name in found:
             name, number = f"{stem}-{number}", number + 1
-        found[name] = from_pretrained(run)
+        found[name] = run
     return found

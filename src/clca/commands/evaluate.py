@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from clca.commands.parsing import parse, rate
+from clca.errors import ClcaError
 
 
 def run(argv: Sequence[str]) -> int:
@@ -16,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
         *,
         split: Literal["test", "val", "train", "train_val"] = "test",
         keep_rate: tuple[float, ...] = (),
+        sweep: tuple[float, ...] = (),
         batch_size: int = 64,
         workers: int | None = None,
         device: Literal["auto", "cpu"] = "auto",
@@ -32,12 +34,15 @@ def run(argv: Sequence[str]) -> int:
           clca evaluate runs/first
           clca evaluate runs/first other_photos --split val
           clca evaluate runs/first --keep-rate 0.25
+          clca evaluate runs/first --sweep 1 0.7 0.5 0.25 0.1
 
         Args:
             run: Run folder, or a saved model's folder or hub id.
             data: Other images than the run's own, of the same classes.
             split: Which part of the images.
             keep_rate: Keep this share of tokens, or one share a location, instead of what the run was trained with.
+            sweep: Evaluate at each of these shares of tokens too, in one table beside the run's own; what was evaluated
+                before on the same images is taken over, so an interrupted sweep goes on.
             batch_size: Images at once.
             workers: Processes that read images. Left away: one a core, at most 8.
             device: auto takes the GPU if there is one.
@@ -49,14 +54,39 @@ def run(argv: Sequence[str]) -> int:
         return dict(locals())
 
     chosen = parse(evaluate, "clca evaluate", argv)
-    chosen["keep_rate"] = rate(chosen["keep_rate"])
+    run_name, data, split = (chosen.pop(name) for name in ("run", "data", "split"))
+    chosen["keep_rate"], rates = rate(chosen["keep_rate"]), chosen.pop("sweep")
+    if rates or any(word.startswith("--sweep") for word in argv):
+        return _sweep(run_name, rates, data, split, chosen)
     from rich.console import Console
 
     from clca.training import evaluate as run_evaluation
 
-    result = run_evaluation(chosen.pop("run"), chosen.pop("data"), chosen.pop("split"), **chosen)
-    if int(os.environ.get("RANK", 0)) == 0:
+    result = run_evaluation(run_name, data, split, **chosen)
+    if _first():
         result.render(Console())
         if result.folder is not None:
             print(f"written to {result.folder}: evaluation.json, classes.csv, confusion.csv, confusion.png")
     return 0
+
+
+def _sweep(run: str, rates: tuple[float, ...], data: str | None, split: str, chosen: dict[str, Any]) -> int:
+    if chosen.pop("keep_rate") is not None:
+        raise ClcaError("--keep-rate and --sweep do not go together: name all the rates after --sweep")
+    if not rates:
+        raise ClcaError("--sweep needs keep rates, such as --sweep 1 0.7 0.5 0.25 0.1")
+    from rich.console import Console
+
+    from clca.training import sweep
+
+    console = Console(stderr=True) if _first() else None
+    result = sweep(run, rates, data, split, console=console, **chosen)
+    if _first():
+        result.render(Console())
+        if result.files:
+            print(f"written to {result.files[0].parent}: {', '.join(path.name for path in result.files)}")
+    return 0
+
+
+def _first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0

@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction: `train(config)`, `evaluate(run)`, `predict(model, paths)`."""
+"""Training, evaluation and prediction: `train(config)`, `evaluate(run)`, `sweep(run, rates)`, `predict(model, …)`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from clca.training.evaluation import Evaluation, evaluate
     from clca.training.loop import Interrupted, RunResult, resume, train
     from clca.training.prediction import Prediction, predict
+    from clca.training.stored_evaluations import StoredEvaluation, evaluations
+    from clca.training.sweeping import Sweep, sweep
 
 __all__ = [
     "DataConfig",
@@ -15,10 +17,14 @@ __all__ = [
     "Interrupted",
     "Prediction",
     "RunResult",
+    "StoredEvaluation",
+    "Sweep",
     "TrainConfig",
     "evaluate",
+    "evaluations",
     "predict",
     "resume",
+    "sweep",
     "train",
 ]
 
@@ -33,6 +39,10 @@ _HOMES = {
     "train": "loop",
     "Prediction": "prediction",
     "predict": "prediction",
+    "StoredEvaluation": "stored_evaluations",
+    "evaluations": "stored_evaluations",
+    "Sweep": "sweeping",
+    "sweep": "sweeping",
 }
 
 

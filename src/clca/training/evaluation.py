@@ -1,9 +1,12 @@
 """`evaluate(run)`: how good a finished run is on images it has not seen, and what it costs."""
 
 import csv
+import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,14 @@ from clca.costing import cost
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
+from clca.model import TokenReducedViT
 from clca.training.batches import default_workers, eval_loader
 from clca.training.confusion import most_confused, write_confusion_picture
-from clca.training.device import is_first_process, make_accelerator
+from clca.training.device import is_first_process, make_accelerator, versions
 from clca.training.metrics import answer
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
 from clca.training.run_folder import read_config, reason, replacing, stored_config, write_json
+from clca.training.stored_evaluations import FOLDER, NUMBERS
 
 ROWS_SHOWN = 30
 
@@ -56,6 +61,7 @@ class Evaluation:
         params: Parameters.
         tokens_per_block: Tokens that each block puts out.
         images_per_second: Measured, the forward pass alone, on `device` in `precision`.
+        fingerprint: Of all that this depends on but the keep rate (`Judged.fingerprint`).
         folder: Where `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png` are, if anywhere.
     """
 
@@ -76,12 +82,13 @@ class Evaluation:
     images_per_second: float
     device: str
     precision: str
+    fingerprint: str
     folder: Path | None
 
     def summary(self) -> dict[str, Any]:
         """The numbers of `evaluation.json`."""
         names = ("data", "split", "images", "top1", "top5", "macro", "loss", "gmacs", "params", "tokens_per_block")
-        more = ("computed_gmacs", "keep_rate", "images_per_second", "device", "precision")
+        more = ("computed_gmacs", "keep_rate", "images_per_second", "device", "precision", "fingerprint")
         return {name: getattr(self, name) for name in (*names, *more)}
 
     def render(self, console: Console) -> None:
@@ -149,55 +156,152 @@ def evaluate(
         ClcaError: There is no such run, split or image, or the images are of other classes.
         WorkError: The files could not be written.
     """
-    model = from_pretrained(run)
-    if model.classes is None or model.preprocess is None:
-        raise ClcaError(f"{run}: the saved model does not say its classes and preprocessing, so it cannot be evaluated")
-    own = stored_config(Path(run)).data if Path(run).is_dir() and "train" in read_config(Path(run)) else None
-    root = str(data) if data is not None else own.root if own is not None else None
-    if root is None:
-        raise ClcaError(f"{run}: does not say what it was trained on; name the images as well: clca evaluate RUN DATA")
-    source = own.source if data is None and own is not None else None
-    images = data_room.open(root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False))
-    labelled = _Relabelled(images, model.classes, f"{root}: {split}")
-    if cache:
-        outcome = data_room.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
-        refuse_unreadable(outcome.bad, images.paths)
-        tell_problem(outcome.problem if is_first_process() else None)
-    if keep_rate is not None:
-        model.keep_rate = keep_rate
-    accelerator = make_accelerator(device=device, precision=precision)
-    workers = default_workers() if workers is None else workers
-    share = max(1, batch_size // accelerator.num_processes)
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    loader = eval_loader(labelled, len(labelled), share, rank, processes, workers, accelerator.device)
-    price = cost(model, images=_some_images(labelled, model.preprocess) if model.config.reduction == "ats" else None)
-    answers = answer(model.to(accelerator.device), loader, accelerator, measure=True)
-    labels, guesses = answers.labels.numpy(), answers.ranked[:, 0].numpy()
-    folder = _folder(run, data, split, keep_rate, out)
-    evaluation = Evaluation(
-        data=root,
-        split=split,
-        images=len(labels),
-        top1=answers.top(1),
-        top5=answers.top(5),
-        macro=answers.macro_accuracy(),
-        loss=answers.loss,
-        classes=_by_class(labels, guesses, model.classes),
-        confusion=confusion_matrix(labels, guesses, labels=range(len(model.classes))),
-        gmacs=price.gmacs,
-        computed_gmacs=price.computed_gmacs,
-        params=price.params,
-        tokens_per_block=price.tokens_per_block,
-        keep_rate=model.keep_rate,
-        images_per_second=answers.images_per_second,
-        device=accelerator.device.type,
-        precision=accelerator.mixed_precision,
-        folder=folder,
-    )
-    if folder is not None and accelerator.is_main_process:
-        _write(evaluation, folder)
-    accelerator.end_training()
+    judged = Judged(
+        run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
+        cache_gb=cache_gb,
+    )  # fmt: skip
+    rate = judged.own_rate if keep_rate is None else keep_rate
+    folder = Path(out) if out is not None else judged.folder(rate)
+    evaluation = judged.evaluate(rate, folder)
+    judged.close()
     return evaluation
+
+
+class Judged:
+    """A model and the images that it is judged on, loaded once for any number of keep rates.
+
+    The arguments are those of `evaluate`.
+
+    Attributes:
+        model: On its device, in evaluation mode.
+        own_rate: The keep rate that the run was trained with.
+        accelerator: Says device, precision and processes.
+
+    Raises:
+        ClcaError: There is no such run, split or image, or the images are of other classes.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        data: str | Path | None = None,
+        split: str = "test",
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        cache: bool = True,
+        cache_gb: float | None = None,
+        check: Callable[[TokenReducedViT], None] | None = None,
+    ) -> None:
+        """`check` may refuse the model before any image is looked at."""
+        model = from_pretrained(run)
+        if model.classes is None or model.preprocess is None:
+            raise ClcaError(
+                f"{run}: the saved model does not say its classes and preprocessing, so it cannot be evaluated"
+            )
+        if check is not None:
+            check(model)
+        own = stored_config(Path(run)).data if Path(run).is_dir() and "train" in read_config(Path(run)) else None
+        root = str(data) if data is not None else own.root if own is not None else None
+        if root is None:
+            raise ClcaError(
+                f"{run}: does not say what it was trained on; name the images as well: clca evaluate RUN DATA"
+            )
+        source = own.source if data is None and own is not None else None
+        images = data_room.open(
+            root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False)
+        )
+        self._images = _Relabelled(images, model.classes, f"{root}: {split}")
+        if cache:
+            outcome = data_room.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
+            refuse_unreadable(outcome.bad, images.paths)
+            tell_problem(outcome.problem if is_first_process() else None)
+        self.own_rate = model.keep_rate
+        self.accelerator = accelerator = make_accelerator(device=device, precision=precision)
+        workers = default_workers() if workers is None else workers
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        share, count = max(1, batch_size // processes), len(self._images)
+        self._loader = eval_loader(self._images, count, share, rank, processes, workers, accelerator.device)
+        padded = model.config.reduction == "ats"
+        self._sample = _some_images(self._images, model.preprocess) if padded else None
+        self.model = model.to(accelerator.device)
+        self.root, self.split = root, split
+        self._run, self._data, self._batch_size = Path(run), data, batch_size
+
+    def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:
+        """Ask the model about every image at a keep rate, and write the files if there is a folder for them.
+
+        Raises:
+            ClcaError: The model cannot take this keep rate.
+            WorkError: The files could not be written.
+        """
+        model, accelerator = self.model, self.accelerator
+        assert model.classes is not None
+        model.keep_rate = keep_rate
+        price = cost(model, images=self._sample)
+        answers = answer(model, self._loader, accelerator, measure=True)
+        labels, guesses = answers.labels.numpy(), answers.ranked[:, 0].numpy()
+        evaluation = Evaluation(
+            data=self.root,
+            split=self.split,
+            images=len(labels),
+            top1=answers.top(1),
+            top5=answers.top(5),
+            macro=answers.macro_accuracy(),
+            loss=answers.loss,
+            classes=_by_class(labels, guesses, model.classes),
+            confusion=confusion_matrix(labels, guesses, labels=range(len(model.classes))),
+            gmacs=price.gmacs,
+            computed_gmacs=price.computed_gmacs,
+            params=price.params,
+            tokens_per_block=price.tokens_per_block,
+            keep_rate=model.keep_rate,
+            images_per_second=answers.images_per_second,
+            device=accelerator.device.type,
+            precision=accelerator.mixed_precision,
+            fingerprint=self.fingerprint,
+            folder=folder,
+        )
+        if folder is not None and accelerator.is_main_process:
+            _write(evaluation, folder)
+        return evaluation
+
+    def folder(self, keep_rate: float | tuple[float, ...], room: Path | None = None) -> Path | None:
+        """Where an evaluation belongs: in `room`, by default that of the run, which only a folder has."""
+        room = room or (self._run / FOLDER if self._run.is_dir() else None)
+        if room is None:
+            return None
+        rates = keep_rate if isinstance(keep_rate, (tuple, list)) else [keep_rate]
+        other = [] if keep_rate == self.own_rate else ["keep" + "-".join(f"{rate:g}" for rate in rates)]
+        return room / "-".join([self.name, *other])
+
+    @property
+    def name(self) -> str:
+        """The split, behind the name of the images where they are not the run's own."""
+        return "-".join([*([Path(str(self._data).split(":")[0]).resolve().name] if self._data else []), self.split])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that an evaluation depends on but the keep rate: model, images, device, precision, batch."""
+        model, images = self.model, self._images.images
+        listed: list[list[Any]] = []
+        for path, label in zip(images.paths, images.labels, strict=True):
+            state = path.stat() if path.is_file() else None  # synthetic leaves are no files
+            listed.append([str(path), label, *((state.st_size, state.st_mtime_ns) if state is not None else ())])
+        settings = model.config.model_dump(mode="json") | {"keep_rate": None}
+        where = [self.accelerator.device.type, self.accelerator.mixed_precision, self.accelerator.num_processes]
+        told = [settings, model.classes, model.preprocess, self.root, listed, *where, self._batch_size]
+        digest = hashlib.sha256(json.dumps([told, versions()]).encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Leave the process group in order."""
+        self.accelerator.end_training()
 
 
 class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
@@ -229,33 +333,20 @@ def _by_class(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> list
     return [ClassResult(names[k], int(count[k]), float(precision[k]), float(recall[k]), float(f1[k])) for k in every]
 
 
-def _folder(run: Any, data: Any, split: str, keep_rate: Any, out: Any) -> Path | None:
-    if out is not None:
-        return Path(out)
-    if not Path(run).is_dir():
-        return None
-    parts = [split]
-    if data is not None:
-        parts.insert(0, Path(str(data).split(":")[0]).resolve().name)
-    if keep_rate is not None:
-        rates = keep_rate if isinstance(keep_rate, (tuple, list)) else [keep_rate]
-        parts.append("keep" + "-".join(f"{rate:g}" for rate in rates))
-    return Path(run) / "evaluation" / "-".join(parts)
-
-
 def _write(evaluation: Evaluation, folder: Path) -> None:
     names = [result.name for result in evaluation.classes]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
-    write_json(folder / "evaluation.json", json.loads(json.dumps(evaluation.summary())))
     rows = [[r.name, r.images, f"{r.precision:.6f}", f"{r.recall:.6f}", f"{r.f1:.6f}"] for r in evaluation.classes]
     _write_csv(folder / "classes.csv", [["class", "images", "precision", "recall", "f1"], *rows])
     counts = [[name, *row] for name, row in zip(names, evaluation.confusion.tolist(), strict=True)]
     _write_csv(folder / "confusion.csv", [["true \\ predicted", *names], *counts])
     with replacing(folder / "confusion.png") as temporary:
         write_confusion_picture(temporary, evaluation.confusion, names)
+    # Last: where it is, the others are.
+    write_json(folder / NUMBERS, json.loads(json.dumps(evaluation.summary())))
 
 
 def _write_csv(path: Path, rows: list[list[Any]]) -> None:

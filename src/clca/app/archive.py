@@ -137,8 +137,6 @@ class Archive:
         """
         if member.refusal is not None:
             raise member.refusal
-        if self._left <= 0:
-            raise self._too_much()
         data = bytearray()
         try:
             with self._zip.open(member._info) as file:

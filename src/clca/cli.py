@@ -22,6 +22,7 @@ COMMANDS: Table = {
     "study": ("study", "Many runs as one: plan them, make them here or on a cluster, see how far they are"),
     "report": ("report", "The tables and figures of a study, or of one run, as a page"),
     "export": ("export", "Write a run as one ONNX or torch.export file, checked"),
+    "app": ("app", "A web page that says what is in a photograph, and why"),
     "serve": ("serve", "Answer over HTTP what is in a photograph, for many at once"),
     "data": ("data", "Look at a data set (check), or draw a synthetic one (leaves)"),
 }
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv or os.environ.get("CLCA_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]
     try:
+        argv = _import_own_reductions(argv)
         return dispatch("clca", "Token reduction with Cross-Layer Cache Aggregation on any timm ViT.", COMMANDS, argv)
     except KeyboardInterrupt as stop:
         _tell(str(stop) or "interrupted")
@@ -50,6 +52,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, line = _line(error)
         _tell(line)
         return code
+
+
+def _import_own_reductions(argv: list[str]) -> list[str]:
+    """The words without `--import MODULE`, which may stand anywhere; its modules join those of `CLCA_IMPORT`."""
+    words, modules = [], []
+    rest = iter(argv)
+    for word in rest:
+        flag, has_value, value = word.partition("=")
+        if flag != "--import":
+            words.append(word)
+            continue
+        module = value if has_value else next(rest, "")
+        if not module or module.startswith("-"):
+            raise ClcaError("--import needs a Python file with a reduction of your own, such as --import tps.py")
+        modules.append(module)
+    if modules or os.environ.get("CLCA_IMPORT"):
+        from clca.reductions.imported import offer
+
+        offer(modules)
+    return words
 
 
 def _line(error: Exception) -> tuple[int, str]:
@@ -85,6 +107,10 @@ def dispatch(prog: str, summary: str, commands: Table, argv: Sequence[str]) -> i
     width = max(map(len, commands))
     listed = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in commands.items())
     usage = f"{summary}\n\nusage: {prog} COMMAND …\n\n{listed}\n\n{prog} COMMAND --help says more."
+    if prog == "clca":
+        usage += (
+            "\nWith any of them: --import FILE.py for a token reduction of your own, --debug to see where it failed."
+        )
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage)
         return 0 if argv else 2

@@ -1,4 +1,4 @@
-"""Names of the token reductions. A package adds its own by the entry point group `clca.reductions`."""
+"""Names of the token reductions. One's own are added by `clca --import`, `CLCA_IMPORT`, or a package's entry points."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from clca.errors import ClcaError
+from clca.reductions import imported
 
 if TYPE_CHECKING:
     from clca.reductions.base import Reduction
@@ -32,6 +33,8 @@ _ENTRY_POINTS = "clca.reductions"
 def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]]:
     """Class decorator that makes a `Reduction` known by `name`.
 
+    A class that its module defines once more, as a notebook cell or a reload does, takes the place of the former.
+
     Raises:
         ClcaError: If the name is taken or is not that of a `Reduction`.
     """
@@ -43,7 +46,7 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
             raise ClcaError(f"reduction {name!r}: {cls!r} is not a subclass of clca.Reduction")
         ours = f"{__package__}.{name}", SHIPPED.get(name)
         of_another = name in SHIPPED and (cls.__module__, cls.__name__) != ours
-        if name == "none" or of_another or _REDUCTIONS.get(name, cls) is not cls:
+        if name == "none" or of_another or _origin(_REDUCTIONS.get(name, cls)) != _origin(cls):
             raise ClcaError(f"reduction {name!r} is registered already: choose another name")
         _REDUCTIONS[name] = cls
         return cls
@@ -51,8 +54,17 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
     return register
 
 
+def _origin(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
+
+
 def list_reductions() -> list[str]:
-    """Every value that `reduction=` takes, "none" first."""
+    """Every value that `reduction=` takes, "none" first; what `CLCA_IMPORT` names is imported for it.
+
+    Raises:
+        ClcaError: If a module that `CLCA_IMPORT` names cannot be imported.
+    """
+    imported.load(_REDUCTIONS)
     return ["none", *sorted({*SHIPPED, *_REDUCTIONS, *(point.name for point in entry_points(group=_ENTRY_POINTS))})]
 
 
@@ -60,17 +72,23 @@ def reduction_class(name: str) -> type[Reduction] | None:
     """The class registered under `name`; None for "none".
 
     Raises:
-        ClcaError: If there is no such reduction; the message lists those there are.
+        ClcaError: If there is no such reduction; the message lists those there are, and how one's own is given. Or if
+            a module that `CLCA_IMPORT` names cannot be imported.
     """
     if name == "none":
         return None
     if name in SHIPPED:
         return getattr(import_module(f"{__package__}.{name}"), SHIPPED[name])
     if name not in _REDUCTIONS:
+        imported.load(_REDUCTIONS)
+    if name not in _REDUCTIONS:
         for point in entry_points(group=_ENTRY_POINTS, name=name):
             register_reduction(name)(point.load())
     if name not in _REDUCTIONS:
         close = difflib.get_close_matches(name, list_reductions(), n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ClcaError(f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}")
+        raise ClcaError(
+            f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}; "
+            f"one of your own is given by clca --import FILE.py, or by {imported.VARIABLE}=FILE.py"
+        )
     return _REDUCTIONS[name]

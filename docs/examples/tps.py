@@ -1,0 +1,82 @@
+# --8<-- [start:imports]
+"""TPS: squeeze every pruned token into the kept token that it resembles most.
+
+Wei et al., "Joint Token Pruning and Squeezing Towards More Aggressive Compression of Vision Transformers", CVPR 2023
+(arXiv 2304.10716), section 3; here the variant eTPS, whose scores are the attention of the CLS token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import clca
+from clca.reductions import Evidence, TokenState
+from clca.reductions.base import descending, exact, kept_index, take
+
+# --8<-- [end:imports]
+
+
+# --8<-- [start:class]
+@clca.register_reduction("tps")
+class TPS(clca.Reduction):
+    """Keep the tokens that CLS attends to most, and squeeze each of the others into one of these."""
+
+    place = "inside"
+    needs = frozenset({"cls_attention"})
+    # --8<-- [end:class]
+
+    # --8<-- [start:count]
+    def count(self, candidates: int, state: TokenState) -> int:
+        """How many of the tokens behind the prefix stay."""
+        return math.ceil(state.schedule.rate(self.index) * candidates)
+
+    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
+        candidates = num_tokens - state.prefix
+        return self.count(candidates, state) >= candidates
+
+    # --8<-- [end:count]
+
+    # --8<-- [start:reduce]
+    def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
+        assert evidence.cls_attention is not None  # [B, H, N]
+        prefix, num_tokens = state.prefix, x.shape[1]
+        count = self.count(num_tokens - prefix, state)
+
+        scores = evidence.cls_attention.mean(dim=1)[:, prefix:]
+        order = descending(scores) + prefix  # places in x, the most attended first
+        kept, pruned = order[:, :count], order[:, count:]  # [B, K], [B, M]
+        squeezed, host = squeeze(take(x, kept), take(x, pruned))
+
+        if state.owner is not None:
+            moved = kept_index(kept, num_tokens, prefix)  # kept tokens stand behind the prefix now
+            state.move(moved.scatter(1, pruned, host + prefix))  # and pruned ones where their host stands
+        return torch.cat([x[:, :prefix], squeezed], dim=1)
+
+    # --8<-- [end:reduce]
+
+
+# --8<-- [start:squeeze]
+def squeeze(kept: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    """Squeeze each pruned token [B, M, C] into the kept one [B, K, C] of highest cosine similarity, its host.
+
+    A host weighs e = exp(1), as it is similar to itself, and a guest exp(similarity); divided by their sum.
+
+    Returns:
+        The kept tokens with their guests in them [B, K, C], and the place of each pruned token's host [B, M].
+    """
+    with exact(kept):  # float32 also under autocast: similarities that differ by little decide
+        precise = torch.promote_types(kept.dtype, torch.float32)
+        hosts, guests = kept.to(precise), pruned.to(precise)
+        similarity = F.normalize(guests, dim=-1) @ F.normalize(hosts, dim=-1).transpose(1, 2)  # [B, M, K]
+        host = similarity.argmax(dim=-1, keepdim=True)  # [B, M, 1], the first of equal ones
+        weight = torch.zeros_like(similarity).scatter(2, host, similarity.gather(2, host).exp())
+        total = math.e + weight.sum(dim=1).unsqueeze(-1)  # [B, K, 1]
+        squeezed = (math.e * hosts + weight.transpose(1, 2) @ guests) / total
+    return squeezed.to(kept.dtype), host.squeeze(-1)
+
+
+# --8<-- [end:squeeze]

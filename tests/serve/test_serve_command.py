@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_endpoint import tiny_model
 
-from clca.commands import serve
+from clca.commands import serve, serving
 from clca.errors import ClcaError
 from clca.serve import server
 
@@ -37,7 +37,7 @@ def test_a_mistake_is_one_line(options: list[str], told: str, tmp_path: Path, mo
 def test_a_missing_token_file_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError):  # the command line says it in one line
         serve.run(["x", "--token-file", "nowhere"])
-    monkeypatch.setattr(serve, "_PACKAGES", ("fastapi", "no_such_package"))
+    monkeypatch.setitem(serving._PACKAGES, "serve", ("fastapi", "no_such_package"))
     with pytest.raises(ClcaError, match=r"needs no_such_package: pip install 'clca\[serve\]'"):
         serve.run(["x"])
 
@@ -55,7 +55,7 @@ def test_a_port_that_is_taken_is_told_before_the_run_is_opened(tmp_path: Path) -
      ("leaves.example", False)],
 )  # fmt: skip
 def test_whether_others_can_ask(host: str, local: bool) -> None:
-    assert serve._is_local(host) is local
+    assert serving.Serving(host=host).is_local is local
 
 
 def test_it_warns_where_others_can_ask_and_shows_how_to_send_the_token(

@@ -97,7 +97,7 @@ def create_app(
     _tell_refusals(app)
     _add_routes(app, service, metrics)
     # The last one added comes first: requests without the token are counted as well.
-    app.add_middleware(Guard, token=settings.token)
+    app.add_middleware(Guard, token=settings.token, local=settings.local)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
 

@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import hmac
 import json
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,28 +23,29 @@ class Guard:
     Args:
         app: What is guarded, with all that is mounted into it.
         token: The token, or None to let everyone in.
+        local: Whether only requests to a name of this machine itself are answered.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, token: str | None, local: bool = False) -> None:
+        self.app, self._local = app, local
         self._digest = None if token is None else _digest(token.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._may(scope):
+        refusal = None if scope["type"] == "lifespan" else self._refusal(scope)
+        if refusal is None:
             await self.app(scope, receive, _careful(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            refusal = Refusal(401, "no_token", "show the token: -H 'Authorization: Bearer TOKEN'")
-            body = json.dumps(refusal.body).encode()
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                (b"www-authenticate", b'Bearer realm="clca", Basic realm="clca"'),
-            ]
-            send = _careful(send)
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await refuse(_careful(send), refusal)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        if self._local and not _names_this_machine(Headers(scope=scope).get("host", "")):
+            return Refusal(421, "wrong_host", "without a token this server answers to localhost and 127.0.0.1 alone")
+        if not self._may(scope):
+            challenge = {"WWW-Authenticate": 'Bearer realm="clca", Basic realm="clca"'}
+            return Refusal(401, "no_token", "show the token: -H 'Authorization: Bearer TOKEN'", challenge)
+        return None
 
     def _may(self, scope: Scope) -> bool:
         if self._digest is None or scope["path"] in OPEN:
@@ -51,6 +53,27 @@ class Guard:
         shown = _shown(Headers(scope=scope).get("authorization", ""))
         # Digests are of one length, so that the comparison's time tells nothing of the token, nor of its length.
         return hmac.compare_digest(_digest(shown), self._digest)
+
+
+async def refuse(send: Send, refusal: Refusal) -> None:
+    """Send a refusal as the whole answer."""
+    body = json.dumps(refusal.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
+    coded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": coded})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header names a loopback address."""
+    name = host.strip().lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _shown(authorization: str) -> bytes:

@@ -21,6 +21,9 @@ class ServeSettings:
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
         token: What clients have to show, or None.
+        local: Whether requests have to call this machine localhost, 127.0.0.1 or the like. Where only this machine can
+            reach the server, and needs no token, that keeps out the pages of other sites in a browser here, which get
+            at it by a name that they made to lead here (DNS rebinding).
         files: Images a request.
         file_bytes: Bytes an image, as it is sent.
         request_bytes: Bytes a request.
@@ -43,6 +46,7 @@ class ServeSettings:
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     token: str | None = None
+    local: bool = False
     files: int = 32
     file_bytes: int = 16 * MIB
     request_bytes: int = 64 * MIB
@@ -61,7 +65,7 @@ class ServeSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not (value > 0 or (field.name == "wait_ms" and value == 0)):
+            if type(value) in (int, float) and not (value > 0 or (field.name == "wait_ms" and value == 0)):
                 raise ClcaError(f"{field.name} = {value}: has to be above 0")
         if self.token is not None and len(self.token) < 16:
             raise ClcaError("the token has fewer than 16 characters: make one with `openssl rand -hex 32`")

@@ -1,0 +1,120 @@
+"""The tab for many photographs: files and zips in, a table out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from clca.app import parts, render
+from clca.app.archive import ArchiveLimits
+from clca.app.batch import BatchLimits, Row, classify
+from clca.app.batch_table import write_csv
+from clca.app.identify_tab import move_slider
+from clca.app.room import Room, new_file, speaker, told
+from clca.app.words import Speaker
+
+_SHOWN = 200
+
+
+def batch_tab(room: Room, model: gr.Dropdown) -> None:
+    """Lay out the tab, inside its `gr.Tab`.
+
+    Args:
+        room: The models.
+        model: Where the user chooses one.
+    """
+    words, first = room.words.i18n, room.model(None)
+    most = room.settings.batch_files
+    limits = BatchLimits(files=most, archive=ArchiveLimits(files=most, entries=max(2 * most, most + 1000)))
+    files = parts.files(words("files"), "files")
+    rate = parts.keep_rate(
+        words("keep_rate"), words("keep_rate_info"), room.shown_rate(first), first.keep_rate_is_free, "batch-rate"
+    )
+    with gr.Row():
+        start = gr.Button(words("identify_all"), variant="primary", elem_id="identify-all")
+        stop = gr.Button(words("stop"), visible=False, elem_id="stop")
+    state = gr.HTML(elem_id="batch-state")
+    table = gr.HTML(elem_id="batch-table")
+    download = gr.DownloadButton(
+        words("download"),  # type: ignore[arg-type]
+        visible=False,
+        elem_id="download",
+        variant="primary",
+    )
+
+    async def identify_all(
+        name: str, slider: float, chosen: list[tuple[str, Path]], request: gr.Request
+    ) -> AsyncIterator[dict[Any, Any]]:
+        say = speaker(room, request)
+        if not chosen:
+            yield {state: render.problem(say("no_files"))}
+            return
+        yield {start: _working(True), stop: _working(False), download: gr.update(visible=False), table: "", state: ""}
+        rows: list[Row] = []
+        began = time.monotonic()
+        try:
+            served = room.model(name)
+            async for step in classify(room.service, served, room.rates(served, slider), chosen, limits):
+                rows.extend(step.rows)
+                yield {
+                    state: progress(say, step.done, step.total, time.monotonic() - began),
+                    table: rows_html(say, rows),
+                }
+        except Exception as error:
+            yield {state: render.problem(told(say, error))}
+        refused = sum(row.error is not None for row in rows)
+        update: dict[Any, Any] = {start: _working(False), stop: _working(True)}
+        if rows:
+            file = new_file("answers.csv")
+            write_csv(rows, file)
+            text = say(
+                "batch_done", answered=len(rows) - refused, refused=refused, seconds=f"{time.monotonic() - began:.1f}"
+            )
+            update |= {download: gr.update(value=str(file), visible=True), state: f"<p role=status>{escape(text)}</p>"}
+        yield update
+
+    running = start.click(
+        identify_all, [model, rate, files], [start, stop, state, table, download], trigger_mode="once",
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    stop.click(
+        lambda: {start: _working(False), stop: _working(True)}, None, [start, stop], cancels=running,
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    model.input(lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private")
+
+
+def progress(say: Speaker, done: int, total: int, seconds: float) -> str:
+    """A bar with the count, the rate and the time left."""
+    left = seconds / done * (total - done) if done else 0.0
+    text = f"{say('batch_progress', done=done, total=total)} · {done / max(seconds, 1e-6):.1f}/s · {_clock(left)}"
+    bar = f'<progress value="{done}" max="{max(total, 1)}" aria-label="{escape(text, quote=True)}"></progress>'
+    return f"<div class=clca-progress>{bar}<span>{escape(text)}</span></div>"
+
+
+def rows_html(say: Speaker, rows: list[Row]) -> str:
+    """The first rows as a table; the file has all."""
+    heads = [say(f"column_{name}") for name in ("file", "class", "probability", "second", "third")]
+    body = []
+    for row in rows[:_SHOWN]:
+        if row.error is not None:
+            body.append([row.name, row.error.message])
+            continue
+        others = [f"{n} {p:.0%}" for n, p in zip(row.classes[1:3], row.probabilities[1:3], strict=True)]
+        body.append([row.name, row.classes[0], f"{row.probabilities[0]:.1%}", *others])
+    note = say("batch_more", shown=_SHOWN, total=len(rows)) if len(rows) > _SHOWN else ""
+    return render.table(heads, body) + f"<p class=clca-note>{escape(note)}</p>"
+
+
+def _working(hides: bool) -> Any:
+    return gr.update(visible=not hides)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

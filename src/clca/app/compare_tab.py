@@ -1,0 +1,80 @@
+"""The tab that asks two models, or one at two keep rates, about the same photograph."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from clca.app import render
+from clca.app.identify_tab import move_slider, stages_html
+from clca.app.parts import keep_rate, photograph
+from clca.app.room import Room, speaker, told
+
+
+@dataclass(frozen=True)
+class _Side:
+    model: gr.Dropdown
+    rate: gr.Slider
+    price: gr.HTML
+    answer: gr.HTML
+    stages: gr.HTML
+
+
+def compare_tab(room: Room) -> None:
+    """Lay out the tab, inside its `gr.Tab`."""
+    words = room.words.i18n
+    photo = photograph(words("photo"), "compare-photo")
+    names = (room.names[0], room.names[min(1, len(room.names) - 1)])
+    with gr.Row():
+        sides = [_side(room, letter, name) for letter, name in zip(("left", "right"), names, strict=True)]
+
+    async def compare(
+        path: str | None, a: str, a_rate: float, b: str, b_rate: float, request: gr.Request
+    ) -> AsyncIterator[dict[Any, Any]]:
+        say = speaker(room, request)
+        if path is None:
+            for side in sides:
+                yield {side.answer: render.waiting(say), side.price: "", side.stages: ""}
+            return
+        for side, name, slider in zip(sides, (a, b), (a_rate, b_rate), strict=True):
+            try:
+                served, look = await room.look(name, slider, path)
+                shown = await room.examples(served, look.ranked.classes)
+            except Exception as error:
+                yield {side.answer: render.problem(told(say, error)), side.price: "", side.stages: ""}
+                continue
+            yield {
+                side.answer: render.answer(say, look.ranked, shown, len(served.classes)),
+                side.price: render.price(say, look, room.rates(served, slider), room.evaluations(served)),
+            }
+            yield {side.stages: await stages_html(say, look)}
+
+    left, right = sides
+    gr.on(
+        [photo.change, *(trigger for side in sides for trigger in (side.model.input, side.rate.input))],
+        compare, [photo, left.model, left.rate, right.model, right.rate],
+        [part for side in sides for part in (side.answer, side.price, side.stages)],
+        trigger_mode="always_last", show_progress="minimal", api_visibility="private",
+    )  # fmt: skip
+    for side in sides:
+        side.model.input(
+            lambda name: move_slider(room, name), side.model, side.rate, show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
+
+
+def _side(room: Room, letter: str, name: str) -> _Side:
+    words, served = room.words.i18n, room.model(name)
+    with gr.Column(min_width=300):
+        model = gr.Dropdown(room.names, value=name, label=words(letter), elem_id=f"{letter}-model")
+        value = room.shown_rate(served)
+        if letter == "right" and len(room.names) == 1 and served.keep_rate_is_free:
+            value = 1.0 if value < 1 else 0.5  # one model is of interest at two rates
+        rate = keep_rate(words("keep_rate"), words("keep_rate_info"), value, served.keep_rate_is_free, f"{letter}-rate")
+        price = gr.HTML(elem_id=f"{letter}-price")
+        answer = gr.HTML(elem_id=f"{letter}-answer")
+        stages = gr.HTML(elem_id=f"{letter}-stages")
+    return _Side(model, rate, price, answer, stages)

@@ -1,0 +1,96 @@
+"""The tab with what is known of a model: its evaluation by class, by keep rate, and what it confuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+
+from clca.app import render
+from clca.app.room import Room, speaker
+from clca.app.words import Speaker
+from clca.report.run_page import read_run
+from clca.serve.served_model import ServedModel
+from clca.training.stored_evaluations import StoredEvaluation
+
+_CONFUSIONS = 10
+
+
+def evaluation_tab(room: Room, model: gr.Dropdown, tab: gr.Tab, page: gr.Blocks) -> None:
+    """Lay out the tab, inside its `gr.Tab`.
+
+    Args:
+        room: The models.
+        model: Where the user chooses one.
+        tab: Itself: it is filled again whenever it is opened, as an evaluation may have ended meanwhile.
+        page: All of it.
+    """
+    shown = gr.HTML(elem_id="evaluation")
+
+    def show(name: str, request: gr.Request) -> str:
+        return evaluation_html(speaker(room, request), room.model(name), room.evaluations(room.model(name)))
+
+    for trigger in (tab.select, model.input, page.load):
+        trigger(show, model, shown, show_progress="hidden", api_visibility="private")
+
+
+def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEvaluation]) -> str:
+    """Headline, table by keep rate, table by class, and confusions of a model.
+
+    Args:
+        say: The language.
+        served: The model.
+        stored: Its evaluations, of one split.
+    """
+    if not stored or served.folder is None:
+        return f"<p class=clca-note>{escape(say('not_evaluated'))}</p>"
+    own = next((each for each in stored if each.keep_rate == served.keep_rate), stored[0])
+    head = say("evaluated_on", split=own.split, images=own.images, classes=len(served.classes))
+    cards = "".join(
+        f"<div><h4>{escape(say(key))}</h4><b>{value:.1%}</b></div>"
+        for key, value in (("top1", own.top1), ("top5", own.top5), ("macro", own.macro))
+    )
+    parts = [f"<h3>{escape(head)}</h3><div class=clca-price>{cards}</div>"]
+    if len(stored) > 1:
+        heads = [say("keep_rate"), say("top1"), say("top5"), say("macro"), "GMACs"]
+        rows = [
+            [
+                _rate(e.keep_rate),
+                f"{e.top1:.1%} ± {e.top1_error:.1%}",
+                f"{e.top5:.1%}",
+                f"{e.macro:.1%}",
+                f"{e.gmacs:.3g}",
+            ]
+            for e in stored
+        ]
+        parts.append(f"<h4>{escape(say('by_rate'))}</h4>{render.table(heads, rows)}")
+    run = read_run(served.folder)
+    # What the run's own folder holds: by class and confusions are of its own keep rate.
+    present = sorted((row for row in run.classes if float(row["images"]) > 0), key=lambda row: float(row["f1"]))
+    heads = ["", *(say(f"column_{name}") for name in ("images", "precision", "recall", "f1"))]
+    rows = [
+        [row["class"], row["images"], *(f"{float(row[name]):.1%}" for name in ("precision", "recall", "f1"))]
+        for row in present
+    ]
+    parts.append(f"<h4>{escape(say('by_class'))}</h4>{render.table(heads, rows)}")
+    parts.append(_confusions(say, run.confusion, run.names))
+    return f"<div class=clca-evaluation>{''.join(parts)}</div>"
+
+
+def _confusions(say: Speaker, counts: list[list[int]], names: list[str]) -> str:
+    from clca.training.confusion import most_confused
+
+    if not counts:
+        return ""
+    import numpy as np
+
+    items = "".join(
+        f"<li>{escape(say('confused_once' if count == 1 else 'confused', true=true, taken=taken, count=count))}</li>"
+        for true, taken, count in most_confused(np.array(counts), names)[:_CONFUSIONS]
+    )
+    return f"<h4>{escape(say('confusion'))}</h4><ul>{items}</ul>" if items else ""
+
+
+def _rate(rate: float | tuple[float, ...]) -> str:
+    return " ".join(f"{each:.0%}" for each in (rate if isinstance(rate, tuple) else (rate,)))

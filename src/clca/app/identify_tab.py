@@ -1,0 +1,124 @@
+"""The tab for one photograph: answer, stages, keep rate, and what decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from clca.app import render
+from clca.app.looking import Look
+from clca.app.parts import keep_rate, photograph
+from clca.app.room import Room, new_file, speaker, told
+from clca.app.words import Speaker
+from clca.explain import Explanation
+from clca.report.explanation import draw_explanation
+from clca.report.stage_pictures import reason_pictures, stage_pictures
+
+
+def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> None:
+    """Lay out the tab, inside its `gr.Tab`.
+
+    Args:
+        room: The models.
+        model: Where the user chooses one.
+        page: All of it.
+    """
+    words = room.words.i18n
+    first = room.model(None)
+    with gr.Row():
+        with gr.Column(min_width=300):
+            photo = photograph(words("photo"), "photo")
+            rate = keep_rate(
+                words("keep_rate"), words("keep_rate_info"), room.shown_rate(first), first.keep_rate_is_free, "rate"
+            )
+            price = gr.HTML(elem_id="price")
+        with gr.Column(min_width=300):
+            answer = gr.HTML(elem_id="answer")
+    stages = gr.HTML(elem_id="stages")
+    why = gr.Button(words("why"), visible=False, elem_id="why")
+    reasons = gr.HTML(elem_id="reasons")
+    figure = gr.DownloadButton(words("figure"), visible=False, elem_id="figure")  # type: ignore[arg-type]
+    results = [answer, price, stages, why, reasons, figure]
+
+    async def identify(
+        name: str, slider: float, path: str | None, request: gr.Request
+    ) -> AsyncIterator[dict[Any, Any]]:
+        say = speaker(room, request)
+        clear = {why: gr.update(visible=False), reasons: "", figure: gr.update(visible=False)}
+        if path is None:
+            yield {**clear, answer: render.waiting(say), price: "", stages: ""}
+            return
+        try:
+            served, look = await room.look(name, slider, path)
+            shown = await room.examples(served, look.ranked.classes)
+        except Exception as error:
+            yield {**clear, answer: render.problem(told(say, error)), price: "", stages: ""}
+            return
+        rates = room.rates(served, slider)
+        yield {
+            **clear,
+            answer: render.answer(say, look.ranked, shown, len(served.classes)),
+            price: render.price(say, look, rates, room.evaluations(served)),
+            why: gr.update(visible=True),
+        }
+        yield {stages: await stages_html(say, look)}
+
+    async def explain(name: str, slider: float, path: str | None, request: gr.Request) -> dict[Any, Any]:
+        say = speaker(room, request)
+        if path is None:
+            return {reasons: render.problem(say("no_photo"))}
+        try:
+            served = room.model(name)
+            image = await room.lookout.open(Path(path))
+            found = await room.lookout.reasons(served, room.rates(served, slider), image)
+        except Exception as error:
+            return {reasons: render.problem(told(say, error))}
+        pictures, file = await asyncio.to_thread(_draw, found)
+        html = render.figures(say("reasons"), pictures, _captions(say, found)) + render.depths(say, found)
+        return {reasons: html, figure: gr.update(value=str(file), visible=True)}
+
+    inputs = [model, rate, photo]
+    gr.on(
+        [photo.change, rate.input, model.input], identify, inputs, results, trigger_mode="always_last",
+        show_progress="minimal", api_visibility="private",
+    )  # fmt: skip
+    why.click(explain, inputs, results, trigger_mode="once", show_progress_on=why, api_visibility="private")
+    model.input(lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private")
+
+    def begin(request: gr.Request) -> str:
+        return render.waiting(speaker(room, request))
+
+    page.load(begin, None, answer, show_progress="hidden", api_visibility="private")
+
+
+async def stages_html(say: Speaker, look: Look) -> str:
+    """What each reduction left, as pictures; empty without reductions."""
+    if not look.stages:
+        return ""
+    pictures = await asyncio.to_thread(stage_pictures, look.image, look.view, look.stages)
+    captions = [
+        say("stage", block=s.block, tokens=s.tokens, left=int((~s.gone).sum()), all=len(s.gone)) for s in look.stages
+    ]
+    return render.figures(say("stages"), pictures, captions)
+
+
+def move_slider(room: Room, name: str) -> Any:
+    """An update of a slider for a model that was chosen."""
+    served = room.model(name)
+    key = "keep_rate_info" if served.keep_rate_is_free else "keep_rate_fixed"
+    return gr.update(value=room.shown_rate(served), interactive=served.keep_rate_is_free, info=room.words.i18n(key))
+
+
+def _draw(found: Explanation) -> tuple[list[Any], Path]:
+    file = new_file("explanation.png")
+    draw_explanation(file, found)
+    return reason_pictures(found), file
+
+
+def _captions(say: Speaker, found: Explanation) -> list[str]:
+    looks = [say("attention", block=a.block, share=f"{1 - a.elsewhere:.0%}") for a in found.attention]
+    return [say("evidence", name=found.target), *looks]

@@ -1,0 +1,100 @@
+"""The page: its tabs, its colours, and how it is mounted into the endpoint's application."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.routing import Mount
+
+import clca
+from clca.app.settings import PageSettings
+from clca.app.upload_folder import upload_folder
+from clca.model import TokenReducedViT
+from clca.serve.settings import ServeSettings
+
+# Before Gradio is loaded: it would tell its makers who uses it, look for its newest version, and keep its own copies.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+upload_folder()
+
+import gradio as gr  # noqa: E402
+
+from clca.app.batch_tab import batch_tab  # noqa: E402
+from clca.app.compare_tab import compare_tab  # noqa: E402
+from clca.app.evaluation_tab import evaluation_tab  # noqa: E402
+from clca.app.gate import Gate  # noqa: E402
+from clca.app.identify_tab import identify_tab  # noqa: E402
+from clca.app.room import Room  # noqa: E402
+from clca.app.sweeping import sweeping  # noqa: E402
+
+_STYLE = Path(__file__).with_name("style.css")
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+
+
+def create_app(
+    models: Mapping[str, TokenReducedViT] | Sequence[str | Path],
+    settings: ServeSettings | None = None,
+    page: PageSettings | None = None,
+) -> FastAPI:
+    """The web page and the endpoint as one application: `clca.serve.create_app` with a page at /.
+
+    Args:
+        models: As for the endpoint; run folders bring their evaluations and, where the training images are here,
+            examples of each class.
+        settings: Of the endpoint.
+        page: Of the page.
+
+    Raises:
+        ClcaError: If there is no model, one cannot be loaded, or the examples or translations cannot be read.
+    """
+    from clca.serve.application import create_app as create_endpoint
+
+    settings, page = settings or ServeSettings(), page or PageSettings()
+    app = create_endpoint(models, settings)
+    room = Room(app.state.service, page)
+    mount(app, build(room), room, settings, page)
+    return app
+
+
+def build(room: Room) -> gr.Blocks:
+    """The page's components and what they do."""
+    words = room.words.i18n
+    with gr.Blocks(title="clca", analytics_enabled=False, fill_width=True) as blocks:
+        gr.Markdown(words("title"), elem_id="title")
+        several = len(room.names) > 1
+        model = gr.Dropdown(room.names, value=room.names[0], label=words("model"), visible=several, elem_id="model")
+        with gr.Tab(words("identify"), id="identify"):
+            identify_tab(room, model, blocks)
+        with gr.Tab(words("compare"), id="compare"):
+            compare_tab(room)
+        with gr.Tab(words("batch"), id="batch"):
+            batch_tab(room, model)
+        with gr.Tab(words("evaluation"), id="evaluation") as tab:
+            evaluation_tab(room, model, tab, blocks)
+        gr.HTML(f'<p class=clca-footer>clca {clca.__version__} · <a href="docs">API</a></p>')
+    return blocks.queue(max_size=64, default_concurrency_limit=8)
+
+
+def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, page: PageSettings) -> None:
+    """Mount the page at /, behind its gate."""
+    gr.mount_gradio_app(
+        app, blocks, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False,
+        enable_monitoring=False, pwa=False, i18n=room.words.i18n, max_file_size=page.upload_bytes, css_paths=[_STYLE],
+        theme=gr.themes.Default(primary_hue="green", neutral_hue="stone", font=_FONTS, font_mono=["monospace"]),
+    )  # fmt: skip
+    blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
+    folder = upload_folder()
+    for route in app.router.routes:
+        if isinstance(route, Mount) and route.app is blocks.app:
+            route.app = Gate(route.app, folder, page, settings)
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with inner(app), sweeping(folder, page.keep_minutes * 60):
+            yield
+
+    app.router.lifespan_context = lifespan

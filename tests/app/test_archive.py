@@ -156,6 +156,11 @@ def test_files_come_back_as_they_were_in_their_order(tmp_path: Path, method: int
     assert outcomes(written(tmp_path / "z", files, method)) == list(files.items())
 
 
+def test_the_content_of_a_file_is_not_taken_for_a_directory(tmp_path: Path) -> None:
+    files = {"a.png": b"PK\1\2" * 5000}
+    assert outcomes(written(tmp_path / "z", files, zipfile.ZIP_STORED), ArchiveLimits(entries=2)) == list(files.items())
+
+
 def test_folders_and_what_desktops_add_go_unsaid_but_counted(tmp_path: Path) -> None:
     files = {"a/": b"", "a/b/": b"", "a/leaf.png": picture(), "__MACOSX/a/._leaf.png": b"x", "a/.DS_Store": b"x"}
     path = written(tmp_path / "z", {**files, "Thumbs.db": b"x", "a/Thumbs.db.png": picture(1)})
@@ -235,6 +240,12 @@ def test_no_damage_gets_through_as_another_error_or_as_other_content(
         return
     # The check sum lies in the zip as well: a flip that hits both ways is as rare as 1 in 2³².
     assert all(isinstance(content, str) or content in files.values() or not content for _, content in found)
+
+
+def test_a_name_that_is_not_the_utf8_it_says_it_is_is_told(tmp_path: Path) -> None:
+    path = by_hand(tmp_path / "z", [Entry(b"\xff.png", picture(), flags=0x800)])
+    with pytest.raises(Refusal, match="UTF-8"), Archive(path):
+        pass
 
 
 def test_an_encrypted_zip_is_refused_as_a_whole(tmp_path: Path) -> None:

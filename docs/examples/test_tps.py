@@ -1,3 +1,4 @@
+# --8<-- [start:promises]
 """Tests of tps.py: pytest test_tps.py"""
 
 import math
@@ -10,7 +11,6 @@ from torch.nn import functional as F
 from clca.reductions.checking import check_reduction
 
 
-# --8<-- [start:promises]
 def test_it_keeps_what_every_reduction_promises() -> None:
     check_reduction("tps")
 
@@ -23,8 +23,8 @@ def plainly(kept: Tensor, pruned: Tensor) -> tuple[Tensor, list[int]]:
     """The formula for one image, one token after the other."""
     hosts = []
     for guest in pruned:
-        similarity = [F.cosine_similarity(guest, host, dim=0) for host in kept]
-        hosts.append(max(range(len(kept)), key=lambda j: similarity[j]))
+        similarity = [float(F.cosine_similarity(guest, x, dim=0)) for x in kept]
+        hosts.append(similarity.index(max(similarity)))
     squeezed = []
     for j, host in enumerate(kept):
         tokens, weights = [host], [math.e]
@@ -32,13 +32,14 @@ def plainly(kept: Tensor, pruned: Tensor) -> tuple[Tensor, list[int]]:
             if hosts[i] == j:
                 tokens.append(guest)
                 weights.append(math.exp(F.cosine_similarity(guest, host, dim=0)))
-        total = sum(weight * token for weight, token in zip(weights, tokens, strict=True))
+        total = sum(w * x for w, x in zip(weights, tokens, strict=True))
         squeezed.append(total / sum(weights))
     return torch.stack(squeezed), hosts
 
 
 def test_it_is_the_formula() -> None:
-    kept, pruned = torch.randn(3, 5, 24).double(), torch.randn(3, 11, 24).double()
+    kept = torch.randn(3, 5, 24, dtype=torch.float64)
+    pruned = torch.randn(3, 11, 24, dtype=torch.float64)
     squeezed, host = tps.squeeze(kept, pruned)
     for b in range(3):
         expected, expected_host = plainly(kept[b], pruned[b])

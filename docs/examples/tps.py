@@ -1,8 +1,9 @@
 # --8<-- [start:imports]
-"""TPS: squeeze every pruned token into the kept token that it resembles most.
+"""TPS: squeeze every pruned token into the kept one that it resembles most.
 
-Wei et al., "Joint Token Pruning and Squeezing Towards More Aggressive Compression of Vision Transformers", CVPR 2023
-(arXiv 2304.10716), section 3; here the variant eTPS, whose scores are the attention of the CLS token.
+Wei et al., "Joint Token Pruning and Squeezing Towards More Aggressive
+Compression of Vision Transformers", CVPR 2023 (arXiv 2304.10716), section 3.
+This is the variant eTPS, whose scores are the attention of the CLS token.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clca.reductions.base import descending, exact, kept_index, take
 # --8<-- [start:class]
 @clca.register_reduction("tps")
 class TPS(clca.Reduction):
-    """Keep the tokens that CLS attends to most, and squeeze each of the others into one of these."""
+    """Keep what CLS attends to most; squeeze each other token into one of these."""
 
     place = "inside"
     needs = frozenset({"cls_attention"})
@@ -46,14 +47,16 @@ class TPS(clca.Reduction):
         prefix, num_tokens = state.prefix, x.shape[1]
         count = self.count(num_tokens - prefix, state)
 
+        # Places in x, the most attended first: kept [B, K] and pruned [B, M].
         scores = evidence.cls_attention.mean(dim=1)[:, prefix:]
-        order = descending(scores) + prefix  # places in x, the most attended first
-        kept, pruned = order[:, :count], order[:, count:]  # [B, K], [B, M]
+        order = descending(scores) + prefix
+        kept, pruned = order[:, :count], order[:, count:]
         squeezed, host = squeeze(take(x, kept), take(x, pruned))
 
         if state.owner is not None:
-            moved = kept_index(kept, num_tokens, prefix)  # kept tokens stand behind the prefix now
-            state.move(moved.scatter(1, pruned, host + prefix))  # and pruned ones where their host stands
+            # Kept tokens stand behind the prefix now, pruned ones with their host.
+            moved = kept_index(kept, num_tokens, prefix)
+            state.move(moved.scatter(1, pruned, host + prefix))
         return torch.cat([x[:, :prefix], squeezed], dim=1)
 
     # --8<-- [end:reduce]
@@ -61,19 +64,25 @@ class TPS(clca.Reduction):
 
 # --8<-- [start:squeeze]
 def squeeze(kept: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
-    """Squeeze each pruned token [B, M, C] into the kept one [B, K, C] of highest cosine similarity, its host.
+    """Squeeze each pruned token [B, M, C] into the most similar kept one [B, K, C].
 
-    A host weighs e = exp(1), as it is similar to itself, and a guest exp(similarity); divided by their sum.
+    This is its host, and weighs e, as it is exactly similar to itself; a guest
+    weighs exp(cosine similarity). The weights are divided by their sum.
 
     Returns:
-        The kept tokens with their guests in them [B, K, C], and the place of each pruned token's host [B, M].
+        The kept tokens with their guests in them [B, K, C], and the place of each
+        pruned token's host among them [B, M].
     """
-    with exact(kept):  # float32 also under autocast: similarities that differ by little decide
+    # In float32 also under autocast: small differences of similarity decide.
+    with exact(kept):
         precise = torch.promote_types(kept.dtype, torch.float32)
         hosts, guests = kept.to(precise), pruned.to(precise)
-        similarity = F.normalize(guests, dim=-1) @ F.normalize(hosts, dim=-1).transpose(1, 2)  # [B, M, K]
-        host = similarity.argmax(dim=-1, keepdim=True)  # [B, M, 1], the first of equal ones
-        weight = torch.zeros_like(similarity).scatter(2, host, similarity.gather(2, host).exp())
+        directions = F.normalize(hosts, dim=-1).transpose(1, 2)
+        similarity = F.normalize(guests, dim=-1) @ directions  # [B, M, K]
+
+        host = similarity.argmax(dim=-1, keepdim=True)  # the first of equal ones
+        weight = similarity.gather(2, host).exp()
+        weight = torch.zeros_like(similarity).scatter(2, host, weight)
         total = math.e + weight.sum(dim=1).unsqueeze(-1)  # [B, K, 1]
         squeezed = (math.e * hosts + weight.transpose(1, 2) @ guests) / total
     return squeezed.to(kept.dtype), host.squeeze(-1)

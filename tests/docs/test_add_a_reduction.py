@@ -24,8 +24,11 @@ from torch.nn import functional as F
 import clca
 from clca import cli
 from clca.data.leaves import write_leaves
+from clca.demo_recipe import METHODS, DemoSettings, method_config
 from clca.reductions import Evidence, KeepSchedule, TokenState, imported, registry
 from clca.reductions.checking import check_reduction
+from clca.study.config import StudyConfig
+from clca.training.flags import flat_settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -276,12 +279,17 @@ def test_the_file_is_short() -> None:
     assert 40 <= len([line for line in lines if line.strip() and "--8<--" not in line]) <= 90
 
 
-def test_the_study_that_the_page_shows_is_one(tps: ModuleType) -> None:
-    from clca.study.config import StudyConfig
-
-    (shown,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+def test_the_study_that_the_page_shows_is_the_recipe_of_the_demo(tps: ModuleType) -> None:
+    (shown,) = re.findall(
+        r'^```{ .yaml title="tps-study.yaml" }\n(.*?)^```', PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
     study = StudyConfig.model_validate(yaml.safe_load(shown))
     assert [value.label for value in study.axes["reduction"]] == ["evit", "tps"]
+    method = next(method for method in METHODS if method.folder == "evit-clca")
+    demo = method_config(method, Path("out"), Path("demo/leaves"), Path("demo/backbone.safetensors"), 0, DemoSettings())
+    wanted = flat_settings(demo.model_dump(mode="json"), "demo")
+    shown_settings = {**study.base, "reduction": "evit"}
+    assert {name: wanted.get(name) for name in shown_settings} == shown_settings
 
 
 def train(folder: Path) -> int:

@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,7 +93,7 @@ async def classify(
     files: Sequence[tuple[str, Path]],
     limits: BatchLimits | None = None,
     top_k: int = 3,
-) -> AsyncIterator[Progress]:
+) -> AsyncGenerator[Progress, None]:
     """Classify photographs, in the order given; those of a zip in the order of the zip.
 
     Every file gets one row, with classes or with the reason for none; so does a zip that is refused as a whole. Files

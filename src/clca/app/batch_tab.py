@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
     """
     words, first = room.words.i18n, room.model(None)
     most = room.settings.batch_files
-    limits = BatchLimits(files=most, archive=ArchiveLimits(files=most, entries=max(2 * most, most + 1000)))
+    limits = BatchLimits(files=most, archive=ArchiveLimits(files=most, entries=2 * most + 1000))
     files = parts.files(words("files"), "files")
     rate = parts.keep_rate(
         words("keep_rate"), words("keep_rate_info"), room.shown_rate(first), first.keep_rate_is_free, "batch-rate"
@@ -59,12 +60,12 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
         began = time.monotonic()
         try:
             served = room.model(name)
-            async for step in classify(room.service, served, room.rates(served, slider), chosen, limits):
-                rows.extend(step.rows)
-                yield {
-                    state: progress(say, step.done, step.total, time.monotonic() - began),
-                    table: rows_html(say, rows),
-                }
+            answers = classify(room.service, served, room.rates(served, slider), chosen, limits)
+            async with aclosing(answers):  # so that it ends with the page, not with the garbage collection
+                async for step in answers:
+                    rows.extend(step.rows)
+                    shown = progress(say, step.done, step.total, time.monotonic() - began)
+                    yield {state: shown, table: rows_html(say, rows)}
         except Exception as error:
             yield {state: render.problem(told(say, error))}
         refused = sum(row.error is not None for row in rows)

@@ -18,8 +18,9 @@ _API = "/gradio_api"
 _FILE = f"{_API}/file="
 _READ = re.compile(
     rf"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)|/(assets|static|svelte)/.+"
-    rf"|{_API}/(startup-events|app_id|queue/data|upload_progress|heartbeat/[\w-]+)/?"
+    rf"|{_API}/(startup-events|app_id|upload_progress)/?"
 )
+_STREAM = re.compile(rf"{_API}/(queue/data|heartbeat/[\w-]+)/?")
 _WRITE = re.compile(rf"{_API}/(queue/join|cancel|reset)/?")
 _UPLOAD = re.compile(rf"{_API}/upload/?")
 _MESSAGE_BYTES = 2 * MIB
@@ -43,10 +44,13 @@ class Gate:
         folder: Where uploads lie; no other file is named to Gradio, or served by it.
         page: Limits of uploads.
         settings: Of the endpoint: how long a client may send nothing.
+        stopping: Set when open pages are to be left.
     """
 
-    def __init__(self, app: ASGIApp, folder: UploadFolder, page: PageSettings, settings: ServeSettings) -> None:
-        self.app, self._folder, self._page, self._settings = app, folder, page, settings
+    def __init__(
+        self, app: ASGIApp, folder: UploadFolder, page: PageSettings, settings: ServeSettings, stopping: asyncio.Event
+    ) -> None:
+        self.app, self._folder, self._page, self._settings, self._stopping = app, folder, page, settings, stopping
         self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +67,8 @@ class Gate:
             elif method == "POST" and _WRITE.fullmatch(path):
                 body = await self._message(receive)
                 await self.app(scope, _again(body, receive), send)
+            elif method == "GET" and _STREAM.fullmatch(path):
+                await self._stream(scope, receive, _with_policy(send))
             elif method in ("GET", "HEAD") and (_READ.fullmatch(path) or self._is_ours(path)):
                 await self.app(scope, receive, _with_policy(send))
             else:
@@ -72,6 +78,30 @@ class Gate:
 
     def _is_ours(self, path: str) -> bool:
         return path.startswith(_FILE) and self._folder.holds(path.removeprefix(_FILE))
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a page listens to as long as it is open; ended, rather than waited for, when the server stops."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        stream = asyncio.ensure_future(self.app(scope, receive, watched))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({stream, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.done():
+                await stream
+            elif begun:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                raise Refusal(503, "stopping", "the server is stopping")
+        finally:
+            stream.cancel()
+            stopping.cancel()
+            await asyncio.gather(stream, stopping, return_exceptions=True)
 
     # -- messages --------------------------------------------------------------------------------------------------
 

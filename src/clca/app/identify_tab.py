@@ -29,14 +29,14 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> None:
     """
     words = room.words.i18n
     first = room.model(None)
-    with gr.Row():
-        with gr.Column(min_width=300):
+    with gr.Row(elem_id="identify-row"):
+        with gr.Column(min_width=300, elem_id="identify-left"):
             photo = photograph(words("photo"), "photo")
             rate = keep_rate(
                 words("keep_rate"), words("keep_rate_info"), room.shown_rate(first), first.keep_rate_is_free, "rate"
             )
             price = gr.HTML(elem_id="price")
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=300, elem_id="identify-right"):
             answer = gr.HTML(elem_id="answer")
     stages = gr.HTML(elem_id="stages")
     why = gr.Button(words("why"), visible=False, elem_id="why")

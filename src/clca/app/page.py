@@ -10,7 +10,6 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.routing import Mount
 
-import clca
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import upload_folder
 from clca.model import TokenReducedViT
@@ -21,6 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 upload_folder()
 
 import gradio as gr  # noqa: E402
+from gradio.routes import App  # noqa: E402
 
 from clca.app.batch_tab import batch_tab  # noqa: E402
 from clca.app.compare_tab import compare_tab  # noqa: E402
@@ -74,7 +74,7 @@ def build(room: Room) -> gr.Blocks:
             batch_tab(room, model)
         with gr.Tab(words("evaluation"), id="evaluation") as tab:
             evaluation_tab(room, model, tab, blocks)
-        gr.HTML(f'<p class=clca-footer>clca {clca.__version__} · <a href="docs">API</a></p>')
+        gr.Markdown(words("footer"), elem_id="footer")
     return blocks.queue(max_size=64, default_concurrency_limit=8)
 
 
@@ -87,9 +87,8 @@ def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, 
     )  # fmt: skip
     blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
     folder = upload_folder()
-    for route in app.router.routes:
-        if isinstance(route, Mount) and route.app is blocks.app:
-            route.app = Gate(route.app, folder, page, settings)
+    (mounted,) = (route for route in app.router.routes if isinstance(route, Mount) and isinstance(route.app, App))
+    mounted.app = Gate(mounted.app, folder, page, settings, room.service.drained)
     inner = app.router.lifespan_context
 
     @asynccontextmanager

@@ -23,9 +23,9 @@ class UploadFolder:
         """Whether this is a file in the folder, wherever links on the way lead."""
         try:
             found = Path(path).resolve()
+            return found.is_relative_to(self.path) and found.is_file()
         except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, links in a circle
             return False
-        return found.is_relative_to(self.path) and found.is_file()
 
     def size(self) -> int:
         """Bytes of all that lies in it."""

@@ -86,7 +86,7 @@ def make_server(app: FastAPI, ready: Callable[[], None] | None = None) -> Server
         http="h11",
         # Connections that send nothing hold no place in the queue, so they have a bound of their own.
         limit_concurrency=max(1024, 4 * service.settings.queue),
-        timeout_graceful_shutdown=max(1, round(service.settings.grace_seconds)),
+        timeout_graceful_shutdown=3,  # `drain` has waited for what was accepted; an open page would be waited for
     )
     return Server(config, app, ready)
 

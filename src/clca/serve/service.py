@@ -68,6 +68,7 @@ class Service:
         self.accepts = False
         self._requests = 0
         self._idle = asyncio.Event()
+        self.drained = asyncio.Event()  # what still waits then, waits for nothing
         self._seconds_an_image = 0.1  # until it is known
         self._decoders = ThreadPoolExecutor(settings.decoders, "clca-decode")
         self._batcher: Batcher[tuple[str, Rates], Tensor, Tensor] = Batcher(
@@ -85,13 +86,14 @@ class Service:
     async def drain(self) -> None:
         """Accept nothing more, and wait until everything accepted is answered, or for `grace_seconds`."""
         self.accepts = False
-        while self._requests:
-            self._idle.clear()
-            try:
-                async with asyncio.timeout(self.settings.grace_seconds):
+        try:
+            async with asyncio.timeout(self.settings.grace_seconds):
+                while self._requests:
+                    self._idle.clear()
                     await self._idle.wait()
-            except TimeoutError:
-                return
+        except TimeoutError:
+            pass
+        self.drained.set()
 
     async def stop(self) -> None:
         """`drain`, then end the threads."""

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,14 @@ def test_a_module_may_ask_for_reductions_while_it_is_imported(tmp_path: Path, mo
     monkeypatch.setenv("CLCA_IMPORT", str(own(tmp_path, "own_asks.py", "asks", asks)))
     assert reduction_class("asks").__module__ == "own_asks"
     assert "evit" in sys.modules["own_asks"].known
+
+
+def test_two_threads_ask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = own(tmp_path, "own_slow.py", "slow", "import time\ntime.sleep(0.3)\n")
+    monkeypatch.setenv("CLCA_IMPORT", str(slow))
+    with ThreadPoolExecutor(4) as pool:
+        classes = set(pool.map(reduction_class, ["slow"] * 4))
+    assert len(classes) == 1
 
 
 def test_an_unknown_name_says_how_ones_own_is_given() -> None:

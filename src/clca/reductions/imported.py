@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -18,6 +19,7 @@ VARIABLE = "CLCA_IMPORT"
 
 _SEPARATORS = re.compile(f"[,{re.escape(os.pathsep)}]")
 _loaded: set[str] = set()
+_loading = threading.RLock()
 
 
 def offer(given: Iterable[str] = ()) -> None:
@@ -53,14 +55,15 @@ def load(registered: Mapping[str, type]) -> None:
     Raises:
         ClcaError: If one is not there, fails, or registers nothing.
     """
-    for name in _split(os.environ.get(VARIABLE, "")):
-        if name not in _loaded:
-            _loaded.add(name)  # at once: the module may ask for reductions itself
-            try:
-                _load(name, registered)
-            except BaseException:
-                _loaded.discard(name)
-                raise
+    with _loading:  # who asks meanwhile in another thread waits for it
+        for name in _split(os.environ.get(VARIABLE, "")):
+            if name not in _loaded:
+                _loaded.add(name)  # at once: the module may ask for reductions itself
+                try:
+                    _load(name, registered)
+                except BaseException:
+                    _loaded.discard(name)
+                    raise
 
 
 def _load(name: str, registered: Mapping[str, type]) -> None:

@@ -34,7 +34,7 @@ PAGE = "__page__"
 
 ADDRESS = re.compile(r"(127\.0\.0\.1|localhost|HOST):8000")
 SNIPPETS = re.compile(r'(--8<-- "[^"]+"\s*)+')
-"""Parts of a file, which the build takes in and refuses where they are not there; the file itself is run by commands."""
+"""Parts of a file: the build takes them in, and fails where they are not there; commands of the page run the file."""
 
 SMALL_DEMO = DemoSettings(
     cultivars=3, images=10, img_size=32, patch_size=8, embed_dim=16, depth=6, num_heads=2, pretraining_images=5,

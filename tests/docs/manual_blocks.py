@@ -15,6 +15,11 @@ OURS = ("clca", "curl", "openssl", "accelerate", "torchrun", "python")
 """Programs whose lines are run. Python: only scripts of this repository, and one's own by -m clca or -c."""
 
 _BEFORE = ("uv", "run", "exec", "srun", "$")
+_FENCE = re.compile(r"( *)(```+|~~~+) *(?:\{ *\.)?([\w+-]*)")
+_AT_A_COMMAND = re.compile(
+    rf"(?:^|[|&;] *)(?:(?:{'|'.join(map(re.escape, _BEFORE))}|[A-Z_]+=\S+) +)*(?:{'|'.join(OURS)}) "
+)
+"""Where one of `OURS` is called in a line of the shell. Other lines of an indented block may be prose, not split."""
 
 
 def pages() -> list[Path]:
@@ -43,7 +48,7 @@ def blocks(page: str) -> Iterator[Block]:
     number = 0
     while number < len(lines):
         start = number
-        if fence := re.match(r"( *)(```+|~~~+) *(?:\{ *\.)?([\w+-]*)", lines[number]):
+        if fence := _FENCE.match(lines[number]):
             number += 1
             while number < len(lines) and not lines[number].strip().startswith(fence[2]):
                 number += 1
@@ -52,6 +57,8 @@ def blocks(page: str) -> Iterator[Block]:
             number += 1
         elif lines[number].startswith("    ") and (start == 0 or not lines[start - 1].strip()):
             while number < len(lines) and (lines[number].startswith("    ") or not lines[number].strip()):
+                if _FENCE.match(lines[number]):
+                    break
                 number += 1
             yield Block(start + 1, "", textwrap.dedent("\n".join(lines[start:number])).rstrip())
         else:
@@ -88,7 +95,7 @@ def commands(block: Block) -> Iterator[Command]:
             continued = continued[:-1].rstrip() + " "
             continue
         shown, continued = continued, ""
-        if shown and not shown.startswith("#"):
+        if _AT_A_COMMAND.search(shown):
             yield from _of_line(shown, block.line + offset)
 
 

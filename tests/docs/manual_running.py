@@ -124,8 +124,8 @@ class PageRunner:
         assert place is not None, f"line {command.line}: there is no such command: {command.shown}"
         name = words[place]
         words = [*words[: place + 1], *small(name, words[place + 1 :])]
-        if name == "train" and "--out" in words:
-            shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+        for made in _made_anew(words):
+            shutil.rmtree(made, ignore_errors=True)
         if command.source:
             piped = subprocess.run(command.source, capture_output=True, text=True, check=True).stdout
             self.patch.setattr("sys.stdin", io.StringIO(piped))
@@ -194,6 +194,13 @@ class PageRunner:
 
 
 _DEMO = importlib.import_module("clca.demo").run
+
+
+def _made_anew(words: list[str]) -> list[str]:
+    """Folders of the scratch that a reader does not have before this command makes them."""
+    if "train" in words and "--out" in words:
+        return [words[words.index("--out") + 1]]
+    return [words[2]] if words[:2] == ["data", "leaves"] else []
 
 
 def _understood(*args: Any, **more: Any) -> None:

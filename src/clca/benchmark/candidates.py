@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clca.backbones import resolve
+from clca.compiling import compiled_call
 from clca.costing import cost
 from clca.errors import ClcaError
 from clca.factory import create_model, reduce_tokens
@@ -144,7 +145,7 @@ class Workshop:
         images = self.images(candidate)
         if candidate.mode == "onnx":
             return self._onnx(candidate, model, images)
-        called: Callable[..., Tensor] = torch.compile(model) if candidate.mode == "compiled" else model
+        called: Callable[..., Tensor] = compiled_call(model) if candidate.mode == "compiled" else model
         if candidate.training:
             return self._training_step(candidate, model, called, images)
 

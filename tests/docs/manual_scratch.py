@@ -28,7 +28,8 @@ STUDY = {
     "keep": "all",
 }
 SMALL_RUN = {
-    "model": MODEL, "backbone_kwargs": TINY, "img_size": SIZE, "epochs": 1, "batch_size": 8, "lr": 0.001,
+    "model": MODEL, "backbone_kwargs": TINY, "img_size": SIZE, "epochs": 1, "warmup_epochs": 0,
+    "cooldown_epochs": 0, "batch_size": 8, "lr": 0.001,
     "pretrained": False, "precision": "no", "device": "cpu", "workers": 0,
 }  # fmt: skip
 

@@ -41,6 +41,27 @@ def test_a_page_does_what_it_shows(
             monkeypatch.undo()
 
 
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        ("Text.\n\n    clca exlain photos", "line 3: there is no such command"),
+        ("```sh\nclca data check . --wrokers 2\n```", "line 2: clca data check . --wrokers 2\nClcaError"),
+        ("```sh\nclca data check nowhere\n```", "nowhere: no such file"),
+        ("```text\nclca train photos\n```", "a command in a block that is not"),
+        ("```python\nimport clca\n\nclca.no_such_name\n```", "line 2: AttributeError"),
+        ("```sh\ncurl http://127.0.0.1:8000/health --insecure\n```", "SystemExit"),
+    ],
+)
+def test_what_does_not_work_is_told(
+    page: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runner = PageRunner(tmp_path / "demo", monkeypatch)
+    with pytest.raises((AssertionError, SystemExit)) as refused:
+        runner.run(page)
+    assert told in f"{refused.type.__name__} {refused.value}"
+
+
 def test_what_is_not_run_is_still_shown() -> None:
     lines = [command.shown.removeprefix("uv run ") for command in shown_commands()]
     python = [block.text.splitlines()[0] for page in PAGES for block in blocks(page.read_text()) if block.text]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +32,7 @@ from clca.model import TokenReducedViT
 from clca.training.batches import default_workers, eval_loader
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
-from clca.training.run_folder import make_writable, read_config, replacing, stored_config, write_json
+from clca.training.run_folder import make_writable, read_config, replacing, stored_config, write_csv, write_json
 from clca.weights import load_strict
 
 KEEP_RATES = (1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -186,13 +184,8 @@ class Tuning:
 
         make_writable(folder)
         write_json(folder / JSON, json.loads(json.dumps(self.as_dict())))
-        text = io.StringIO()
         rows = [_flat(point) for point in self.points]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        with replacing(folder / CSV) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        write_csv(folder / CSV, list(rows[0]), (row.values() for row in rows))
         with replacing(folder / PICTURE) as temporary:
             draw_frontier(temporary, self, frontier(self.points, self.budget.measure))
         return [folder / name for name in (JSON, CSV, PICTURE)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,7 +17,7 @@ from rich.table import Table
 from clca.benchmark.candidates import DENSE, Candidate, is_run
 from clca.benchmark.config import BenchmarkConfig
 from clca.measure import Spread
-from clca.training.run_folder import make_writable, replacing, write_json
+from clca.training.run_folder import make_writable, replacing, write_csv, write_json
 
 LOSES_BELOW = 0.8
 """Share of the MAC ratio below which a row is named as one that falls short."""
@@ -184,8 +182,9 @@ class Benchmark:
 
         make_writable(folder)
         write_json(folder / JSON, self.as_dict())
-        with replacing(folder / CSV) as temporary:
-            temporary.write_text(_csv(self.rows), encoding="utf-8")
+        rows = [_flat(row) for row in self.rows]
+        heads = list(rows[0]) if rows else ["model"]
+        write_csv(folder / CSV, heads, ([row[head] for head in heads] for row in rows))
         written = [folder / JSON, folder / CSV]
         panels = [
             (title, rows)
@@ -304,17 +303,11 @@ def _growth_table(growth: list[Growth]) -> Table:
     return table
 
 
-def _csv(rows: list[Row]) -> str:
-    text = io.StringIO()
-    flat = []
-    for row in rows:
-        numbers = row.as_dict()
-        for name, value in list(numbers.items()):
-            if name in ("milliseconds", "speed_up", "over_eager", "over_fp32"):
-                del numbers[name]
-                numbers |= {f"{name}_{part}": (value or {}).get(part) for part in ("median", "p10", "p90")}
-        flat.append(numbers)
-    writer = csv.DictWriter(text, list(flat[0]) if flat else ["model"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
+def _flat(row: Row) -> dict[str, Any]:
+    """A row for a table: a spread as three numbers."""
+    numbers = row.as_dict()
+    for name, value in list(numbers.items()):
+        if name in ("milliseconds", "speed_up", "over_eager", "over_fp32"):
+            del numbers[name]
+            numbers |= {f"{name}_{part}": (value or {}).get(part) for part in ("median", "p10", "p90")}
+    return numbers

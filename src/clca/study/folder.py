@@ -70,20 +70,31 @@ def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
     folder = run_folder(out, name)
     if folder.is_dir():
         return folder
-    making = folder.with_name(f".{uuid.uuid4().hex}")
-    try:
+    with appearing(folder) as making:
         making.mkdir(parents=True)
         with open(making / DESCRIPTION, "w", encoding="utf-8") as file:
             file.write(json.dumps(description, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+    return folder
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A place to make a folder in, which takes its name once the block ends well; the first of several processes wins.
+
+    Raises:
+        WorkError: It cannot be made.
+    """
+    making = folder.with_name(f".{uuid.uuid4().hex}")
+    try:
+        yield making
         os.rename(making, folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return folder
 
 
 def remove_remains(out: Path, seconds: float = 86400.0) -> None:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clca.errors import WorkError
-from clca.study.folder import DATA
+from clca.study.folder import DATA, appearing
 from clca.study.plan import Plan, PlannedRun
-from clca.training.run_folder import reason
 
 
 def drawn(
@@ -46,15 +41,8 @@ def _folder(out: Path, text: str, say: Callable[[str], None], progress: bool) ->
     leaves = DrawnLeaves.from_text(text, split="all", transform=None)
     images = len(leaves) // len(leaves.classes)
     say(f"drawing {len(leaves):,} leaves into {folder}")
-    making = folder.with_name(f".{uuid.uuid4().hex}")
-    try:
+    with appearing(folder) as making:
         write_leaves(
             making, len(leaves.classes), images, leaves.size, leaves.seed, leaves.difficulty, progress=progress
         )
-        os.rename(making, folder)
-    except OSError as error:
-        if not folder.is_dir():  # else another driver was faster
-            raise WorkError(f"{folder}: cannot be written ({reason(error)})") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return folder

@@ -1,8 +1,6 @@
 """`evaluate(run)`: how good a finished run is on images it has not seen, and what it costs."""
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
 from clca.training.metrics import answer
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
-from clca.training.run_folder import read_config, reason, replacing, stored_config, write_json
+from clca.training.run_folder import read_config, reason, replacing, stored_config, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS
 
 ROWS_SHOWN = 30
@@ -340,17 +338,10 @@ def _write(evaluation: Evaluation, folder: Path) -> None:
     except OSError as error:
         raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
     rows = [[r.name, r.images, f"{r.precision:.6f}", f"{r.recall:.6f}", f"{r.f1:.6f}"] for r in evaluation.classes]
-    _write_csv(folder / "classes.csv", [["class", "images", "precision", "recall", "f1"], *rows])
+    write_csv(folder / "classes.csv", ["class", "images", "precision", "recall", "f1"], rows)
     counts = [[name, *row] for name, row in zip(names, evaluation.confusion.tolist(), strict=True)]
-    _write_csv(folder / "confusion.csv", [["true \\ predicted", *names], *counts])
+    write_csv(folder / "confusion.csv", ["true \\ predicted", *names], counts)
     with replacing(folder / "confusion.png") as temporary:
         write_confusion_picture(temporary, evaluation.confusion, names)
     # Last: where it is, the others are.
     write_json(folder / NUMBERS, json.loads(json.dumps(evaluation.summary())))
-
-
-def _write_csv(path: Path, rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")

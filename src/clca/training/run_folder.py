@@ -4,12 +4,13 @@ Every file but the growing `metrics.jsonl` is written beside its place and then 
 full disk leaves the previous one whole.
 """
 
+import csv
 import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,18 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table as UTF-8, a line a row.
+
+    Raises:
+        WorkError: It could not be written; what was there before is still there.
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(heads)
+        writer.writerows(rows)
 
 
 def reason(error: OSError) -> str:

@@ -1,7 +1,5 @@
 """`sweep(run, keep_rates)`: a finished run at several keep rates, beside its own."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from clca.errors import ClcaError, WorkError
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
 from clca.training.evaluation import Judged
-from clca.training.run_folder import reason, replacing, write_json
+from clca.training.run_folder import reason, replacing, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS, by_rate, read_numbers, standard_error
 
 FORMAT = "clca-sweep-1"
@@ -120,12 +118,8 @@ class Sweep:
         with replacing(picture) as temporary:
             draw_sweep(temporary, self)
         rows = self._rows()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | {"keep_rate": point.rates} for row, point in zip(rows, self.points, strict=True))
-        with replacing(table) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        told = [row | {"keep_rate": point.rates} for row, point in zip(rows, self.points, strict=True)]
+        write_csv(table, list(rows[0]), (row.values() for row in told))
         write_json(numbers, self.as_dict())
         return numbers, table, picture
 

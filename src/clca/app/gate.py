@@ -3,11 +3,16 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clca.app.calls import Arriving, Calls
+from clca.app.receiving import receive_files
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import UploadFolder
 from clca.serve.guard import refuse
@@ -21,16 +26,24 @@ _READ = re.compile(
     rf"|{_API}/(startup-events|app_id|upload_progress)/?"
 )
 _STREAM = re.compile(rf"{_API}/(queue/data|heartbeat/[\w-]+)/?")
-_WRITE = re.compile(rf"{_API}/(queue/join|cancel|reset)/?")
+_JOIN = re.compile(rf"{_API}/queue/join/?")
+_WRITE = re.compile(rf"{_API}/(cancel|reset)/?")
 _UPLOAD = re.compile(rf"{_API}/upload/?")
 _MESSAGE_BYTES = 2 * MIB
+_PATH_LENGTH = 2000
 _SLOWEST = 4096  # bytes a second of an upload, after its first minute
+_SPARED = 300.0  # seconds for which an upload is kept, however little room there is
+_TOLD = 10.0  # seconds for a page to read that its upload is complete
+_UPLOAD_NAME = re.compile(r"[\w-]{1,64}")
 _CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; frame-src 'none'; base-uri 'self'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
+_FILE_CONTENT = "default-src 'none'; sandbox"  # an uploaded page does nothing, even if it is opened
+# Gradio would let every site read a page that is not on localhost, and fails at several ranges.
+_DROPPED = (b"origin", b"range", b"if-range")
 
 
 class Gate:
@@ -44,14 +57,22 @@ class Gate:
         folder: Where uploads lie; no other file is named to Gradio, or served by it.
         page: Limits of uploads.
         settings: Of the endpoint: how long a client may send nothing.
+        calls: What may be called.
         stopping: Set when open pages are to be left.
     """
 
     def __init__(
-        self, app: ASGIApp, folder: UploadFolder, page: PageSettings, settings: ServeSettings, stopping: asyncio.Event
+        self,
+        app: ASGIApp,
+        folder: UploadFolder,
+        page: PageSettings,
+        settings: ServeSettings,
+        calls: Calls,
+        stopping: asyncio.Event,
     ) -> None:
-        self.app, self._folder, self._page, self._settings, self._stopping = app, folder, page, settings, stopping
-        self._uploads = 0
+        self.app, self._folder, self._page, self._settings = app, folder, page, settings
+        self._calls, self._stopping = calls, stopping
+        self._uploads = self._received = 0  # under way; bytes of all there ever were
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # Gradio's page needs no websocket
@@ -62,15 +83,24 @@ class Gate:
             return
         path, method = _path_of(scope), scope["method"]
         try:
+            if len(path) > _PATH_LENGTH:
+                raise Refusal(404, "not_found", "there is nothing here")
+            if method == "POST" and _from_another_site(Headers(scope=scope)):
+                raise Refusal(403, "another_site", "this page takes nothing from other sites")
+            scope = {**scope, "headers": [each for each in scope["headers"] if each[0] not in _DROPPED]}
             if method == "POST" and _UPLOAD.fullmatch(path):
                 await self._upload(scope, receive, send)
-            elif method == "POST" and _WRITE.fullmatch(path):
-                body = await self._message(receive)
+            elif method == "POST" and (_WRITE.fullmatch(path) or _JOIN.fullmatch(path)):
+                body, content = await self._message(receive)
+                if _JOIN.fullmatch(path):
+                    self._calls.check(content)
                 await self.app(scope, _again(body, receive), send)
             elif method == "GET" and _STREAM.fullmatch(path):
                 await self._stream(scope, receive, _with_policy(send))
-            elif method in ("GET", "HEAD") and (_READ.fullmatch(path) or self._is_ours(path)):
+            elif method in ("GET", "HEAD") and _READ.fullmatch(path):
                 await self.app(scope, receive, _with_policy(send))
+            elif method in ("GET", "HEAD") and self._is_ours(path):
+                await self.app(scope, receive, _with_policy(send, _FILE_CONTENT))
             else:
                 raise Refusal(404, "not_found", "there is nothing here")
         except Refusal as refusal:
@@ -105,12 +135,13 @@ class Gate:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    async def _message(self, receive: Receive) -> bytes:
-        """The body of a message to the page, once it names no file but uploaded ones."""
+    async def _message(self, receive: Receive) -> tuple[bytes, Any]:
+        """The body of a message to the page, and what it says, once it names no file but uploaded ones."""
         body = bytearray()
         more = True
+        end = asyncio.get_running_loop().time() + self._settings.upload_seconds
         while more:
-            message = await self._next(receive)
+            message = await self._next(receive, end)
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > _MESSAGE_BYTES:
@@ -125,7 +156,7 @@ class Gate:
                     raise Refusal(403, "not_uploaded", "the message names a file that was not uploaded")
         except RecursionError:
             raise Refusal(400, "broken_message", "the message is nested too deeply") from None
-        return bytes(body)
+        return bytes(body), content
 
     async def _next(self, receive: Receive, end: float | None = None) -> Message:
         loop = asyncio.get_running_loop()
@@ -142,53 +173,45 @@ class Gate:
     # -- uploads ---------------------------------------------------------------------------------------------------
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        most = self._page.upload_bytes
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > most:
-                raise _too_long(most)
-        if self._uploads >= self._page.uploads:
+        """Keep an upload, and answer as Gradio's page expects it: with the paths."""
+        page, headers = self._page, Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        length = int(declared) if declared.isdigit() else 0
+        if length > page.upload_bytes:
+            raise _too_long(page.upload_bytes)
+        if self._uploads >= page.uploads:
             raise Refusal(429, "busy", "too many uploads at once: try again later", {"Retry-After": "5"})
+        arriving = Arriving(_upload_name(scope))
         self._uploads += 1
         try:
-            held = await asyncio.to_thread(self._folder.size)
-            if held >= self._page.folder_bytes:
-                raise Refusal(507, "no_room", "too many photographs are kept: try again later", {"Retry-After": "600"})
-            await self._watched_upload(scope, receive, send, min(most, self._page.folder_bytes - held))
+            before = self._received
+            held = await asyncio.to_thread(self._folder.make_room, page.folder_bytes, length, _SPARED)
+            if held >= page.folder_bytes:
+                raise _no_room()
+            pieces = self._pieces(receive, page.folder_bytes - held + before)
+            kept = await receive_files(pieces, headers.get("content-type", ""), self._folder.path, arriving.tell)
         finally:
             self._uploads -= 1
+            arriving.end()
+            asyncio.get_running_loop().call_later(_TOLD, arriving.forget)
+        await JSONResponse([str(path) for path in kept])(scope, receive, send)
 
-    async def _watched_upload(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
-        """Hand an upload on to Gradio. It would tell of a failure in its own way, so what it sends then is dropped."""
+    async def _pieces(self, receive: Receive, room: int) -> AsyncIterator[bytes]:
+        """The body of an upload, as long as all uploads that arrived together stay below `room`."""
         loop = asyncio.get_running_loop()
-        began, received, complete = loop.time(), 0, False
-        refused: Refusal | None = None
-
-        async def watched() -> Message:
-            nonlocal received, complete, refused
-            if complete:
-                return await receive()
-            try:
-                message = await self._next(receive, began + self._settings.upload_seconds + received / _SLOWEST)
-                received += len(message.get("body", b""))
-                if received > most:
-                    raise _too_long(most)
-            except Refusal as refusal:
-                refused = refusal
-                raise
-            complete = not message.get("more_body", False)
-            return message
-
-        async def unless_refused(message: Message) -> None:
-            if refused is None:
-                await send(message)
-
-        try:
-            await self.app(scope, watched, unless_refused)
-        except Exception:
-            if refused is None:
-                raise
-        if refused is not None:
-            raise refused
+        began, received, more = loop.time(), 0, True
+        while more:
+            message = await self._next(receive, began + self._settings.upload_seconds + received / _SLOWEST)
+            piece = message.get("body", b"")
+            received += len(piece)
+            self._received += len(piece)
+            if received > self._page.upload_bytes:
+                raise _too_long(self._page.upload_bytes)
+            if self._received > room:
+                raise _no_room()
+            more = message.get("more_body", False)
+            if piece:
+                yield piece
 
 
 def _path_of(scope: Scope) -> str:
@@ -225,12 +248,29 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _with_policy(send: Send) -> Send:
+def _from_another_site(headers: Headers) -> bool:
+    """Whether a browser sends this for a page of another site.
+
+    It says so itself, where it reaches us by https or on its own machine; else its Origin has to be who we are for it.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and urlsplit(origin).netloc not in (headers.get("host"), headers.get("x-forwarded-host"))
+
+
+def _upload_name(scope: Scope) -> str | None:
+    """What the page calls an upload whose progress it asks for."""
+    name = parse_qs(scope.get("query_string", b"")[:500].decode("latin-1")).get("upload_id", [""])[0]
+    return name if _UPLOAD_NAME.fullmatch(name) else None
+
+
+def _with_policy(send: Send, content: str = _CONTENT) -> Send:
     """A page that loads from, and talks to, nobody but this server, and that no other page frames."""
 
     async def with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"content-security-policy", _CONTENT.encode())]
+            message["headers"] = [*message["headers"], (b"content-security-policy", content.encode())]
         await send(message)
 
     return with_header
@@ -238,3 +278,7 @@ def _with_policy(send: Send) -> Send:
 
 def _too_long(most: int) -> Refusal:
     return Refusal(413, "upload_too_long", f"the upload is over the limit of {most / MIB:.0f} MiB: send fewer at once")
+
+
+def _no_room() -> Refusal:
+    return Refusal(507, "no_room", "too many photographs are kept: try again later", {"Retry-After": "300"})

@@ -86,7 +86,10 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> None:
         [photo.change, rate.input, model.input], identify, inputs, results, trigger_mode="always_last",
         show_progress="minimal", api_visibility="private",
     )  # fmt: skip
-    why.click(explain, inputs, results, trigger_mode="once", show_progress_on=why, api_visibility="private")
+    why.click(
+        explain, inputs, results, trigger_mode="once", show_progress_on=why, api_visibility="private",
+        concurrency_limit=1,  # so that an answer waits for one of them at most
+    )  # fmt: skip
     model.input(lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private")
 
     def begin(request: gr.Request) -> str:

@@ -23,6 +23,7 @@ import gradio as gr  # noqa: E402
 from gradio.routes import App  # noqa: E402
 
 from clca.app.batch_tab import batch_tab  # noqa: E402
+from clca.app.calls import Calls, bound_sessions  # noqa: E402
 from clca.app.compare_tab import compare_tab  # noqa: E402
 from clca.app.evaluation_tab import evaluation_tab  # noqa: E402
 from clca.app.gate import Gate  # noqa: E402
@@ -80,6 +81,7 @@ def build(room: Room) -> gr.Blocks:
 
 def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, page: PageSettings) -> None:
     """Mount the page at /, behind its gate."""
+    bound_sessions(blocks)
     gr.mount_gradio_app(
         app, blocks, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False,
         enable_monitoring=False, pwa=False, i18n=room.words.i18n, max_file_size=page.upload_bytes, css_paths=[_STYLE],
@@ -88,7 +90,7 @@ def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, 
     blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
     folder = upload_folder()
     (mounted,) = (route for route in app.router.routes if isinstance(route, Mount) and isinstance(route.app, App))
-    mounted.app = Gate(mounted.app, folder, page, settings, room.service.drained)
+    mounted.app = Gate(mounted.app, folder, page, settings, Calls(blocks), room.service.drained)
     inner = app.router.lifespan_context
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ class PageSettings:
         show_examples: Whether examples are shown at all.
         words: Folder with translations (LANGUAGE.json) besides those of the package.
         upload_bytes: One upload, all of its files together.
-        folder_bytes: All uploads that are kept.
+        folder_bytes: All uploads that are kept; for more, the oldest are deleted once they are five minutes old.
         uploads: Uploads that may arrive at once.
         keep_minutes: How long uploaded photographs and drawn pictures are kept; they are deleted when the page stops.
         batch_files: Photographs of a batch, unpacked from zips or not.
@@ -30,7 +30,7 @@ class PageSettings:
     words: Path | None = None
     upload_bytes: int = 1024 * MIB
     folder_bytes: int = 4096 * MIB
-    uploads: int = 16
+    uploads: int = 64
     keep_minutes: float = 60.0
     batch_files: int = 2000
 

@@ -5,8 +5,11 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+_LEAST = 16 * 1024  # that a file takes, with its folder, however little is in it
 
 
 class UploadFolder:
@@ -28,15 +31,35 @@ class UploadFolder:
             return False
 
     def size(self) -> int:
-        """Bytes of all that lies in it."""
+        """Bytes of all that lies in it; of a small file, what it takes on the disk."""
         return sum(size for _, size, _ in self._files())
 
+    def make_room(self, most: int, wanted: int, seconds: float) -> int:
+        """Delete the oldest files, but none that is younger than `seconds`, until there is room for `wanted` bytes.
+
+        Returns:
+            Bytes that all files take then.
+        """
+        before = time.time() - seconds
+        files = sorted(self._files(), key=lambda file: file[2])
+        held = sum(size for _, size, _ in files)
+        for path, size, written in files:
+            if held + wanted <= most or written >= before:
+                break
+            Path(path).unlink(missing_ok=True)
+            held -= size
+        return held
+
     def sweep(self, seconds: float) -> None:
-        """Delete what is older."""
+        """Delete what is older, and the folders that it leaves empty."""
         before = time.time() - seconds
         for path, _, written in self._files():
             if written < before:
                 Path(path).unlink(missing_ok=True)
+        for folder in self.path.iterdir():
+            with suppress(OSError):  # not empty, or no folder
+                if folder.lstat().st_mtime < before:
+                    folder.rmdir()
 
     def delete(self) -> None:
         """Delete everything."""
@@ -51,7 +74,7 @@ class UploadFolder:
                     status = os.lstat(path)
                 except OSError:  # another has deleted it meanwhile
                     continue
-                found.append((path, status.st_size, status.st_mtime))
+                found.append((path, max(status.st_size, _LEAST), status.st_mtime))
         return found
 
 

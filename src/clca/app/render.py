@@ -37,7 +37,7 @@ def _row(say: Speaker, name: str, share: float, pictures: Sequence[str]) -> str:
     label = escape(say("example", name=name), quote=True)
     images = "".join(f'<img src="{escape(address, quote=True)}" alt="{label}">' for address in pictures)
     return (
-        f"<li><div class=name><span>{escape(name)}</span><span>{_percent(share)}</span></div>"
+        f"<li><div class=name><span>{escape(name)}</span><span>{escape(_percent(share))}</span></div>"
         f'<div class=bar><i style="width:{100 * share:.2f}%"></i></div>'
         f"<div class=examples>{images}</div></li>"
     )

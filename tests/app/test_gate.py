@@ -4,17 +4,20 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from page_client import PageClient
 from small_page import draw, page_of
 
 from clca.app import PageSettings
-from clca.app.upload_folder import upload_folder
+from clca.app.upload_folder import UploadFolder, upload_folder
 
 API = "/gradio_api"
+FILE = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
 TRAVERSAL = [
     "/etc/passwd", "../../../etc/passwd", "{folder}/../../etc/passwd", "{folder}/link", "/proc/self/environ",
     "file:///etc/passwd", "//etc/passwd", "http://127.0.0.1:1/x.png", "{folder}\x00.png", "{folder}/" + "a" * 5000,
@@ -188,6 +191,109 @@ def test_uploads_have_limits(vines: Path, tmp_path: Path) -> None:
             answer = upload(address, (f"{number}.bin", os.urandom(100_000)))
         assert (answer.status_code, answer.json()["error"]["code"]) in ((507, "no_room"), (413, "upload_too_long"))
         assert httpx.get(f"{address}/health").status_code == 200
+
+
+def kept() -> set[Path]:
+    return {Path(parent, name) for parent, _, names in os.walk(upload_folder().path) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b'--x\r\nContent-Disposition: form-data; name="field"\r\n\r\n' + bytes(1 << 20), "not_a_file"),
+     (FILE + b"abc\r\n" + b'--x\r\nContent-Disposition: form-data; name="field"\r\n\r\na\r\n--x--\r\n', "not_a_file"),
+     (FILE + b"abc", "broken_form"), (FILE + b"abc\r\n--x\r\n" + b"A" * 100_000, "broken_form"),
+     (FILE + b"abc\r\n--x\r\nA: " + b"b" * 20_000, "broken_form"),
+     ((FILE + b"\r\n") * 1001 + b"--x--\r\n", "too_many_files"), (b"nonsense", "broken_form"), (b"", "broken_form")],
+)  # fmt: skip
+def test_nothing_is_left_of_a_refused_upload(address: str, body: bytes, code: str) -> None:
+    before = kept()
+    answer = httpx.post(
+        f"{address}{API}/upload", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.json()["error"]["code"] == code
+    assert kept() == before
+
+
+def test_nothing_is_left_of_an_upload_that_its_sender_leaves(address: str) -> None:
+    before = kept()
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900000\r\n"
+        connection.sendall(
+            f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode() + FILE + bytes(99_999)
+        )
+        _until(lambda: kept() != before)
+    _until(lambda: kept() == before)
+
+
+def _until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_uploads_come_back_as_they_were_sent(address: str) -> None:
+    files = [
+        (f"leaf {k}.{ending}", os.urandom(70_000 * k)) for k, ending in enumerate(("png", "zip", "a/b", "", "JPG"))
+    ]
+    paths = [Path(path) for path in upload(address, *files).json()]
+    assert [path.read_bytes() for path in paths] == [content for _, content in files]
+    assert [path.suffix for path in paths] == [".png", ".zip", "", "", ".JPG"]
+    assert httpx.get(f"{address}{API}/file={paths[1]}", headers={"Range": "bytes=0-1,3-4"}).content == files[1][1]
+
+
+def test_for_new_uploads_old_ones_go_but_not_those_of_the_last_minutes(tmp_path: Path) -> None:
+    folder = UploadFolder()
+    for age, name in ((900, "oldest"), (600, "older"), (10, "new")):
+        path = folder.path / name
+        path.write_bytes(bytes(100_000))
+        os.utime(path, (time.time() - age, time.time() - age))
+    assert folder.make_room(400_000, 50_000, 300) == 300_000  # there is room
+    assert folder.make_room(300_000, 50_000, 300) == 200_000
+    assert {path.name for path in folder.path.iterdir()} == {"older", "new"}
+    assert folder.make_room(100_000, 100_000, 300) == 100_000
+    assert {path.name for path in folder.path.iterdir()} == {"new"}
+    for number in range(10):
+        (folder.path / f"empty {number}").touch()
+    assert folder.size() > 200_000  # an empty file takes room as well
+    folder.delete()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+     {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"}],
+)  # fmt: skip
+def test_other_sites_neither_send_nor_read(address: str, vines: Path, headers: dict[str, str]) -> None:
+    for path in ("upload", "queue/join", "cancel"):
+        answer = httpx.post(f"{address}{API}/{path}", headers=headers, files=[("files", ("a.png", b"x"))])
+        assert answer.json()["error"]["code"] == "another_site"
+    answer = httpx.get(f"{address}/config", headers=headers)
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_its_own_page_sends(address: str) -> None:
+    for headers in ({"Origin": address}, {"Sec-Fetch-Site": "same-origin", "Origin": address}):
+        assert httpx.post(f"{address}{API}/upload", headers=headers, files=[("files", ("a", b"x"))]).status_code == 200
+
+
+@pytest.mark.parametrize("function", [-1, 999, None, "0", True, 0.5, [], {}])
+def test_what_is_no_function_is_not_called(address: str, function: Any) -> None:
+    answer = join(address, [], function)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "broken_message")
+
+
+def test_answers_are_not_kept_without_end_for_who_does_not_read_them(address: str) -> None:
+    page, codes = PageClient(address), set()
+    function = page.function("model", "input")["id"]
+    for _ in range(300):
+        codes.add(page.join(function, "vines").status_code)
+        if codes & {429}:
+            break
+        time.sleep(0.005)
+    assert codes <= {200, 429, 503}
+    assert 429 in codes
 
 
 def _slow_upload(address: str, start: bytes) -> bytes:

@@ -8,7 +8,7 @@ from gradio.routes import file_upload_statuses
 from clca.serve.refusal import Refusal
 
 _SESSIONS = 256  # each keeps what its page was last shown: pictures, so some 100 kB
-_WAITING = 32  # messages; a page that listens has none or a few
+_WAITING = 200  # messages; a page that listens has none or a few, one behind a slow line some more
 
 
 def bound_sessions(blocks: gr.Blocks) -> None:

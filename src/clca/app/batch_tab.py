@@ -67,7 +67,7 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
                     shown = progress(say, step.done, step.total, time.monotonic() - began)
                     yield {state: shown, table: rows_html(say, rows)}
         except Exception as error:
-            yield {state: render.problem(told(say, error))}
+            yield {state: render.problem(told(say, error, "error_batch"))}
         refused = sum(row.error is not None for row in rows)
         update: dict[Any, Any] = {start: _working(False), stop: _working(True)}
         if rows:

@@ -79,14 +79,14 @@ class Room:
         return served, await self.lookout.look(served, self.rates(served, slider), image)
 
 
-def told(say: Speaker, error: Exception) -> str:
-    """What went wrong, for people."""
+def told(say: Speaker, error: Exception, refused: str = "error_image") -> str:
+    """What went wrong, for people; `refused` is the sentence for what cannot be read."""
     if isinstance(error, Refusal):
         if error.code in ("busy", "stopping"):
             return say("error_busy")
         if error.code == "gone":
             return say("error_gone")
-        return say("error_image", reason=error.message)
+        return say(refused, reason=error.message)
     _log.error("the page failed", exc_info=error)
     return say("error_failed")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -16,6 +16,7 @@ import clca
 from clca.errors import ClcaError
 from clca.model import TokenReducedViT
 from clca.serve.answers import Answer, Health, ImageAnswer, Limits, ModelAnswer, Models, Reason, Refused
+from clca.serve.docs_page import POLICY, docs_page
 from clca.serve.guard import Guard
 from clca.serve.metrics import CountRequests, Metrics
 from clca.serve.refusal import Refusal
@@ -92,6 +93,8 @@ def create_app(
         version=clca.__version__,
         description="Which class a photograph shows, from vision transformers with token reduction.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own load their programs from another host
+        redoc_url=None,
     )
     app.state.service = service
     _tell_refusals(app)
@@ -163,6 +166,10 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def live() -> Health:
         """200 while the process lives. Needs no token."""
         return Health(live=True, ready=service.accepts)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
 
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def read_metrics() -> Response:

@@ -125,11 +125,10 @@ def test_the_slider_runs_the_model_again_and_tells_accuracy_cost_and_time(
         number.press("Enter")
         expect(page.locator("#price")).to_contain_text("of 12 test photographs at this share", timeout=SLOW)
         expected = alone(vines, photo, rate)
-        page.wait_for_function(
-            "share => document.querySelector('#answer .said span').innerText === share",
-            arg=f"{max(expected.values()):.0f}%",
-        )
-        page.wait_for_timeout(300)
+        for _ in range(100):  # the answer before may have the same first figure
+            if equal(shares(page), expected):
+                break
+            page.wait_for_timeout(100)
         assert equal(shares(page), expected)
         text = page.locator("#price").inner_text()
         assert f"{100 * stored[rate]:.1f}%" in text
@@ -242,7 +241,7 @@ def test_a_batch_gives_a_table_with_a_row_for_each_file(
         + [{"name": "=cmd().png", "mimeType": "image/png", "buffer": b"<svg/>"},
            {"name": "more.zip", "mimeType": "application/zip", "buffer": archive}]
     )  # fmt: skip
-    expect(page.locator("#files")).to_contain_text("more.zip", timeout=SLOW)
+    expect(page.locator("#files td[aria-label='more.zip']")).to_be_visible(timeout=SLOW)
     page.locator("#identify-all").click()
     expect(page.locator("#batch-state")).to_contain_text("5 answered, 3 refused", timeout=SLOW)
     with page.expect_download() as download:

@@ -3,6 +3,9 @@
 import json
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +318,22 @@ def test_old_uploads_are_deleted(tmp_path: Path) -> None:
     folder.sweep(3600)
     assert (old.exists(), new.exists()) == (False, True)
     assert folder.path.stat().st_mode & 0o077 == 0  # nobody else on this machine reads it
+
+
+def test_what_a_killed_page_left_is_deleted_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, own = tmp_path / f"clca-page-{ended.pid}-abc", tmp_path / f"clca-page-{os.getpid()}-abc"
+    others = [own, tmp_path / "clca-page-notes", tmp_path / f"other-{ended.pid}"]
+    for folder in (dead, *others):
+        folder.mkdir()
+        (folder / "leaf.png").write_bytes(b"x")
+    (tmp_path / f"clca-page-{ended.pid}-link").symlink_to(others[2])
+    folder = UploadFolder()
+    assert not dead.exists()
+    assert all((each / "leaf.png").exists() for each in others)
+    folder.delete()
 
 
 def test_a_token_guards_page_and_uploads(vines: Path) -> None:

@@ -9,6 +9,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import psutil
+
+_PREFIX = "clca-page-"  # then the process, then what makes it the only one
 _LEAST = 16 * 1024  # that a file takes, with its folder, however little is in it
 
 
@@ -20,7 +23,8 @@ class UploadFolder:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="clca-page-")).resolve()
+        _delete_orphans()
+        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve()
 
     def holds(self, path: str) -> bool:
         """Whether this is a file in the folder, wherever links on the way lead."""
@@ -85,3 +89,13 @@ def upload_folder() -> UploadFolder:
     os.environ["GRADIO_TEMP_DIR"] = str(folder.path)
     atexit.register(folder.delete)
     return folder
+
+
+def _delete_orphans() -> None:
+    """Delete the folders of our processes that were killed, and so could not do it themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError, ValueError):
+            process = int(folder.name.removeprefix(_PREFIX).partition("-")[0])
+            ours = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+            if ours and not folder.is_symlink() and not psutil.pid_exists(process):
+                shutil.rmtree(folder, ignore_errors=True)

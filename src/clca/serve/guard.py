@@ -43,7 +43,8 @@ class Guard:
         if self._local and not _names_this_machine(Headers(scope=scope).get("host", "")):
             return Refusal(421, "wrong_host", "without a token this server answers to localhost and 127.0.0.1 alone")
         if not self._may(scope):
-            challenge = {"WWW-Authenticate": 'Bearer realm="clca", Basic realm="clca"'}
+            # Chromium reads the first challenge of a line only, and asks for nothing where that is not Basic.
+            challenge = {"WWW-Authenticate": 'Basic realm="clca", Bearer realm="clca"'}
             return Refusal(401, "no_token", "show the token: -H 'Authorization: Bearer TOKEN'", challenge)
         return None
 

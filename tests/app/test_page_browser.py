@@ -345,6 +345,28 @@ def test_it_speaks_the_language_of_the_browser(browser: Browser, vines: Path, tm
             context.close()
 
 
+def test_a_browser_is_asked_for_the_token(browser: Browser, vines: Path) -> None:
+    token = "0123456789abcdef0123"
+    with page_of([vines], token=token) as address:
+        for password, answer in ((token, "The answer appears here."), ("guessed", "no_token")):
+            context = browser.new_context(http_credentials={"username": "anyone", "password": password})
+            page = context.new_page()
+            page.goto(address)
+            expect(page.locator("body")).to_contain_text(answer, timeout=SLOW)
+            context.close()
+
+
+def test_the_comparison_begins_with_the_photograph_that_is_there(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = open_page()
+    give(page, draw(tmp_path / "leaf.png", 1, 5))
+    name, _ = said(page)
+    page.get_by_role("tab", name="Compare").click()
+    assert said(page, "left-answer")[0] == name
+    said(page, "right-answer")
+
+
 def test_a_busy_server_says_so_and_goes_on(browser: Browser, vines: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     with page_of([vines], queue=1) as address:

@@ -58,5 +58,7 @@ def test_pasted(fresh: Page, leaf: str) -> None:
 def test_taken_with_the_camera(fresh: Page) -> None:
     fresh.locator("#photo").get_by_role("button", name="Capture from camera").click()
     fresh.get_by_text("Click to Access Webcam").click()
+    filming = "document.querySelector('#photo video')?.videoWidth > 0"  # else there is nothing to take
+    fresh.wait_for_function(filming)
     fresh.get_by_role("button", name="capture photo").click()
     expect(fresh.locator("#answer .said")).to_be_visible(timeout=SLOW)

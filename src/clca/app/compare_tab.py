@@ -23,8 +23,14 @@ class _Side:
     stages: gr.HTML
 
 
-def compare_tab(room: Room) -> None:
-    """Lay out the tab, inside its `gr.Tab`."""
+def compare_tab(room: Room, tab: gr.Tab, identified: gr.Image) -> None:
+    """Lay out the tab, inside its `gr.Tab`.
+
+    Args:
+        room: The models.
+        tab: Itself.
+        identified: The photograph of another tab, with which this one begins.
+    """
     words = room.words.i18n
     photo = photograph(words("photo"), "compare-photo")
     names = (room.names[0], room.names[min(1, len(room.names) - 1)])
@@ -52,6 +58,10 @@ def compare_tab(room: Room) -> None:
             }
             yield {side.stages: await stages_html(say, look)}
 
+    def take_over(theirs: str | None, own: str | None) -> Any:
+        return gr.skip() if own is not None or theirs is None else theirs
+
+    tab.select(take_over, [identified, photo], photo, show_progress="hidden", api_visibility="private")
     left, right = sides
     gr.on(
         [photo.change, *(trigger for side in sides for trigger in (side.model.input, side.rate.input))],

@@ -19,13 +19,16 @@ from clca.report.explanation import draw_explanation
 from clca.report.stage_pictures import reason_pictures, stage_pictures
 
 
-def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> None:
+def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> gr.Image:
     """Lay out the tab, inside its `gr.Tab`.
 
     Args:
         room: The models.
         model: Where the user chooses one.
         page: All of it.
+
+    Returns:
+        Where the photograph is.
     """
     words = room.words.i18n
     first = room.model(None)
@@ -96,6 +99,7 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> None:
         return render.waiting(speaker(room, request))
 
     page.load(begin, None, answer, show_progress="hidden", api_visibility="private")
+    return photo
 
 
 async def stages_html(say: Speaker, look: Look) -> str:

@@ -68,9 +68,9 @@ def build(room: Room) -> gr.Blocks:
         several = len(room.names) > 1
         model = gr.Dropdown(room.names, value=room.names[0], label=words("model"), visible=several, elem_id="model")
         with gr.Tab(words("identify"), id="identify"):
-            identify_tab(room, model, blocks)
-        with gr.Tab(words("compare"), id="compare"):
-            compare_tab(room)
+            photo = identify_tab(room, model, blocks)
+        with gr.Tab(words("compare"), id="compare") as tab:
+            compare_tab(room, tab, photo)
         with gr.Tab(words("batch"), id="batch"):
             batch_tab(room, model)
         with gr.Tab(words("evaluation"), id="evaluation") as tab:

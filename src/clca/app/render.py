@@ -79,7 +79,7 @@ def _accuracy(say: Speaker, rate: Rates, stored: Sequence[StoredEvaluation]) -> 
     accuracy = " – ".join(f"{top1:.1%}" for _, top1 in near)
     if len(near) == 2:
         return accuracy, say("accuracy_between", low=f"{near[0][0]:.0%}", high=f"{near[1][0]:.0%}")
-    return accuracy, say("accuracy_near", rate=f"{near[0][0]:.0%}")
+    return "–", say("accuracy_near", rate=f"{near[0][0]:.0%}", accuracy=accuracy)
 
 
 def _same(one: Rates, other: Rates) -> bool:

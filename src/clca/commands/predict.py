@@ -99,6 +99,8 @@ def run(argv: Sequence[str]) -> int:
                 print(f"clca: {answer.path}: {error}", file=sys.stderr)
 
     write_answers(readable(), chosen["format"], Path(chosen["out"]) if chosen["out"] else None)
+    if explanations is not None:
+        print(f"what it looked at is in {explanations.folder}", file=sys.stderr)
     if bad:
         print(f"clca: {bad} of the files could not be read", file=sys.stderr)
     return 1 if bad else 0

@@ -322,7 +322,7 @@ def _refuse_name(name: str) -> Refusal | None:
         return Refusal(422, "unsafe_name", "has no name")
     if any(unicodedata.category(letter) == "Cc" for letter in name):
         return Refusal(422, "unsafe_name", "has control characters in its name: rename it")
-    if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
+    if name.startswith(("/", "\\")) or name[1:2] == ":":  # Windows takes any character before it for a drive
         return Refusal(422, "unsafe_name", "names a place of its own on the disk: pack it again by its name alone")
     if any(part.strip() == ".." for part in re.split(r"[/\\]", name)):
         return Refusal(422, "unsafe_name", "its name leads out of the folder (..): pack it again without")

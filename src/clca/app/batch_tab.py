@@ -14,7 +14,7 @@ import gradio as gr
 from clca.app import parts, render
 from clca.app.archive import ArchiveLimits
 from clca.app.batch import BatchLimits, Row, classify
-from clca.app.batch_table import write_csv
+from clca.app.batch_table import summary, write_csv
 from clca.app.identify_tab import move_slider
 from clca.app.room import Room, new_file, speaker, told
 from clca.app.words import Speaker
@@ -68,14 +68,12 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
                     yield {state: shown, table: rows_html(say, rows)}
         except Exception as error:
             yield {state: render.problem(told(say, error, "error_batch"))}
-        refused = sum(row.error is not None for row in rows)
         update: dict[Any, Any] = {start: _working(False), stop: _working(True)}
         if rows:
             file = new_file("answers.csv")
             write_csv(rows, file)
-            text = say(
-                "batch_done", answered=len(rows) - refused, refused=refused, seconds=f"{time.monotonic() - began:.1f}"
-            )
+            counts, seconds = summary(rows), f"{time.monotonic() - began:.1f}"
+            text = say("batch_done", answered=counts["answered"], refused=counts["refused"], seconds=seconds)
             update |= {download: gr.update(value=str(file), visible=True), state: f"<p role=status>{escape(text)}</p>"}
         yield update
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clca
-from clca.linear import feed_forward, fuses, linear
+from clca import linear as room
+from clca.linear import feed_forward, fuses, linear, prepacked
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 
@@ -47,7 +48,10 @@ def test_where_it_is_used() -> None:
         assert not fuses(x.double())
         assert not fuses(x.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
+            assert fuses(x) == fuses(x.bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        with torch.autocast("cpu", torch.float16):
             assert not fuses(x)
+        assert not fuses(x.bfloat16())  # a model cast as a whole: its weights are not float32
         with FlopCounterMode(display=False):
             assert not fuses(x)
         with torch.backends.mkldnn.flags(enabled=False):
@@ -100,3 +104,73 @@ def test_without_modules_and_reduction_it_is_timm_to_the_last_bit(reduction: str
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(model(images), vit(images))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_it_rounds_as_the_plain_layer_does(bias: bool, gelu: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(48, 40, bias=bias), torch.randn(2, 7, 48)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        result, plain = linear(layer, x, slice(8, None), gelu), layer(x)[..., 8:]
+    assert result.dtype == plain.dtype == torch.bfloat16
+    # Two steps of bfloat16 at most: sums in another order, and GELU of a sum that was not rounded before.
+    torch.testing.assert_close(result, F.gelu(plain) if gelu else plain, atol=2**-8, rtol=2**-6)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", clca.list_reductions())
+def test_prepacked_weights_give_the_same(reduction: str, precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rate = 1.0 if reduction == "none" else 0.4
+    model = clca.create_model("deit_tiny_patch16_224", **SIZES, num_classes=5, reduction=reduction, keep_rate=rate)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        plain = model.eval()(images)
+        with prepacked(model):
+            # The same products in another order: a token near a tie may fall on the other side in bfloat16.
+            torch.testing.assert_close(model(images), plain, atol=1e-5, rtol=1e-4 if precision.itemsize == 4 else 2e-2)
+            torch.testing.assert_close(model(images), model(images), atol=0, rtol=0)
+    assert not room._packs
+
+
+def test_changed_weights_are_laid_out_again() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 24), torch.randn(5, 16)
+
+    def follows() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(linear(layer, x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+
+    with prepacked(layer):
+        follows()
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        layer(x).square().mean().backward()
+        optimizer.step()
+        follows()
+        layer.load_state_dict(nn.Linear(16, 24).state_dict())
+        follows()
+        layer.weight.data = torch.randn(24, 16)  # as `Module.to` does
+        follows()
+        layer.weight = nn.Parameter(torch.randn(24, 16))
+        follows()
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        follows()
+
+
+@pytest.mark.skipif(not room._PACKS, reason="this torch has no oneDNN")
+def test_weights_are_laid_out_once_and_let_go_at_the_end() -> None:
+    layer, x = nn.Linear(16, 24), torch.randn(5, 16)
+    twin = nn.Linear(16, 24)
+    twin.weight = layer.weight
+    with torch.no_grad(), prepacked(layer):
+        for module in (layer, twin, layer):
+            linear(module, x)
+        assert [len(packs.layouts) for packs in room._packs.values()] == [1]
+        with pytest.raises(ZeroDivisionError), prepacked(nn.Sequential(layer, twin)):
+            raise ZeroDivisionError
+        assert len(room._packs) == 1  # still held open by the first
+        linear(layer, x, slice(8))
+        assert [len(packs.layouts) for packs in room._packs.values()] == [2]
+    assert not room._packs

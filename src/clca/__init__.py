@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clca.costing import Cost, cost
     from clca.factory import create_model, reduce_tokens
     from clca.hub import from_pretrained
+    from clca.linear import prepacked
     from clca.model import TokenReducedViT
     from clca.reductions import Reduction, list_reductions, register_reduction
     from clca.trace import Trace
@@ -38,6 +39,7 @@ __all__ = [
     "list_reductions",
     "load_published",
     "predict",
+    "prepacked",
     "reduce_tokens",
     "register_reduction",
     "train",
@@ -57,6 +59,7 @@ _HOMES = {
     "list_reductions": "reductions",
     "load_published": "weights",
     "predict": "training",
+    "prepacked": "linear",
     "reduce_tokens": "factory",
     "register_reduction": "reductions",
     "train": "training",

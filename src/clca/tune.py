@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -27,6 +28,7 @@ from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.factory import build
 from clca.hub import from_pretrained
+from clca.linear import prepacked
 from clca.measure import Spread, command, machine, rounds, using_threads, versions
 from clca.model import TokenReducedViT
 from clca.training.batches import default_workers, eval_loader
@@ -235,7 +237,9 @@ def tune(
     notes: list[str] = []
     groups = [group for run in runs for group in _of_run(str(run), keep_rates, img_sizes, notes)]
     root, source = _images_of(runs[0], data, notes)
-    with using_threads(threads), Meter(console) as meter, torch.no_grad():
+    with using_threads(threads), Meter(console) as meter, torch.no_grad(), ExitStack() as stack:
+        for model in (model for group in groups for model in group.models):
+            stack.enter_context(prepacked(model))
         told = machine()
         labels = 0
         for number, group in enumerate(groups):

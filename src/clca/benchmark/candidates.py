@@ -6,7 +6,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from clca.costing import cost
 from clca.errors import ClcaError
 from clca.factory import create_model, reduce_tokens
 from clca.hub import from_pretrained
+from clca.linear import prepacked
 from clca.model import TokenReducedViT
 
 DENSE = "dense"
@@ -85,6 +86,7 @@ class Workshop:
     _images: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
     _optimizer: torch.optim.Optimizer | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
+    _prepacked: ExitStack = field(default_factory=ExitStack)
 
     def model(self, candidate: Candidate) -> nn.Module:
         """The model, on its device, in the mode for its work."""
@@ -148,6 +150,8 @@ class Workshop:
         called: Callable[..., Tensor] = compiled_call(model) if candidate.mode == "compiled" else model
         if candidate.training:
             return self._training_step(candidate, model, called, images)
+
+        self._prepacked.enter_context(prepacked(model))  # as long as the workshop is there, as `clca predict` does
 
         def infer() -> Tensor:
             with torch.no_grad(), _autocast(candidate):

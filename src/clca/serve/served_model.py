@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from clca.costing import Cost, cost
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.hub import from_pretrained
+from clca.linear import prepacked
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
 
@@ -44,6 +46,8 @@ class ServedModel:
         self.transform = from_preprocess(model.preprocess, normalize=False)
         self._normalize = Normalization(model.preprocess)
         self.model = model.to(accelerator.device).eval()
+        self._prepacked = ExitStack()  # never closed: the weights do not change as long as it serves
+        self._prepacked.enter_context(prepacked(self.model))
 
     @property
     def keep_rate_is_free(self) -> bool:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
+from clca.linear import prepacked
 from clca.model import TokenReducedViT
 
 
@@ -66,24 +67,25 @@ def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator,
     device, normalize = accelerator.device, Normalization(model.preprocess or {})
     labels, ranked, losses = [], [], torch.zeros((), dtype=torch.float64)
     timed_images, timed_seconds = 0, 0.0
-    for number, (images, targets) in enumerate(loader):
-        images, targets = normalize(images, device), targets.to(device, non_blocking=True)
-        _finish(device)
-        begin = perf_counter()
-        with accelerator.autocast():
-            logits = model(images)
-        _finish(device)
-        if measure and not number:  # the first batch warms up, and is timed again in case there is no other
+    with prepacked(model):
+        for number, (images, targets) in enumerate(loader):
+            images, targets = normalize(images, device), targets.to(device, non_blocking=True)
             _finish(device)
             begin = perf_counter()
             with accelerator.autocast():
-                model(images)
+                logits = model(images)
             _finish(device)
-        timed_images, timed_seconds = timed_images + len(images), timed_seconds + perf_counter() - begin
-        logits = logits.float()
-        losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
-        labels.append(targets.cpu())
-        ranked.append(logits.topk(min(5, logits.shape[1])).indices.cpu())
+            if measure and not number:  # the first batch warms up, and is timed again in case there is no other
+                _finish(device)
+                begin = perf_counter()
+                with accelerator.autocast():
+                    model(images)
+                _finish(device)
+            timed_images, timed_seconds = timed_images + len(images), timed_seconds + perf_counter() - begin
+            logits = logits.float()
+            losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
+            labels.append(targets.cpu())
+            ranked.append(logits.topk(min(5, logits.shape[1])).indices.cpu())
     model.train(was_training)
     mine = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
     shares = [share for share in gather_object([mine]) if share is not None]

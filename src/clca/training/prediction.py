@@ -14,6 +14,7 @@ from clca.data.images import EXTENSIONS, read_image
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.hub import from_pretrained
+from clca.linear import prepacked
 from clca.model import TokenReducedViT
 from clca.training.device import make_accelerator
 
@@ -96,7 +97,8 @@ def _answers(
         except ClcaError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    with ThreadPoolExecutor(4) as pool:  # decoding releases Python's lock, so the next batch is read during this one
+    # Decoding releases Python's lock, so the next batch is read during this one.
+    with ThreadPoolExecutor(4) as pool, prepacked(model):
         remaining = iter(files)
         waiting = [(path, pool.submit(read, path)) for path in islice(remaining, 2 * batch_size)]
         while waiting:

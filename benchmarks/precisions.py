@@ -1,9 +1,9 @@
-"""What int8 costs and gains: one run in PyTorch, in ONNX Runtime in float32, and in ONNX Runtime in int8.
+"""What fewer bits cost and gain: one run in PyTorch in float32 and bfloat16, in ONNX Runtime in float32 and int8.
 
-    python benchmarks/int8.py RUN [DATA] --out int8.json
+    python benchmarks/precisions.py RUN [DATA] --out precisions.json
 
-exports the run twice, gives all three the same test images (the run's own, or those of DATA) for top-1, and times them
-in turn, round after round, on one batch. A table is printed; the JSON holds it with machine, versions and command.
+exports the run twice, gives all four the same images (the run's own, or those of DATA) for top-1, and times them in
+turn, round after round, on one batch. A table is printed; the JSON holds it with machine, versions and command.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import ConcatDataset, DataLoader
 
 import clca
 from clca import data
 from clca.data.transforms import from_preprocess
 from clca.export import load_exported
 from clca.export.onnx_file import build_onnx, save_onnx
+from clca.linear import prepacked
 from clca.measure import Spread, command, interleaved, machine, versions
 from clca.training.preflight import same_classes
 from clca.training.run_folder import stored_config
@@ -37,6 +39,8 @@ class Comparison:
     """Run folder."""
     data: tyro.conf.Positional[str | None] = None
     """Other images than the run's own, of the same classes."""
+    splits: tuple[str, ...] = ("test",)
+    """Of the images; `--splits train val test` asks whether bits change a class on as many images as there are."""
     batches: tuple[int, ...] = (1, 8)
     """Batch sizes to time."""
     rounds: int = 15
@@ -52,19 +56,23 @@ def main(args: Comparison) -> None:
         torch.set_num_threads(args.threads)
     model = clca.from_pretrained(args.run)
     own = stored_config(Path(args.run)).data
-    images = data.open(args.data or own.root, "test", source=own.source if args.data is None else None)
-    same_classes(model.classes or [], images.classes, f"{args.data or own.root}: test", "the run")
-    images.transform = from_preprocess(model.preprocess or {})
-    with tempfile.TemporaryDirectory() as folder:
+    sets = []
+    for split in args.splits:
+        images = data.open(args.data or own.root, split, source=own.source if args.data is None else None)
+        same_classes(model.classes or [], images.classes, f"{args.data or own.root}: {split}", "the run")
+        images.transform = from_preprocess(model.preprocess or {})
+        sets.append(images)
+    with prepacked(model), tempfile.TemporaryDirectory() as folder:
         proto = build_onnx(model)
         files = {name: Path(folder, f"{name}.onnx") for name in ("ONNX float32", "ONNX int8")}
         for name, file in files.items():
             save_onnx(model, proto, file, int8="int8" in name)
         sizes = {name: file.stat().st_size for name, file in files.items()}
         candidates: dict[str, Any] = {"PyTorch float32": torch.inference_mode()(model)}
+        candidates["PyTorch bfloat16"] = torch.autocast("cpu", torch.bfloat16)(candidates["PyTorch float32"])
         candidates |= {name: load_exported(file, threads=torch.get_num_threads()) for name, file in files.items()}
-        answers, labels = classify(candidates, images, model.classes or [])
-        speed = {batch: time(candidates, images, batch, args.rounds) for batch in args.batches}
+        answers, labels = classify(candidates, sets, model.classes or [])
+        speed = {batch: time(candidates, sets[-1], batch, args.rounds) for batch in args.batches}
     reference = answers["PyTorch float32"]
     rows = [
         {
@@ -76,7 +84,11 @@ def main(args: Comparison) -> None:
         }
         for name in candidates
     ]
-    show(rows, f"{len(labels)} test images, {model.config.reduction} at {model.keep_rate}", args.batches)
+    show(
+        rows,
+        f"{len(labels)} images ({', '.join(args.splits)}), {model.config.reduction} at {model.keep_rate}",
+        args.batches,
+    )
     if args.out is not None:
         found = {"images": len(labels), "config": json.loads(model.config.model_dump_json()), "rows": rows}
         about = {"machine": machine(), "versions": versions(), "command": command()}
@@ -84,15 +96,14 @@ def main(args: Comparison) -> None:
 
 
 def classify(
-    candidates: dict[str, Any], images: Any, classes: list[str]
+    candidates: dict[str, Any], sets: list[Any], classes: list[str]
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The class that each candidate gives every image, and the true one, as indices into `classes`."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in candidates}
-    for start in range(0, len(images), 16):
-        batch = torch.stack([images[i][0] for i in range(start, min(start + 16, len(images)))])
+    for batch, _ in DataLoader(ConcatDataset(sets), 16):
         for name, compute in candidates.items():
             found[name].append(compute(batch).argmax(dim=1))
-    labels = torch.tensor([classes.index(images.classes[label]) for label in images.labels])
+    labels = torch.tensor([classes.index(images.classes[label]) for images in sets for label in images.labels])
     return {name: torch.cat(parts) for name, parts in found.items()}, labels
 
 

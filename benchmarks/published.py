@@ -1,0 +1,182 @@
+"""Time the authors' published program beside this one: EViT + CLCA, the same weights, the same images, in turn.
+
+    git clone https://github.com/arkel23/CLCA PROGRAM
+    pip install einops
+    python benchmarks/published.py PROGRAM --out published.json
+
+takes `models/evit.py` from the program's folder, gives its weights to this library through `clca.load_published`, makes
+sure that both answer alike, and times forward passes and training steps of both, and of timm's dense model, in turn.
+Random weights, noise as images: neither changes the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import clca
+from clca.measure import Spread, command, interleaved, machine, speed_ups, versions
+
+LOCATIONS = [3, 6, 9]
+OURS, THEIRS, DENSE = "clca", "published program", "timm, dense"
+
+
+@dataclass
+class Settings:
+    """What to time."""
+
+    program: tyro.conf.Positional[Path]
+    """Folder of the published program."""
+    model: str = "vit_small_patch16_224"
+    """A plain ViT of timm's: patches of 16 px, no layer scale."""
+    img_size: int = 448
+    keep_rates: tuple[float, ...] = (0.1,)
+    batch_size: int = 8
+    precisions: tuple[str, ...] = ("fp32",)
+    """fp32, bf16."""
+    rounds: int = 5
+    out: Path | None = None
+    """Where to write the numbers as JSON."""
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    console, rows = Console(), []
+    for precision in settings.precisions:
+        for rate in settings.keep_rates:
+            models = _models(settings, rate)
+            for what in ("forward", "training step"):
+                calls = {name: _work(model, settings, precision, what) for name, model in models.items()}
+                times = interleaved(calls, settings.rounds)
+                faster = speed_ups({name: times[name] for name in times}, THEIRS)
+                for name in times:
+                    milliseconds = Spread.of([1000 * seconds for seconds in times[name]])
+                    rows.append(
+                        {
+                            "work": what,
+                            "precision": precision,
+                            "keep_rate": rate,
+                            "model": name,
+                            "milliseconds": asdict(milliseconds),
+                            "times_faster": asdict(faster[name]),
+                        }
+                    )
+    table = Table(title=f"{settings.model}, {settings.img_size} px, batch {settings.batch_size}, EViT + CLCA")
+    for column in ("work", "precision", "keep", "model", "ms (p10–p90)", "× published (p10–p90)"):
+        table.add_column(column)
+    for row in rows:
+        cells = [f"{row[key]}" for key in ("work", "precision", "keep_rate", "model")]
+        table.add_row(*cells, _told(row["milliseconds"], 0), _told(row["times_faster"], 2))
+    console.print(table)
+    told = {"machine": machine(), "versions": versions(), "command": command(), "rows": rows}
+    console.print(told["machine"], told["versions"])
+    if settings.out is not None:
+        settings.out.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _models(settings: Settings, rate: float) -> dict[str, nn.Module]:
+    """Both programs with the same weights, and timm's dense model.
+
+    Raises:
+        SystemExit: If the two do not answer alike.
+    """
+    torch.manual_seed(0)
+    dense = timm.create_model(settings.model, img_size=settings.img_size, num_classes=100)
+    published = _program(settings.program)(
+        img_size=settings.img_size,
+        patch_size=dense.patch_embed.patch_size[0],
+        embed_dim=dense.embed_dim,
+        depth=len(dense.blocks),
+        num_heads=dense.blocks[0].attn.num_heads,
+        num_classes=100,
+        args=argparse.Namespace(
+            keep_rate=[rate],
+            reduction_loc=list(LOCATIONS),
+            clc=True,
+            clc_include_gap=True,
+            clc_recover_at_last=True,
+            num_clr=1,
+            ifa_head=True,
+            ifa_dws_conv_groups=2,
+        ),
+    )
+    published.add_clr(1)
+    published.reset_classifier(100)
+    ours = clca.create_model(
+        settings.model,
+        img_size=settings.img_size,
+        num_classes=100,
+        reduction="evit",
+        keep_rate=rate,
+        locations=LOCATIONS,
+    )
+    clca.load_published(ours, published.state_dict())
+    with torch.no_grad():
+        images = _images(settings)[:2]
+        expected, found = published.eval()(images), ours.eval()(images)
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference < 1e-4:
+        raise SystemExit(f"the two programs differ by {difference:.1e} of the largest logit")
+    return {THEIRS: published, OURS: ours, DENSE: dense}
+
+
+def _program(folder: Path) -> Any:
+    """The published model's class."""
+    file = folder / "models" / "evit.py"
+    if not file.is_file():
+        raise SystemExit(f"{file}: not there; clone the published program and name its folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return runpy.run_path(str(file))["EViT"]
+
+
+def _images(settings: Settings) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(settings.batch_size, 3, settings.img_size, settings.img_size, generator=generator)
+
+
+def _work(model: nn.Module, settings: Settings, precision: str, what: str) -> Callable[[], Any]:
+    images, labels = _images(settings), torch.arange(settings.batch_size) % 100
+
+    def rounding() -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def forward() -> None:
+        with torch.no_grad(), rounding():
+            model.eval()(images)
+
+    if what == "forward":
+        return forward
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # the weights stay what they are
+
+    def step() -> None:
+        with rounding():
+            loss = F.cross_entropy(model.train()(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _told(spread: dict[str, float], digits: int) -> str:
+    return f"{spread['median']:.{digits}f} ({spread['p10']:.{digits}f}–{spread['p90']:.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clca.linear import feed_forward, linear
+from clca.pieces import attention, in_pieces
 from clca.reductions.base import Evidence, Selection, exact, take
 
 
@@ -122,13 +123,7 @@ def attend_selected(
     """
     attn = block.attn
     q = projected.q if projected.q is not None else _queries(attn, take(projected.x, selection.kept))
-    attended = F.scaled_dot_product_attention(
-        q,
-        projected.k,
-        projected.v,
-        attn_mask=None if key_bias is None else key_bias.to(q.dtype),
-        dropout_p=attn.attn_drop.p if attn.training else 0.0,
-    )
+    attended = _attention(attn, q, projected.k, projected.v, key_bias)
     attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
     if projected.q is not None:
         attended = selection.of(attended)
@@ -176,17 +171,20 @@ def attend(
         weights = _policy_softmax(q, k, attn.scale, key_bias, policy)
         x = attn.attn_drop(weights.to(v.dtype)) @ v
     else:
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if key_bias is None else key_bias.to(q.dtype),
-            dropout_p=attn.attn_drop.p if attn.training else 0.0,
-        )
+        x = _attention(attn, q, k, v, key_bias)
     x = attn.norm(x.transpose(1, 2).reshape(B, N, attn.attn_dim))
     if gate is not None:
         x = x * gate
     return attn.proj_drop(linear(attn.proj, x)), evidence
+
+
+def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> Tensor:
+    """Of queries [B, H, M, d] over keys and values [B, H, N, d]: [B, H, M, d]."""
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if not dropout and in_pieces(q, q.shape[2]):
+        return attention(q, k, v, key_bias)
+    mask = None if key_bias is None else key_bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _evidence(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None, needs: Set[str]) -> Evidence:

@@ -62,16 +62,18 @@ def prepacked(model: nn.Module) -> Iterator[None]:
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether layers that read x may go through oneDNN here: on a CPU, nobody differentiates or looks on.
+    """Whether layers that read x may go through oneDNN here: in inference, and where `unobserved` holds.
 
     In float32, or in bfloat16 where autocast asks for it.
     """
+    return bool(_ONEDNN and not torch.is_grad_enabled() and unobserved(x) and _precision(x) is not None)
+
+
+def unobserved(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor on a CPU with oneDNN, and no compiler, tracer, counter or transform looks on."""
     return bool(
-        _ONEDNN
-        and type(x) in (Tensor, nn.Parameter)
+        type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and _precision(x) is not None
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -21,6 +21,7 @@ from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
 from clca.linear import fuses
+from clca.pieces import in_pieces
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
 from clca.trace import Trace, first_owner
@@ -301,7 +302,7 @@ class TokenReducedViT(nn.Module):
             if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
                 return self._select(block, x, None, state)
         plain = reduction is None and state.key_bias is None and policy is None
-        if plain and not (self._has_own_rounding and splits(block) and fuses(x)):
+        if plain and not (self._has_own_rounding and splits(block) and (fuses(x) or in_pieces(x, x.shape[1]))):
             return self._call(block, x)
         needs = reduction.needs if reduction is not None else _NOTHING
         x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)

@@ -6,7 +6,8 @@ runs what docs/real-images.md reports: two sets × three keep rates × base and 
 published recipe. On one data-centre GPU that is an evening; on two CPU cores it is days, so name fewer
 (`--sets`, `--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped and started again at any time: a
 finished run is not repeated, an interrupted one goes on. The table is printed, and written to OUT as JSON and Markdown,
-after every run.
+after every run. With `--known FILE`, the JSON of an earlier table, its runs are not repeated, and stand in the new
+table: so the study can be done in pieces, on several machines.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -51,8 +53,30 @@ class Study:
     img_size: int = 448
     epochs: int = 52
     precision: str = "bf16"
+    known: Path | None = None
+    """JSON of an earlier table of the same image size and epochs."""
     plan: bool = False
     """Only say what would be run."""
+    table: bool = False
+    """Only tell what is finished."""
+
+    @property
+    def sameness(self) -> dict[str, object]:
+        """What two tables must have in common to be put together."""
+        return {"label": self.label, "img_size": self.img_size, "epochs": self.epochs}
+
+    def known_rows(self) -> list[dict[str, Any]]:
+        """Rows of the earlier table.
+
+        Raises:
+            SystemExit: If it is of another study.
+        """
+        if self.known is None:
+            return []
+        found = json.loads(self.known.read_text())
+        if found["study"] != self.sameness:
+            raise SystemExit(f"{self.known}: is of {found['study']}, not of {self.sameness}")
+        return found["rows"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,11 @@ class Arm:
             log_every=1,
         )
 
+    @property
+    def key(self) -> tuple[str, float, str, int]:
+        """Names it among the rows of a table."""
+        return self.set, self.keep_rate, self.name, self.seed
+
     def folder(self, study: Study) -> Path:
         name = f"{self.set}-{study.img_size}px-{study.epochs}ep-{self.keep_rate:g}-{self.name}-s{self.seed}"
         return study.out / name
@@ -99,11 +128,15 @@ def main() -> None:
         for rate in sorted(study.keep_rates)
         for arm in study.arms
     ]
-    if study.plan:
-        console.print(f"{len(arms)} runs")
+    known = [_key(row) for row in study.known_rows()]
+    todo = [arm for arm in arms if arm.key not in known]
+    if study.plan or study.table:
+        console.print(f"{len(todo)} runs to do of {len(arms)}, unless they are in {study.out}")
+        if study.table:
+            report(study, arms, console)
         return
-    for number, arm in enumerate(arms, 1):
-        console.rule(f"{number} of {len(arms)}: {arm.folder(study).name}")
+    for number, arm in enumerate(todo, 1):
+        console.rule(f"{number} of {len(todo)}: {arm.folder(study).name}")
         train(arm.config(study), console=console)
         if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
             evaluate(arm.folder(study), split="test")
@@ -112,11 +145,12 @@ def main() -> None:
 
 def report(study: Study, arms: list[Arm], console: Console) -> None:
     """Print what is finished, and write it as JSON and Markdown."""
-    rows = []
+    rows = study.known_rows()
+    known = [_key(row) for row in rows]
     for arm in arms:
         summary = arm.folder(study) / "summary.json"
         result = arm.folder(study) / "evaluation" / "test" / "evaluation.json"
-        if summary.is_file() and result.is_file():
+        if arm.key not in known and summary.is_file() and result.is_file():
             numbers, trained = json.loads(result.read_text()), json.loads(summary.read_text())
             rows.append(
                 {
@@ -130,6 +164,7 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
                     "minutes": trained["seconds"] / 60,
                 }
             )
+    rows.sort(key=_key)
     machine = {
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -159,7 +194,13 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
     console.print(table)
     stem = study.out / f"table-{study.img_size}px-{study.epochs}ep"
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    stem.with_suffix(".json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    stem.with_suffix(".json").write_text(
+        json.dumps({"study": study.sameness, "machine": machine, "rows": rows}, indent=2) + "\n"
+    )
+
+
+def _key(row: dict[str, Any]) -> tuple[str, float, str, int]:
+    return row["set"], row["keep_rate"], row["arm"], row["seed"]
 
 
 if __name__ == "__main__":

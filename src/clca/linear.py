@@ -8,8 +8,8 @@ the precision that is computed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,25 +36,31 @@ class _Packs:
 _packs: MutableMapping[Tensor, _Packs] = WeakIdKeyDictionary()
 
 
-@contextmanager
-def prepacked(model: nn.Module) -> Iterator[None]:
-    """Inside the block, keep the weights of linear layers in the layout in which oneDNN multiplies.
+def prepacked(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside `with prepacked(model):`, keep weights of linear layers in the layout in which oneDNN multiplies.
 
     For inference in float32 or bfloat16 autocast on a CPU; elsewhere it changes nothing. It takes the memory of the
     weights a second time, from the first call on to the end of the block. Weights that an optimiser or
-    `load_state_dict` changes are laid out again; a write through `.data` goes unnoticed, so make none in here.
+    `load_state_dict` changes are laid out again; a write through `.data` goes unnoticed, so make none in there.
 
     Args:
         model: Whose linear layers; models that share weights share their layouts too.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if _PACKS else []
-    weights = [layer.weight for layer in layers if not layer.weight.is_inference()]
-    for weight in weights:
-        _packs.setdefault(weight, _Packs()).holders += 1
-    try:
-        yield
-    finally:
-        for weight in weights:
+    return _Prepacked([layer.weight for layer in layers if not layer.weight.is_inference()])
+
+
+class _Prepacked(AbstractContextManager[None]):
+    # No generator: one that is never left, as an endpoint's, would run its end while the interpreter shuts down.
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+
+    def __enter__(self) -> None:
+        for weight in self.weights:
+            _packs.setdefault(weight, _Packs()).holders += 1
+
+    def __exit__(self, *_: object) -> None:
+        for weight in self.weights:
             packs = _packs[weight]
             packs.holders -= 1
             if not packs.holders:

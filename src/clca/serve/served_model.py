@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -46,8 +45,7 @@ class ServedModel:
         self.transform = from_preprocess(model.preprocess, normalize=False)
         self._normalize = Normalization(model.preprocess)
         self.model = model.to(accelerator.device).eval()
-        self._prepacked = ExitStack()  # never closed: the weights do not change as long as it serves
-        self._prepacked.enter_context(prepacked(self.model))
+        prepacked(self.model).__enter__()  # never left: the weights do not change, and what is kept goes with them
 
     @property
     def keep_rate_is_free(self) -> bool:

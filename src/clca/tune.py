@@ -34,7 +34,7 @@ from clca.model import TokenReducedViT
 from clca.training.batches import default_workers, eval_loader
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
-from clca.training.run_folder import make_writable, read_config, replacing, stored_config, write_csv, write_json
+from clca.training.run_folder import make_writable, own_images, replacing, write_csv, write_json
 from clca.weights import load_strict
 
 KEEP_RATES = (1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -390,10 +390,10 @@ def at_size(model: TokenReducedViT, size: int) -> TokenReducedViT:
 
 def _images_of(run: str | Path, data: str | Path | None, notes: list[str]) -> tuple[str, str | None]:
     """Where the validation images are, and in which layout."""
-    own = stored_config(Path(run)).data if Path(run).is_dir() and "train" in read_config(Path(run)) else None
+    own = own_images(run)
     if data is None and own is None:
         raise ClcaError(f"{run}: does not say what it was trained on; name the images: clca tune RUN --data DATA")
-    if own is not None and own.train_split == "train_val" and (data is None or str(data) == own.root):
+    if own is not None and own.train_split == "train_val" and (data is None or str(data) in (own.name, own.root)):
         notes.append(f"{run} was trained on these validation images: its accuracy is flattered, hold some back")
     return (str(data), None) if data is not None else (own.root, own.source)  # type: ignore[union-attr]
 

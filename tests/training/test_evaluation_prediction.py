@@ -17,6 +17,8 @@ from clca.errors import ClcaError
 from clca.training import DataConfig, TrainConfig, evaluate, predict, train
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.metrics import Answers
+from clca.training.run_folder import OwnImages, own_images
+from clca.training.stored_evaluations import evaluations
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,32 @@ def test_evaluation_at_another_keep_rate_costs_less(run: Path) -> None:
     assert fewer.folder == run / "evaluation" / "test-keep0.1"
     assert usual.folder is not None
     assert (usual.folder / "evaluation.json").is_file()
+
+
+def test_a_run_finds_its_own_images_from_another_folder(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    stored = json.loads((moved / "config.json").read_text())
+    assert stored["resolved"]["started_in"] == str(Path.cwd())
+    stored["train"]["data"]["root"] = images.name
+    stored["resolved"]["started_in"] = str(images.parent)
+    (moved / "config.json").write_text(json.dumps(stored))
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(moved, workers=0)
+    assert (found.data, found.images) == (images.name, 18)
+    assert [stored.split for stored in evaluations(moved)] == ["test"]
+    assert own_images(moved) == OwnImages(images.name, str(images), None, "train")
+
+    (tmp_path / images.name).mkdir()  # what is here goes first
+    assert own_images(moved) == OwnImages(images.name, images.name, None, "train")
+
+
+def test_what_is_no_run_has_no_images_of_its_own(run: Path, tmp_path: Path) -> None:
+    clca.from_pretrained(run).save_pretrained(tmp_path)
+    assert own_images(tmp_path) is None
+    assert own_images("hf-hub:someone/model") is None
 
 
 def test_evaluation_goes_by_class_names_not_by_numbers(run: Path, images: Path, tmp_path: Path) -> None:

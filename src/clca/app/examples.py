@@ -9,7 +9,7 @@ from clca import data
 from clca.app.render import address_of
 from clca.errors import ClcaError
 from clca.serve.served_model import ServedModel
-from clca.training.run_folder import read_config, stored_config
+from clca.training.run_folder import own_images
 
 SHOWN = 3
 _SIDE = 160
@@ -71,8 +71,5 @@ class Examples:
     def _where(self) -> tuple[str | None, str | None]:
         if self._root is not None:
             return str(self._root), None
-        folder = self._served.folder
-        if folder is None or "train" not in read_config(folder):
-            return None, None
-        own = stored_config(folder).data
-        return own.root, own.source
+        own = own_images(self._served.folder) if self._served.folder is not None else None
+        return (own.root, own.source) if own is not None else (None, None)

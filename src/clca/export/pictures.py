@@ -18,7 +18,7 @@ from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.model import TokenReducedViT
 from clca.training.prediction import find_images
-from clca.training.run_folder import read_config, stored_config
+from clca.training.run_folder import own_images
 
 MOST = 256
 """Images looked at, spread evenly over all there are."""
@@ -83,10 +83,8 @@ def find_pictures(model: TokenReducedViT, run: str | Path, named: Sequence[str |
 def _test_images(run: Path) -> Any:
     """The test images that the run's config names, or None."""
     try:
-        if not run.is_dir() or "train" not in read_config(run):
-            return None
-        own = stored_config(run).data
-        return data.open(own.root, "test", source=own.source)
+        own = own_images(run)
+        return data.open(own.root, "test", source=own.source) if own is not None else None
     except (ClcaError, OSError):  # moved, or never had a test split
         return None
 

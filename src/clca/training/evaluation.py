@@ -26,7 +26,7 @@ from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
 from clca.training.metrics import answer
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
-from clca.training.run_folder import read_config, reason, replacing, stored_config, write_csv, write_json
+from clca.training.run_folder import own_images, reason, replacing, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS
 
 ROWS_SHOWN = 30
@@ -201,13 +201,12 @@ class Judged:
             )
         if check is not None:
             check(model)
-        own = stored_config(Path(run)).data if Path(run).is_dir() and "train" in read_config(Path(run)) else None
-        root = str(data) if data is not None else own.root if own is not None else None
-        if root is None:
+        own = own_images(run) if data is None else None
+        if data is None and own is None:
             raise ClcaError(
                 f"{run}: does not say what it was trained on; name the images as well: clca evaluate RUN DATA"
             )
-        source = own.source if data is None and own is not None else None
+        name, root, source = (own.name, own.root, own.source) if own is not None else (str(data), str(data), None)
         images = data_room.open(
             root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False)
         )
@@ -225,7 +224,7 @@ class Judged:
         padded = model.config.reduction == "ats"
         self._sample = _some_images(self._images, model.preprocess) if padded else None
         self.model = model.to(accelerator.device)
-        self.root, self.split = root, split
+        self.root, self.split = name, split
         self._run, self._data, self._batch_size = Path(run), data, batch_size
 
     def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,6 +169,37 @@ def stored_config(folder: Path) -> TrainConfig:
         raise ClcaError(f"{folder}: holds a saved model, not a run") from None
     except ValueError as error:
         raise ClcaError(f"{folder / CONFIG}: settings of another version of clca ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """The images that a run was made from."""
+
+    name: str
+    """As the run's settings name them."""
+    root: str
+    """Where they are read from here."""
+    source: str | None
+    train_split: str
+
+
+def own_images(run: str | Path) -> OwnImages | None:
+    """The images that a run was made from, or None for what is no run: a hub id, a saved model.
+
+    A relative path is looked for here, then in the folder that the run was started in.
+
+    Raises:
+        ClcaError: The run's settings cannot be read.
+    """
+    run = Path(run)
+    stored = read_config(run) if run.is_dir() else {}
+    if "train" not in stored:
+        return None
+    own = stored_config(run).data
+    root, started_in = own.root, stored.get("resolved", {}).get("started_in")
+    if started_in is not None and not os.path.exists(root) and os.path.exists(there := os.path.join(started_in, root)):
+        root = there
+    return OwnImages(own.root, root, own.source, own.train_split)
 
 
 class MetricsLog:

@@ -1,5 +1,6 @@
 """What a training run holds: model, optimizer, schedule, where it is; and how that is saved and taken up again."""
 
+import os
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -104,6 +105,7 @@ class RunState:
             "preprocess": self.bare.preprocess,
             "train": self.config.model_dump(mode="json"),
             "resolved": {
+                "started_in": os.getcwd(),
                 "train_images": len(self.train_images),
                 "watched_split": self.config.watched_split,
                 "watched_images": len(self.watched_images) if self.watched_images is not None else 0,

@@ -158,6 +158,7 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
                     "keep_rate": arm.keep_rate,
                     "arm": arm.name,
                     "seed": arm.seed,
+                    "precision": json.loads((arm.folder(study) / "config.json").read_text())["resolved"]["precision"],
                     "top1": 100 * numbers["top1"],
                     "last_train_loss": trained["train"]["loss"],
                     "gmacs": numbers["gmacs"],

@@ -15,7 +15,9 @@ from study_maker import make_run, make_study
 
 from clca.commands.report import run as command
 from clca.errors import ClcaError
+from clca.report.study_numbers import over_seeds
 from clca.report.study_report import report
+from clca.study.table import read_table
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
@@ -182,6 +184,21 @@ def test_a_study_of_which_nothing_is_finished(tmp_path: Path) -> None:
     assert "no answer yet" in made.answer[0]
     assert "left out, because" in found.words
     assert "No run has begun" in found.words
+
+
+def test_a_study_without_a_comparison_says_what_is_best_on_each_set(tmp_path: Path) -> None:
+    folder = make_study(
+        tmp_path / "s", data=("leaves", "cotton80"), reductions=("evit",), arms=("clca",), sizes=(64,), metrics=False
+    )
+    made = report(folder, tmp_path / "out")
+    first, *best = made.answer
+    assert first == "This study does not compare CLCA with its absence."
+    cells = over_seeds(read_table(folder)).sort_values("top1_mean").groupby("data").tail(1).set_index("data")
+    assert len(best) == 2
+    for name, sentence in zip(("cotton80", "leaves"), best, strict=True):
+        assert f"{name} · " in sentence
+        assert f"evit · {cells.loc[name, 'keep_rate']:g} · 64 px · CLCA" in sentence
+        assert f", {cells.loc[name, 'top1_mean']:.1f} ± " in sentence
 
 
 def test_pages_of_runs_are_linked_and_lead_back(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
 def the_answer(numbers: Any, state: Missing) -> list[str]:
     """Does CLCA lift every reduction, by how much, and where not: the sentences that a page begins with."""
     if numbers.by_reduction.empty:
+        if state.complete and len(numbers.cells):
+            return ["This study does not compare CLCA with its absence.", *_best(numbers.cells)]
         return [
             f"There is no answer yet: no setting is finished both with CLCA and without ({state.finished} of"
             f" {state.total} runs are finished)."
@@ -173,6 +175,19 @@ def the_answer(numbers: Any, state: Missing) -> list[str]:
         f"Over all {whole['pairs']:,} pairs the mean gain is {_points(whole['mean'])} points{between}{tail}."
     )
     return sentences
+
+
+def _best(cells: pd.DataFrame) -> list[str]:
+    """The setting with the highest mean top-1 on each set."""
+    from clca.report.study_cells import cost, with_sd
+    from clca.report.study_settings import setting_text
+
+    told = cells.assign(words=setting_text(cells, arm=True)).sort_values("top1_mean", ascending=False)
+    return [
+        f"Highest mean top-1: {row['words']}, {with_sd(row['top1_mean'], row['top1_sd'])} %, "
+        f"{cost(row['gmacs'])} GMACs."
+        for row in told.drop_duplicates("data").sort_values("data").to_dict("records")
+    ]
 
 
 def _gain(row: dict[str, Any]) -> str:

@@ -216,6 +216,21 @@ def test_too_little_time_gives_three_rounds_and_says_so() -> None:
     assert plenty.notes == []
 
 
+def test_with_rounds_given_progress_is_the_share_of_the_calls_and_not_of_the_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(running.Meter, "show", lambda _, share, text: shares.append(share))
+    benchmark(
+        BenchmarkConfig(
+            **(SMALL | {"batch_sizes": (2, 1)}), reductions=("evit",), keep_rates=(0.5,), rounds=4, minutes=99
+        )
+    )
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert len(set(shares)) >= 2 * 2 * (1 + 4)  # two batch sizes, two candidates, a call to warm up and four rounds
+
+
 def test_training_steps_leave_the_shared_weights_alone() -> None:
     workshop, base = Workshop(), Candidate("vit_tiny_patch16_224", 32, 2, DENSE, 1.0, training=True)
     models = {name: workshop.model(replace(base, reduction=name, keep_rate=0.5)) for name in ("evit", "dynamicvit")}

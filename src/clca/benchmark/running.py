@@ -149,9 +149,15 @@ class _Group:
         first = self.candidates[0]
         what = f"{short_name(first.model)}, batch {first.batch_size}"
 
-        def show(text: str) -> None:
-            passed = min(1.0, (monotonic() - begin) / max(1e-9, until - begin))
-            meter.show(done + share * passed, f"{what}: {text}")
+        asked, worked = self.config.rounds, 0
+        # A candidate is called once to warm up and once a round; its memory takes about as long as two calls.
+        work = len(self.candidates) * (1 + (asked or 0) + 2 * self.config.memory)
+
+        def show(text: str, calls: int = 0) -> None:
+            nonlocal worked
+            worked += calls
+            passed = worked / work if asked else (monotonic() - begin) / max(1e-9, until - begin)
+            meter.show(done + share * min(1.0, passed), f"{what}: {text}")
 
         show("making models")
         workshop, calls = Workshop(self.config.seed), {}
@@ -168,16 +174,16 @@ class _Group:
             seed=self.config.seed,
             device=first.device,
             failed=self._failed,
-            progress=lambda _: show(f"round {len(self.found) + 1}" if self.found else "warming up, round 1"),
+            progress=lambda _: show(f"round {len(self.found) + 1}" if self.found else "warming up, round 1", 1),
         ):
             now, number = monotonic(), number + 1
             self.found.append(seconds)
             # The first includes warming up; memory takes two calls of each and a process.
             each = (now - started) / number
             memory = 2 * each + SECONDS_A_PROCESS * len(calls) if self.config.memory else 0
-            if number >= (self.config.rounds or MOST_ROUNDS):
+            if number >= (asked or MOST_ROUNDS):
                 break
-            if self.config.rounds is None and number >= LEAST_ROUNDS and now + each + memory > until:
+            if asked is None and number >= LEAST_ROUNDS and now + each + memory > until:
                 break
         del workshop, calls
         gc.collect()
@@ -193,7 +199,7 @@ class _Group:
         for candidate in self.candidates:
             if candidate.name in self.errors or candidate.mode != "eager":
                 continue
-            show(f"memory of {candidate.reduction} {candidate.keep_rate:g}")
+            show(f"memory of {candidate.reduction} {candidate.keep_rate:g}", 2)
             try:
                 peak = peak_memory(run_alone, candidate, self.config.seed, device=candidate.device)
             except WorkError as error:

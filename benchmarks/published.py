@@ -78,7 +78,7 @@ def main() -> None:
                     )
     table = Table(title=f"{settings.model}, {settings.img_size} px, batch {settings.batch_size}, EViT + CLCA")
     for column in ("work", "precision", "keep", "model", "ms (p10–p90)", "× published (p10–p90)"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         cells = [f"{row[key]}" for key in ("work", "precision", "keep_rate", "model")]
         table.add_row(*cells, _told(row["milliseconds"], 0), _told(row["times_faster"], 2))

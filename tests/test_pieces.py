@@ -84,6 +84,19 @@ def test_no_further_from_exact_than_the_fused_kernel(queries: int, keys: int) ->
     assert all(mine <= 2.5 * theirs for mine, theirs in zip(errors["pieces"], errors["fused"], strict=True)), errors
 
 
+def test_what_all_keys_have_in_common_costs_no_digits() -> None:
+    q, k, v = (x.detach() for x in drawn(2, 3, 150, 150, 32))
+    q, k = (q + 4).bfloat16().requires_grad_(), (k + 8).bfloat16().requires_grad_()
+    v = v.requires_grad_()
+    expected, direction = exact(q, k, v, None), torch.randn(2, 3, 150, 32)
+    assert (q @ k.mT).abs().max() / 32**0.5 > 200  # scores that bfloat16 cannot tell apart
+    result = attention(q, k, v)
+    assert (result - expected).norm() < 0.01 * expected.norm()
+    true = torch.autograd.grad(expected, (q, k, v), direction.double())
+    for gradient, other in zip(torch.autograd.grad(result, (q, k, v), direction.bfloat16()), true, strict=True):
+        assert (gradient.double() - other.double()).norm() < 0.02 * other.double().norm()
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(3136, 3136), (787, 787), (108, 108), (20, 5), (1, 3 * 10**6)])
 def test_pieces_cover_all_and_stay_small(queries: int, keys: int) -> None:
     heads = 2 if queries * keys > 10**6 else 96

@@ -31,7 +31,7 @@ from clca.hub import from_pretrained
 from clca.linear import prepacked
 from clca.measure import Spread, command, machine, rounds, using_threads, versions
 from clca.model import TokenReducedViT
-from clca.training.batches import default_workers, eval_loader
+from clca.training.batches import default_workers, end_workers, eval_loader
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
 from clca.training.run_folder import make_writable, own_images, replacing, write_csv, write_json
@@ -299,15 +299,18 @@ class _Sized:
         for model in self.models:
             model.to(accelerator.device)
         kept, done = [], 0
-        for batch, targets in loader:
-            if done < 16:
-                kept.append(batch)
-            done += len(batch)
-            for number, model in enumerate(self.models):
-                with accelerator.autocast():
-                    guesses = model(batch.to(accelerator.device)).argmax(1).cpu()
-                self.right[number] += int((guesses == label_of[targets]).sum())
-                progress((done - len(batch) * (1 - (number + 1) / len(self.models))) / len(images))
+        try:
+            for batch, targets in loader:
+                if done < 16:
+                    kept.append(batch)
+                done += len(batch)
+                for number, model in enumerate(self.models):
+                    with accelerator.autocast():
+                        guesses = model(batch.to(accelerator.device)).argmax(1).cpu()
+                    self.right[number] += int((guesses == label_of[targets]).sum())
+                    progress((done - len(batch) * (1 - (number + 1) / len(self.models))) / len(images))
+        finally:
+            end_workers(loader)
         self.sample = torch.cat(kept)[:16]
 
     def name(self, number: int) -> str:

@@ -1,6 +1,12 @@
 """Which image is in which batch: the same however many processes, workers and interruptions there are."""
 
+import gc
+import multiprocessing
+import shutil
+import signal
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -12,7 +18,17 @@ from torch.utils.data import Dataset
 from clca import data
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
-from clca.training.batches import Plan, PlannedBatches, SeededImages, eval_loader, train_loader
+from clca.model import TokenReducedViT
+from clca.training import TrainConfig, evaluate, sweep, train
+from clca.training.batches import (
+    Plan,
+    PlannedBatches,
+    SeededImages,
+    _leave_interrupts_to_the_parent,
+    end_workers,
+    eval_loader,
+    train_loader,
+)
 from clca.training.device import is_first_on_its_machine, is_first_process
 
 CPU = torch.device("cpu")
@@ -142,6 +158,73 @@ def test_evaluation_sees_every_image_exactly_once(processes: int, batch: int) ->
         for index in labels.tolist()
     ]
     assert sorted(seen) == list(range(11))
+
+
+def test_reading_processes_end_when_told_to_and_not_when_they_are_collected() -> None:
+    loader = eval_loader(Noise(), 10, 2, 0, 1, workers=2, device=CPU)
+    assert len(list(loader)) == 5
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2  # kept for the next pass
+    end_workers(loader)
+    assert not multiprocessing.active_children()
+    end_workers(loader)
+    end_workers(None)
+    end_workers(eval_loader(Noise(), 10, 2, 0, 1, workers=0, device=CPU))
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="there are no alarms on this system")
+def test_a_reading_process_outlives_one_sigterm_and_not_two() -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    worker = context.Process(target=_serve, args=(there,), daemon=True)
+    worker.start()
+    assert here.recv() == "ready"
+    worker.terminate()
+    here.send("a batch")
+    assert here.poll(20)
+    assert here.recv() == "a batch"  # a time limit for all: it still serves
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGTERM
+
+
+def _serve(pipe: Connection) -> None:
+    _leave_interrupts_to_the_parent(0)
+    pipe.send("ready")
+    while True:
+        pipe.send(pipe.recv())
+
+
+@pytest.mark.parametrize("work", ["train", "evaluate", "sweep"])
+def test_no_reading_process_is_left_behind(
+    work: str, make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(epochs=1, workers=0)
+    run = train(config, quiet=True).folder
+    again = config.model_copy(update={"out": run.with_name("again"), "workers": 1})
+    calls: dict[str, Callable[[], object]] = {
+        "train": lambda: train(again, quiet=True),
+        "evaluate": lambda: evaluate(run, workers=1),
+        "sweep": lambda: sweep(run, [0.5, 0.3], workers=1),
+    }
+    collecting = gc.isenabled()
+    gc.disable()  # which would end them by chance
+    try:
+        calls[work]()
+        assert not multiprocessing.active_children()
+        monkeypatch.setattr(TokenReducedViT, "forward", _stopped)
+        shutil.rmtree(run / "evaluation", ignore_errors=True)
+        shutil.rmtree(again.out, ignore_errors=True)
+        with pytest.raises(KeyboardInterrupt):
+            calls[work]()
+        assert not multiprocessing.active_children()
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _stopped(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,13 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
 def _leave_interrupts_to_the_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
-        # A queue's time limit reaches every process: serve on while the parent ends its step and saves.
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_SAVE))
+        signal.signal(signal.SIGTERM, _serve_on)
+
+
+def _serve_on(*_: object) -> None:
+    # A queue's time limit reaches every process: serve on while the parent ends its step and saves.
+    signal.alarm(_SECONDS_TO_SAVE)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one is the parent's, which is through
 
 
 def _loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
@@ -200,6 +205,14 @@ def train_loader(
     if device.type not in ("cpu", "cuda"):  # may still be copying when the next is asked for; CUDA has a pinned copy
         return DataLoader(seeded, **settings)
     return DataLoader(_WholeBatches(seeded), collate_fn=_as_it_is, **settings)
+
+
+def end_workers(loader: DataLoader | None) -> None:
+    """End the processes that read for it now: one kept by a reference cycle would hold the program up at its end."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        loader._iterator = None  # type: ignore[union-attr]
+        iterator._shutdown_workers()
 
 
 def eval_loader(

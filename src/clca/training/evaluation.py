@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
-from clca.training.batches import default_workers, eval_loader
+from clca.training.batches import default_workers, end_workers, eval_loader
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
 from clca.training.metrics import answer
@@ -158,11 +159,9 @@ def evaluate(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
         cache_gb=cache_gb,
     )  # fmt: skip
-    rate = judged.own_rate if keep_rate is None else keep_rate
-    folder = Path(out) if out is not None else judged.folder(rate)
-    evaluation = judged.evaluate(rate, folder)
-    judged.close()
-    return evaluation
+    with closing(judged):
+        rate = judged.own_rate if keep_rate is None else keep_rate
+        return judged.evaluate(rate, Path(out) if out is not None else judged.folder(rate))
 
 
 class Judged:
@@ -297,7 +296,8 @@ class Judged:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Leave the process group in order."""
+        """End the processes that read images, and leave the process group in order."""
+        end_workers(self._loader)
         self.accelerator.end_training()
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from clca.data.transforms import Normalization
 from clca.errors import WorkError
 from clca.training import run_folder as folder_of
-from clca.training.batches import default_workers, eval_loader, seed_mixing, seed_step, train_loader
+from clca.training.batches import default_workers, end_workers, eval_loader, seed_mixing, seed_step, train_loader
 from clca.training.config import TrainConfig, default_run_folder, identity
 from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
@@ -141,9 +141,18 @@ class _Loop:
         self.stop_signal = number
 
     def until_the_end(self) -> RunResult:
-        state, progress = self.state, self.progress
         stop = self.config.epochs * self.plan.steps_per_epoch
-        batches, watched = self._loaders(stop)
+        reading, watched = self._loaders(stop)
+        try:
+            self._work_through(iter(reading), watched, stop)
+        finally:
+            end_workers(reading)
+            end_workers(watched)
+        return self._finish()
+
+    def _work_through(self, batches: Iterator[list[Tensor]], watched: DataLoader | None, stop: int) -> None:
+        """All updates that are left, and what comes after every epoch."""
+        state, progress = self.state, self.progress
         if progress.step:
             self.display.say(f"resuming {state.folder} after step {progress.step} of {stop}")
         self._end_epoch_if_over(watched)  # a run can be interrupted between its last step and its evaluation
@@ -154,18 +163,17 @@ class _Loop:
                 raise Interrupted(state.folder, progress.step, self.stop_signal or signal.SIGTERM)
             self._end_epoch_if_over(watched)
             self._save_now_and_then()
-        return self._finish()
 
-    def _loaders(self, stop: int) -> tuple[Iterator[list[Tensor]], DataLoader | None]:
+    def _loaders(self, stop: int) -> tuple[DataLoader, DataLoader | None]:
         """Training batches from here to update `stop`, and this process's share of the watched images."""
         state, accelerator = self.state, self.accelerator
         workers = self.config.workers if self.config.workers is not None else default_workers()
         rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-        batches = iter(train_loader(state.train_images, self.plan, rank, self.progress.step, stop, workers, device))
+        reading = train_loader(state.train_images, self.plan, rank, self.progress.step, stop, workers, device)
         images = state.watched_images
         if images is None:
-            return batches, None
-        return batches, eval_loader(images, len(images), self.plan.share, rank, processes, workers, device)
+            return reading, None
+        return reading, eval_loader(images, len(images), self.plan.share, rank, processes, workers, device)
 
     # -- a step ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """`sweep(run, keep_rates)`: a finished run at several keep rates, beside its own."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,13 @@ def sweep(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
         cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
     )  # fmt: skip
+    with closing(judged):
+        return _sweep(judged, run, keep_rates, out, console)
+
+
+def _sweep(
+    judged: Judged, run: str | Path, keep_rates: Sequence[float], out: str | Path | None, console: Console | None
+) -> Sweep:
     own = judged.own_rate
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
     room = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
@@ -194,7 +202,7 @@ def sweep(
         run=str(run),
         reduction=judged.model.config.reduction,
         data=judged.root,
-        split=split,
+        split=judged.split,
         images=numbers["images"],
         device=judged.accelerator.device.type,
         precision=judged.accelerator.mixed_precision,
@@ -205,7 +213,6 @@ def sweep(
         if judged.accelerator.is_main_process:
             files = found.write(room, judged.name)
         found = Sweep(**(vars(found) | {"files": files}))
-    judged.close()
     return found
 
 

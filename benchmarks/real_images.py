@@ -30,6 +30,7 @@ from clca.config import ModelConfig
 from clca.training import TrainConfig, train
 from clca.training.config import DataConfig
 from clca.training.evaluation import evaluate
+from clca.training.run_folder import read_config
 
 
 @dataclass
@@ -158,7 +159,7 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
                     "keep_rate": arm.keep_rate,
                     "arm": arm.name,
                     "seed": arm.seed,
-                    "precision": json.loads((arm.folder(study) / "config.json").read_text())["resolved"]["precision"],
+                    "precision": read_config(arm.folder(study))["resolved"]["precision"],
                     "top1": 100 * numbers["top1"],
                     "last_train_loss": trained["train"]["loss"],
                     "gmacs": numbers["gmacs"],

@@ -15,10 +15,11 @@ class PageClient:
 
     Args:
         address: Of the page.
+        seconds: How long an answer is waited for.
     """
 
-    def __init__(self, address: str) -> None:
-        self.http = httpx.Client(base_url=address, timeout=60)
+    def __init__(self, address: str, seconds: float = 60) -> None:
+        self.http = httpx.Client(base_url=address, timeout=seconds)
         self.session = uuid4().hex
         config = self.http.get("/config").json()
         self._names = {each["id"]: each["props"].get("elem_id") for each in config["components"]}

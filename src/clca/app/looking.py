@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +22,7 @@ from clca.serve.settings import MIB
 
 TOP = 5
 _TIMINGS, _TIMING_SECONDS = 5, 0.5
+_PRICES = 512  # kept, of models and keep rates; anyone may send another rate
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Lookout:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._full: dict[str, float] = {}  # GMACs with every token
+        self._gmacs = lru_cache(_PRICES)(_count)  # counting takes longer than the answer of a small model
 
     async def open(self, path: Path) -> Image.Image:
         """Decode an uploaded file, whatever it is called.
@@ -132,10 +134,9 @@ class Lookout:
 
     def _price(self, served: ServedModel, rates: Rates) -> Price:
         gmacs = self._gmacs(served, rates)
-        if served.name not in self._full:
-            self._full[served.name] = self._gmacs(served, 1.0) if served.keep_rate_is_free else gmacs
-        return Price(gmacs, gmacs / self._full[served.name])
+        return Price(gmacs, gmacs / (self._gmacs(served, 1.0) if served.keep_rate_is_free else gmacs))
 
-    def _gmacs(self, served: ServedModel, rates: Rates) -> float:
-        served.model.keep_rate = rates
-        return served.cost.gmacs if rates == served.keep_rate else cost(served.model).gmacs
+
+def _count(served: ServedModel, rates: Rates) -> float:
+    served.model.keep_rate = rates
+    return served.cost.gmacs if rates == served.keep_rate else cost(served.model).gmacs

@@ -194,6 +194,7 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
     console.print(table)
+    study.out.mkdir(parents=True, exist_ok=True)
     stem = study.out / f"table-{study.img_size}px-{study.epochs}ep"
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
     stem.with_suffix(".json").write_text(

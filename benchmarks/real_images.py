@@ -7,15 +7,18 @@ published recipe. On one data-centre GPU that is an evening; on two CPU cores it
 (`--sets`, `--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped and started again at any time: a
 finished run is not repeated, an interrupted one goes on. The table is printed, and written to OUT as JSON and Markdown,
 after every run. With `--known FILE`, the JSON of an earlier table, its runs are not repeated, and stand in the new
-table: so the study can be done in pieces, on several machines.
+table: so the study can be done in pieces, on several machines. One run does not fill a large GPU: `--jobs` trains
+several at once.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,10 @@ class Study:
     img_size: int = 448
     epochs: int = 52
     precision: str = "bf16"
+    jobs: int = 1
+    """Runs at a time, each in a process of its own."""
+    workers: int | None = None
+    """Processes that read images, for each run."""
     known: Path | None = None
     """JSON of an earlier table of the same image size and epochs."""
     plan: bool = False
@@ -106,6 +113,7 @@ class Arm:
             epochs=study.epochs,
             precision=study.precision,  # type: ignore[arg-type]
             seed=self.seed,
+            workers=study.workers,
             log_every=1,
         )
 
@@ -136,16 +144,41 @@ def main() -> None:
         if study.table:
             report(study, arms, console)
         return
+    if study.jobs > 1:
+        several_at_once(study, arms, todo, console)
+        return
     for number, arm in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)}: {arm.folder(study).name}")
-        train(arm.config(study), console=console)
-        if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
-            evaluate(arm.folder(study), split="test")
+        run(study, arm, console)
         report(study, arms, console)
 
 
-def report(study: Study, arms: list[Arm], console: Console) -> None:
-    """Print what is finished, and write it as JSON and Markdown."""
+def run(study: Study, arm: Arm, console: Console | None) -> None:
+    """Train and test one arm, or what is left of it; without a console in silence."""
+    train(arm.config(study), console=console, quiet=console is None)
+    if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
+        evaluate(arm.folder(study), split="test")
+
+
+def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Console) -> None:
+    """Work through `todo` in processes of their own, seed by seed, the longest runs of each first."""
+    todo = sorted(todo, key=lambda arm: (arm.seed, -arm.keep_rate))
+    done = 0
+    with ProcessPoolExecutor(study.jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(run, study, arm, None): arm for arm in todo}
+        try:
+            for finished in as_completed(running):
+                finished.result()
+                done += 1
+                console.print(f"{done} of {len(todo)}: {running[finished].folder(study).name}", soft_wrap=True)
+                report(study, arms, console if done == len(todo) else None)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def report(study: Study, arms: list[Arm], console: Console | None) -> None:
+    """Print what is finished, unless without a console, and write it as JSON and Markdown."""
     rows = study.known_rows()
     known = [_key(row) for row in rows]
     for arm in arms:
@@ -193,7 +226,8 @@ def report(study: Study, arms: list[Arm], console: Console) -> None:
         ]
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
-    console.print(table)
+    if console is not None:
+        console.print(table)
     study.out.mkdir(parents=True, exist_ok=True)
     stem = study.out / f"table-{study.img_size}px-{study.epochs}ep"
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -7,6 +7,7 @@ slows all of them down. The spread is reported beside the median.
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import platform
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -245,24 +246,40 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         device: Where to measure.
         repeats: Rounds; of their medians the best layer's is the machine's rate.
     """
+    # A GPU is through with one such product before the clock can be read: more rows, and many products a reading.
+    on_cpu = torch.device(device).type == "cpu"
+    times_rows, calls_a_time = (1, 1) if on_cpu else (8, 20)
+    shapes = [(times_rows * rows, *widths) for rows, *widths in MATRICES]
     factors = {
         shape: (
             torch.randn(shape[0], shape[1], device=device).to(dtype),
             torch.randn(shape[2], shape[1], device=device).to(dtype),
         )
-        for shape in MATRICES
+        for shape in shapes
     }
-    calls = {str(shape): (lambda x=x, w=w: F.linear(x, w)) for shape, (x, w) in factors.items()}
+
+    def multiply(x: torch.Tensor, w: torch.Tensor) -> None:
+        for _ in range(calls_a_time):
+            F.linear(x, w)
+
+    calls = {str(shape): partial(multiply, *pair) for shape, pair in factors.items()}
     times = interleaved(calls, repeats, device=device)
-    return max(np.prod(shape) / Spread.of(times[str(shape)]).median for shape in MATRICES) / 1e9
+    best = max(math.prod(shape) / Spread.of(times[str(shape)]).median for shape in shapes)
+    return calls_a_time * best / 1e9
 
 
 def bandwidth(device: str | torch.device = "cpu", repeats: int = 5, mib: int = 256) -> float:
     """GB/s, 10⁹ bytes a second read and written together, of copying `mib` MiB."""
     source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = interleaved({"copy": lambda: target.copy_(source)}, repeats, device=device)
-    return 2 * source.numel() / Spread.of(times["copy"]).median / 1e9
+    copies = 1 if torch.device(device).type == "cpu" else 20  # a GPU copies it before the clock can be read
+
+    def copy() -> None:
+        for _ in range(copies):
+            target.copy_(source)
+
+    times = interleaved({"copy": copy}, repeats, device=device)
+    return 2 * copies * source.numel() / Spread.of(times["copy"]).median / 1e9
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

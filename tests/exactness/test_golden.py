@@ -17,12 +17,16 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.double() - wanted.double()).abs().max() / wanted.abs().max())
 
 
-def test_logits(golden_file: Path) -> None:
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_logits(golden_file: Path, device: str) -> None:
     golden = read_golden(golden_file)
-    model = build_golden(golden)
+    model = build_golden(golden).to(device)
     with torch.no_grad():
-        logits = model(golden.images)
-    assert relative_error(logits, golden.logits) < 1e-4
+        logits = model(golden.images.to(device))
+    assert relative_error(logits.cpu(), golden.logits) < 1e-4
 
 
 def test_token_counts_of_each_image_alone(golden_file: Path) -> None:
@@ -35,12 +39,14 @@ def test_token_counts_of_each_image_alone(golden_file: Path) -> None:
         assert [int(torch.as_tensor(count).max()) for count in trace.tokens] == wanted_tokens
 
 
-def test_gradients(golden_file: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients(golden_file: Path, device: str) -> None:
     golden = read_golden(golden_file)
-    model = build_golden(golden).train()
-    F.cross_entropy(model(golden.images), golden.target).backward()
+    model = build_golden(golden).train().to(device)
+    F.cross_entropy(model(golden.images.to(device)), golden.target.to(device)).backward()
+    state = {name: tensor.to(device) for name, tensor in golden.state.items()}
     errors = {
-        name: relative_error(published_gradient(model, golden.state, name), wanted)
+        name: relative_error(published_gradient(model, state, name).cpu(), wanted)
         for name, wanted in golden.gradients.items()
     }
     # 1e-3: float32 rounding through BatchNorm over four images alone reaches 1.6e-4.

@@ -84,7 +84,8 @@ class Workshop:
     alone: bool = False
     _vits: dict[tuple[str, int], nn.Module] = field(default_factory=dict)
     _images: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
-    _optimizer: torch.optim.Optimizer | None = None
+    _optimizers: dict[bool, torch.optim.Optimizer] = field(default_factory=dict)
+    _graph_pool: Any = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _prepacked: ExitStack = field(default_factory=ExitStack)
 
@@ -149,7 +150,7 @@ class Workshop:
             return self._onnx(candidate, model, images)
         called: Callable[..., Tensor] = compiled_call(model) if candidate.mode == "compiled" else model
         if candidate.training:
-            return self._training_step(candidate, model, called, images)
+            return self._as_graph(candidate, model, self._training_step(candidate, model, called, images))
 
         self._prepacked.enter_context(prepacked(model))  # as long as the workshop is there, as `clca predict` does
 
@@ -157,7 +158,34 @@ class Workshop:
             with torch.no_grad(), _autocast(candidate):
                 return called(images)
 
-        return infer
+        return self._as_graph(candidate, model, infer)
+
+    def _as_graph(self, candidate: Candidate, model: nn.Module, work: Callable[[], Any]) -> Callable[[], Any]:
+        """The work itself, or in mode cudagraph its replay: what it launches on the GPU, without Python.
+
+        A replay returns the tensor that the work returned when it was captured, which holds until another is replayed.
+        """
+        if candidate.mode != "cudagraph":
+            return work
+        if getattr(model, "_pads", False):
+            raise ClcaError("how many tokens stay depends on the images, so no CUDA graph holds it")
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):  # libraries choose their kernels, and the optimizer makes its moments, before
+                work()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # One is replayed at a time, so they work in the same memory.
+        self._graph_pool = self._graph_pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._graph_pool):
+            result = work()
+
+        def replay() -> Any:
+            graph.replay()
+            return result
+
+        return replay
 
     def _onnx(self, candidate: Candidate, model: nn.Module, images: Tensor) -> Callable[[], Any]:
         if candidate.training or candidate.precision != "fp32":
@@ -176,14 +204,18 @@ class Workshop:
         self, candidate: Candidate, model: nn.Module, called: Callable[..., Tensor], images: Tensor
     ) -> Callable[[], Any]:
         """Forward, backward and AdamW's update, as in `clca train`."""
-        # One optimizer for all, which passes over what has no gradient: its moments are shared like the weights.
-        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]} if self._optimizer else set()
+        # One optimizer for all, which passes over what has no gradient: its moments are shared like the weights. CUDA
+        # graphs have another, whose step counts are on the GPU.
+        in_graph = candidate.mode == "cudagraph"
+        optimizer = self._optimizers.get(in_graph)
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
         new = [parameter for parameter in model.parameters() if id(parameter) not in known]
-        if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(new, lr=0.0)  # the weights stay what they are
+        if optimizer is None:
+            lr = torch.zeros((), device=images.device) if in_graph else 0.0  # the weights stay what they are
+            optimizer = torch.optim.AdamW(new, lr=lr, capturable=in_graph)
+            self._optimizers[in_graph] = optimizer
         elif new:
-            self._optimizer.add_param_group({"params": new})
-        optimizer = self._optimizer
+            optimizer.add_param_group({"params": new})
         labels = torch.arange(candidate.batch_size, device=images.device) % int(model.num_classes)  # type: ignore[arg-type]
 
         def step() -> None:

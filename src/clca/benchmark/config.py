@@ -10,7 +10,7 @@ from clca.config import Rate
 from clca.reductions import list_reductions, reduction_class
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Mode = Literal["eager", "compiled", "onnx"]
+Mode = Literal["eager", "cudagraph", "compiled", "onnx"]
 
 
 def _is_reduction(name: str) -> str:
@@ -32,7 +32,8 @@ class BenchmarkConfig(BaseModel):
         keep_rates: Shares of tokens kept at every location.
         batch_sizes: Images at once.
         precisions: fp32, or bf16 or fp16 by autocast, as `clca train` and `clca predict` compute.
-        modes: eager, compiled by torch.compile, or exported to ONNX and run by ONNX Runtime.
+        modes: eager; cudagraph, captured once as a CUDA graph and replayed; compiled by torch.compile; or onnx,
+            exported and run by ONNX Runtime.
         training: Measure training steps (forward, backward, AdamW) instead of inference.
         cla, clc: Cross-Layer Aggregation head and Cross-Layer Cache; a run has its own.
         minutes: Time to fill with rounds.

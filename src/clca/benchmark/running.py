@@ -53,6 +53,8 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
     device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     if "fp16" in config.precisions and device == "cpu":
         raise ClcaError("--precisions fp16 needs a GPU; on a CPU choose fp32 or bf16")
+    if "cudagraph" in config.modes and device == "cpu":
+        raise ClcaError("--modes cudagraph needs a GPU of NVIDIA's; on a CPU choose eager, compiled or onnx")
     groups = [_Group(list(_candidates(config, model, batch, device)), config)
               for model, batch in product(config.models, config.batch_sizes)]  # fmt: skip
     seen = set[Any]()

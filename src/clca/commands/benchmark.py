@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
         img_sizes: tuple[int, ...] = (),
         batch_sizes: tuple[int, ...] = (),
         precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = (),
-        modes: tuple[Literal["eager", "compiled", "onnx"], ...] = (),
+        modes: tuple[Literal["eager", "cudagraph", "compiled", "onnx"], ...] = (),
         quick: tyro.conf.FlagCreatePairsOff[bool] = False,
         growth: tyro.conf.FlagCreatePairsOff[bool] = False,
         training: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -51,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
             img_sizes: Pixels a side. Left away: 448. A run is measured at its own.
             batch_sizes: Images at once. Left away: 8 1.
             precisions: fp32, or bf16 or fp16 by autocast. Left away: fp32.
-            modes: eager, compiled by torch.compile, or in ONNX Runtime. Left away: eager.
+            modes: eager, cudagraph (captured and replayed, on a GPU), compiled by torch.compile, or onnx (in ONNX
+                Runtime). Left away: eager.
             quick: All reductions at 224 px and two keep rates, without memory, in under two minutes on two cores.
             growth: 224, 448 and 896 px, batch 1, keep rate 0.1: exponents of time and memory in the number of patches.
             training: Measure training steps (forward, backward, AdamW) instead of inference.

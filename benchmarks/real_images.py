@@ -157,14 +157,17 @@ def run(study: Study, arm: Arm, console: Console | None) -> None:
     """Train and test one arm, or what is left of it; without a console in silence."""
     train(arm.config(study), console=console, quiet=console is None)
     if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
-        evaluate(arm.folder(study), split="test")
+        evaluate(arm.folder(study), split="test", workers=study.workers)
 
 
 def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Console) -> None:
     """Work through `todo` in processes of their own, seed by seed, the longest runs of each first."""
     todo = sorted(todo, key=lambda arm: (arm.seed, -arm.keep_rate))
     done = 0
-    with ProcessPoolExecutor(study.jobs, multiprocessing.get_context("spawn")) as pool:
+    fresh: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":  # the libraries are loaded once
+        fresh.set_forkserver_preload(["timm", "clca.training.loop", "clca.training.evaluation"])
+    with ProcessPoolExecutor(study.jobs, fresh) as pool:
         running = {pool.submit(run, study, arm, None): arm for arm in todo}
         try:
             for finished in as_completed(running):

@@ -60,7 +60,7 @@ def test_an_image_alone_is_the_same_in_a_batch(reduction: str, precision: str) -
     torch.testing.assert_close(alone[0], together[2], rtol=0, atol=1e-4 if precision == "fp32" else 0.1)
 
 
-IN_A_GRAPH = [name for name in REDUCTIONS if name not in ("none", "ats")]
+IN_A_GRAPH = [name for name in REDUCTIONS if name != "none"]
 
 
 @pytest.mark.parametrize("reduction", IN_A_GRAPH)
@@ -69,7 +69,7 @@ def test_a_replay_gives_what_the_model_gives(reduction: str) -> None:
     workshop = Workshop()
     model = workshop.model(candidate)
     replay = workshop.work(candidate, model)
-    images = workshop.images(candidate)
+    images = workshop.images(candidate)  # which the graph reads
     for seed in (1, 2):
         torch.manual_seed(seed)
         images.copy_(torch.randn(images.shape))
@@ -101,7 +101,7 @@ def test_benchmark_in_cuda_graphs() -> None:
     assert rows["evit", "cudagraph"].milliseconds is not None
     assert rows["evit", "cudagraph"].speed_up is not None
     assert rows["evit", "eager"].peak_mib
-    assert "no CUDA graph holds it" in (rows["ats", "cudagraph"].error or "")
+    assert rows["ats", "cudagraph"].speed_up is not None
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

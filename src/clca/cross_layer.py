@@ -79,7 +79,7 @@ class CrossLayerCache:
         self.recover_at, self.num_clr, self.gap = recover_at, num_clr, gap
         self.num_pooled = num_tokens - num_clr
         self.tokens: list[Tensor] = []
-        self.valid: list[Tensor] = []
+        self.valid: list[Tensor | None] = []  # None: all of them
 
     def after_block(self, index: int, x: Tensor, state: TokenState) -> Tensor:
         """Recover at a recovery block, then store for the next one; x [B, N, C] comes back with what was recovered."""
@@ -88,7 +88,7 @@ class CrossLayerCache:
             if self.tokens:
                 recovered = torch.cat(self.tokens, dim=1)
                 x = torch.cat([x, recovered], dim=1)
-                state.append(recovered.shape[1], torch.cat(self.valid, dim=1) if state.valid is not None else None)
+                state.append(recovered.shape[1], self._all_valid() if state.valid is not None else None)
                 self.tokens, self.valid = [], []
         if index < self.recover_at[-1]:
             self._store(x, state)
@@ -96,21 +96,25 @@ class CrossLayerCache:
 
     def _store(self, x: Tensor, state: TokenState) -> None:
         if self.gap:
-            self._push(self._average(x, state), x.new_ones(x.shape[0], 1, dtype=torch.bool))
+            self._push(self._average(x, state), None)
         if not self.num_clr:
             return
         if state.valid is None:
-            carriers = x[:, -self.num_clr :]
-            self._push(carriers, x.new_ones(carriers.shape[:2], dtype=torch.bool))
+            self._push(x[:, -self.num_clr :], None)
             return
         # Where the batch is padded, the last tokens of an image are not the last places of its row.
         order = state.valid.to(torch.uint8).argsort(dim=1, stable=True)[:, -self.num_clr :]
         carriers = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         self._push(carriers, state.valid.gather(1, order))
 
-    def _push(self, tokens: Tensor, valid: Tensor) -> None:
+    def _push(self, tokens: Tensor, valid: Tensor | None) -> None:
         self.tokens.append(tokens)
         self.valid.append(valid)
+
+    def _all_valid(self) -> Tensor:
+        """Which of the stored tokens are real, [B, M]."""
+        pairs = zip(self.tokens, self.valid, strict=True)
+        return torch.cat([t.new_ones(t.shape[:2], dtype=torch.bool) if v is None else v for t, v in pairs], dim=1)
 
     def _average(self, x: Tensor, state: TokenState) -> Tensor:
         """Mean of the tokens between the prefix and what was recovered last. [B, 1, C]"""

@@ -1,19 +1,24 @@
-"""Linear layers in inference on a CPU: oneDNN adds the bias and applies GELU while the product is still in the cache.
+"""Linear layers in inference, without the work that a plain one repeats at every call.
 
-PyTorch's own linear layer first copies the bias over the whole result and reads it again for the activation; with the
-short rows of a ViT these passes take a quarter of its time. oneDNN also lays the weights out anew at every call, which
-for a few tokens takes longer than the product: inside `prepacked` it does so once. The numbers agree to the rounding of
-the precision that is computed in.
+On a CPU oneDNN adds the bias and applies GELU while the product is still in the cache. PyTorch's own linear layer first
+copies the bias over the whole result and reads it again for the activation; with the short rows of a ViT these passes
+take a quarter of its time. oneDNN also lays the weights out anew at every call, which for a few tokens takes longer
+than the product: inside `prepacked` it does so once. The numbers agree to the rounding of the precision that is
+computed in.
+
+On a GPU autocast casts every weight and bias anew at every call, which for one image takes a quarter of the time:
+inside `prepacked` it happens once. And the patch embedding is a matrix product everywhere but in the libraries for
+convolutions, which have no good kernel for a stride of 14 or 16 pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -32,22 +37,31 @@ class _Packs:
         self.holders = 0
         self.layouts: dict[tuple[Any, ...], tuple[int, Tensor, Tensor]] = {}
 
+    def kept(self, source: Tensor, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` made of the source, made anew if the source has changed since."""
+        found = self.layouts.get(key)
+        # What it was made of is kept alive, so that its address cannot become that of other values.
+        if found is None or found[0] != source._version or found[1].data_ptr() != source.data_ptr():
+            found = self.layouts[key] = source._version, source.detach(), make()
+        return found[2]
+
 
 _packs: MutableMapping[Tensor, _Packs] = WeakIdKeyDictionary()
 
 
 def prepacked(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside `with prepacked(model):`, keep weights of linear layers in the layout in which oneDNN multiplies.
+    """Inside `with prepacked(model):`, keep weights of linear layers as they are multiplied.
 
-    For inference in float32 or bfloat16 autocast on a CPU; elsewhere it changes nothing. It takes the memory of the
-    weights a second time, from the first call on to the end of the block. Weights that an optimiser or
-    `load_state_dict` changes are laid out again; a write through `.data` goes unnoticed, so make none in there.
+    That is, in the layout of oneDNN for inference in float32 or bfloat16 autocast on a CPU, and in the precision of
+    autocast for inference on a GPU; elsewhere it changes nothing. It takes up to the memory of the weights a second
+    time, from the first call on to the end of the block. Weights that an optimiser or `load_state_dict` changes are
+    made anew; a write through `.data` goes unnoticed, so make none in there.
 
     Args:
-        model: Whose linear layers; models that share weights share their layouts too.
+        model: Whose linear layers; models that share weights share what is kept too.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Linear] if _PACKS else []
-    return _Prepacked([layer.weight for layer in layers if not layer.weight.is_inference()])
+    weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    return _Prepacked([w for w in weights if not w.is_inference() and (_PACKS or w.is_cuda)])
 
 
 class _Prepacked(AbstractContextManager[None]):
@@ -68,19 +82,25 @@ class _Prepacked(AbstractContextManager[None]):
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether layers that read x may go through oneDNN here: in inference, and where `unobserved` holds.
+    """Whether layers that read x may be computed here: in inference, and where nobody looks on.
 
-    In float32, or in bfloat16 where autocast asks for it.
+    On a CPU in float32, or in bfloat16 where autocast asks for it; on a GPU in autocast's precision inside `prepacked`.
     """
-    return bool(_ONEDNN and not torch.is_grad_enabled() and unobserved(x) and _precision(x) is not None)
+    if torch.is_grad_enabled() or _precision(x) is None:
+        return False
+    if x.is_cuda:
+        return bool(_packs) and _ordinary(x)
+    return _ONEDNN and unobserved(x)
 
 
 def unobserved(x: Tensor) -> bool:
     """Whether x is an ordinary tensor on a CPU with oneDNN, and no compiler, tracer, counter or transform looks on."""
+    return bool(x.device.type == "cpu" and torch.backends.mkldnn.enabled) and _ordinary(x)
+
+
+def _ordinary(x: Tensor) -> bool:
     return bool(
         type(x) in (Tensor, nn.Parameter)
-        and x.device.type == "cpu"
-        and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
@@ -98,8 +118,13 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
         gelu: Whether the exact GELU follows.
     """
     if fuses(x) and _is_plain(layer):
-        rows = x.reshape(-1, x.shape[-1]).to(_precision(x))
-        weight, bias = _operands(layer, part, rows.dtype)
+        dtype = _precision(x)
+        assert dtype is not None
+        weight, bias = _operands(layer, part, dtype)
+        if x.is_cuda:
+            x = F.linear(x.to(dtype), weight, bias)
+            return F.gelu(x) if gelu else x
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
         names: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         rows = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *names)
         return rows.view(*x.shape[:-1], rows.shape[-1])
@@ -121,28 +146,46 @@ def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
     return mlp.drop2(linear(mlp.fc2, x))
 
 
+def embed_patches(embed: nn.Module, x: Tensor) -> Tensor:
+    """`embed(x)`: images [B, 3, H, W] to patches [B, N, C], on a GPU as a matrix product where that is the same."""
+    if not x.is_cuda or type(embed) is not PatchEmbed or _has_hooks(embed) or not embed.flatten:
+        return embed(x)
+    proj: Any = embed.proj
+    high, wide = proj.kernel_size if type(proj) is nn.Conv2d else (0, 0)
+    if not high or proj.stride != (high, wide) or proj.padding != (0, 0) or _has_hooks(proj):
+        return embed(x)
+    if proj.groups != 1 or proj.dilation != (1, 1) or x.shape[2] % high or x.shape[3] % wide:
+        return embed(x)
+    patches = x.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5)  # [B, H/h, W/w, 3, h, w]
+    return embed.norm(F.linear(patches.flatten(3).flatten(1, 2), proj.weight.flatten(1), proj.bias))
+
+
 def _precision(x: Tensor) -> torch.dtype | None:
-    """In which precision a linear layer would compute on x, if it is one that may go through oneDNN."""
-    if not torch.is_autocast_enabled("cpu"):
-        return x.dtype if x.dtype == torch.float32 else None
-    if _BF16 and torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16):
-        return torch.bfloat16
-    return None
+    """In which precision a linear layer would compute on x, if it is one that is computed here."""
+    device = x.device.type
+    if device not in ("cpu", "cuda"):
+        return None
+    if not torch.is_autocast_enabled(device):
+        return x.dtype if x.dtype == torch.float32 and device == "cpu" else None
+    dtype = torch.get_autocast_dtype(device)
+    possible = dtype in (torch.bfloat16, torch.float16) if device == "cuda" else _BF16 and dtype == torch.bfloat16
+    return dtype if possible and x.dtype in (torch.float32, dtype) else None
 
 
 def _operands(layer: nn.Linear, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the outputs `part`, the weight laid out for oneDNN in `prepacked`."""
-    bias = None if layer.bias is None else layer.bias[part].to(dtype)
-    packs = _packs.get(layer.weight)
+    """Weight and bias of the outputs `part`; in `prepacked` kept as they are multiplied."""
+    weight, bias = layer.weight, layer.bias
+    packs = _packs.get(weight)
     if packs is None:
-        return layer.weight[part].to(dtype), bias
-    key, version = (part.start, part.stop, dtype), layer.weight._version
-    found = packs.layouts.get(key)
-    # What was laid out is kept alive, so that its address cannot become that of other values.
-    if found is None or found[0] != version or found[1].data_ptr() != layer.weight.data_ptr():
-        layout = torch.ops.mkldnn._reorder_linear_weight(layer.weight[part].to(dtype), _PACKED_FOR)
-        found = packs.layouts[key] = version, layer.weight.detach(), layout
-    return found[2], bias
+        return weight[part].to(dtype), None if bias is None else bias[part].to(dtype)
+    found = packs.kept(weight, (part.start, part.stop, dtype), lambda: _laid_out(weight[part].to(dtype)))
+    if bias is None or not bias.is_cuda:  # a bias is cast within the product's own time on a CPU
+        return found, None if bias is None else bias[part].to(dtype)
+    return found, packs.kept(bias, (part.start, part.stop, dtype, "bias"), lambda: bias[part].to(dtype))
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    return weight if weight.is_cuda else torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
 
 
 def _is_plain(layer: nn.Module) -> bool:

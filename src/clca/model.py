@@ -20,7 +20,7 @@ from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
-from clca.linear import fuses
+from clca.linear import embed_patches, fuses
 from clca.pieces import in_pieces
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
@@ -240,7 +240,7 @@ class TokenReducedViT(nn.Module):
                 f"images of {x.shape[-2]}×{x.shape[-1]} pixels given to a model for "
                 f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or set img_size"
             )
-        x = self.patch_embed(x)
+        x = embed_patches(self.patch_embed, x) if self._has_own_rounding else self.patch_embed(x)
         pos_embed: Tensor | None = self.pos_embed
         if self.dynamic_img_size:
             batch, height, width, dim = x.shape

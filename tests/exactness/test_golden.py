@@ -29,13 +29,14 @@ def test_logits(golden_file: Path, device: str) -> None:
     assert relative_error(logits.cpu(), golden.logits) < 1e-4
 
 
-def test_token_counts_of_each_image_alone(golden_file: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_token_counts_of_each_image_alone(golden_file: Path, device: str) -> None:
     golden = read_golden(golden_file)
-    model = build_golden(golden)
+    model = build_golden(golden).to(device)
     for image, wanted_tokens, wanted_logits in zip(golden.images, golden.tokens, golden.logits, strict=True):
         with torch.no_grad():
-            logits, trace = model.forward_trace(image[None])
-        assert relative_error(logits[0], wanted_logits) < 1e-4
+            logits, trace = model.forward_trace(image[None].to(device))
+        assert relative_error(logits[0].cpu(), wanted_logits) < 1e-4
         assert [int(torch.as_tensor(count).max()) for count in trace.tokens] == wanted_tokens
 
 

@@ -150,7 +150,7 @@ class Workshop:
             return self._onnx(candidate, model, images)
         called: Callable[..., Tensor] = compiled_call(model) if candidate.mode == "compiled" else model
         if candidate.training:
-            return self._as_graph(candidate, model, self._training_step(candidate, model, called, images))
+            return self._as_graph(candidate, self._training_step(candidate, model, called, images))
 
         self._prepacked.enter_context(prepacked(model))  # as long as the workshop is there, as `clca predict` does
 
@@ -158,17 +158,15 @@ class Workshop:
             with torch.no_grad(), _autocast(candidate):
                 return called(images)
 
-        return self._as_graph(candidate, model, infer)
+        return self._as_graph(candidate, infer)
 
-    def _as_graph(self, candidate: Candidate, model: nn.Module, work: Callable[[], Any]) -> Callable[[], Any]:
+    def _as_graph(self, candidate: Candidate, work: Callable[[], Any]) -> Callable[[], Any]:
         """The work itself, or in mode cudagraph its replay: what it launches on the GPU, without Python.
 
         A replay returns the tensor that the work returned when it was captured, which holds until another is replayed.
         """
         if candidate.mode != "cudagraph":
             return work
-        if getattr(model, "_pads", False):
-            raise ClcaError("how many tokens stay depends on the images, so no CUDA graph holds it")
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -181,7 +179,7 @@ class Workshop:
         with torch.cuda.graph(graph, pool=self._graph_pool):
             result = work()
 
-        def replay() -> Any:
+        def replay(_: Callable[[], Any] = work) -> Any:  # the graph reads tensors that only the work holds
             graph.replay()
             return result
 

@@ -20,12 +20,20 @@ class ATS(Reduction):
     alters_attention = True
     pads = True
 
-    def sample_points(self, state: TokenState) -> list[float]:
-        """(2i+1) / (2S), i = 0 … m-1."""
-        steps = state.schedule.static_count(state.num_patches, self.index) + 1  # S
+    def steps(self, state: TokenState) -> int:
+        """S, the reciprocal of the distance between two sample points."""
+        return state.schedule.static_count(state.num_patches, self.index) + 1
+
+    def num_points(self, state: TokenState) -> int:
+        """m, how many sample points there are: at most that many tokens stay."""
+        steps = self.steps(state)
         # In double precision as written: rounding lifts the quotient for some S, and the published counts need it.
-        points = math.ceil(((2 * steps - 1) / (2 * steps) - 1 / (2 * steps)) / (1 / steps))
-        return [(2 * i + 1) / (2 * steps) for i in range(points)]
+        return math.ceil(((2 * steps - 1) / (2 * steps) - 1 / (2 * steps)) / (1 / steps))
+
+    def sample_points(self, state: TokenState, device: torch.device) -> Tensor:
+        """(2i+1) / (2S), i = 0 … m-1, in double precision where the device has it, [m]."""
+        precise = torch.float32 if device.type == "mps" else torch.float64
+        return (2 * torch.arange(self.num_points(state), dtype=precise, device=device) + 1) / (2 * self.steps(state))
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None
@@ -35,13 +43,13 @@ class ATS(Reduction):
         if state.valid is not None:
             scores = scores * state.valid[:, prefix:]
         scores = scores / (scores.sum(dim=1, keepdim=True) + 1e-6)
-        points = torch.tensor(self.sample_points(state), dtype=scores.dtype, device=scores.device)
+        points = self.sample_points(state, scores.device).to(scores.dtype)
         sampled = torch.zeros_like(scores, dtype=torch.bool)
         sampled = sampled.scatter(1, _nearest(scores.cumsum(dim=1), points), True)
 
         count = sampled.sum(dim=1)  # [B]
         width = min(len(points), num_tokens - prefix)
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or scores.is_cuda):  # a GPU would have to stand still to tell
             width = int(count.max()) if len(count) else 0
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix

@@ -41,7 +41,7 @@ def _evit(rule: EViT, n: int, state: TokenState, own: Widths) -> tuple[int, int]
 
 
 def _ats(rule: ATS, n: int, state: TokenState, own: Widths) -> tuple[int, int]:
-    return own.prefix + min(len(rule.sample_points(state)), n - own.prefix), own.attn_dim * n
+    return own.prefix + min(rule.num_points(state), n - own.prefix), own.attn_dim * n
 
 
 def _tome(rule: ToMe, n: int, state: TokenState, own: Widths) -> tuple[int, int]:

@@ -164,10 +164,9 @@ def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Con
     """Work through `todo` in processes of their own, seed by seed, the longest runs of each first."""
     todo = sorted(todo, key=lambda arm: (arm.seed, -arm.keep_rate))
     done = 0
-    fresh: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    if sys.platform != "win32":  # the libraries are loaded once
-        fresh.set_forkserver_preload(["timm", "clca.training.loop", "clca.training.evaluation"])
-    with ProcessPoolExecutor(study.jobs, fresh) as pool:
+    fresh: Any = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["timm", "clca.training.loop", "clca.training.evaluation"])  # loaded once for all
+    with ProcessPoolExecutor(study.jobs, fresh, _readers_are_forked) as pool:
         running = {pool.submit(run, study, arm, None): arm for arm in todo}
         try:
             for finished in as_completed(running):
@@ -178,6 +177,11 @@ def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Con
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _readers_are_forked() -> None:
+    # Else a process from a fork server would start those that read its images in the same way, libraries and all.
+    multiprocessing.set_start_method("fork", force=True)
 
 
 def report(study: Study, arms: list[Arm], console: Console | None) -> None:

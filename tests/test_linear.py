@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import Mlp
+from timm.layers import Mlp, PatchEmbed
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clca
 from clca import linear as room
-from clca.linear import feed_forward, fuses, linear, prepacked
+from clca.linear import feed_forward, fuses, is_product, linear, patches_by_product, prepacked
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 
@@ -187,3 +187,51 @@ def test_weights_are_laid_out_once_and_let_go_at_the_end() -> None:
     del layer, twin, module
     gc.collect()
     assert len(room._packs) < before
+
+
+@given(
+    patch=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    batch=st.integers(1, 3),
+    bias=st.booleans(),
+    norm=st.booleans(),
+    order=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+@settings(max_examples=40, deadline=None)
+def test_patches_by_a_product_are_those_of_the_convolution(
+    patch: tuple[int, int], grid: tuple[int, int], batch: int, bias: bool, norm: bool, order: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    size = patch[0] * grid[0], patch[1] * grid[1]
+    embed = PatchEmbed(size, patch, 3, 7, norm_layer=nn.LayerNorm if norm else None, bias=bias).double()  # type: ignore[arg-type]
+    images = torch.randn(batch, 3, *size, dtype=torch.float64).contiguous(memory_format=order)
+    assert is_product(embed, images)
+    results = []
+    for function in (embed, lambda x: patches_by_product(embed, x)):
+        embed.zero_grad()
+        result = function(images)
+        result.square().sum().backward()
+        results.append((result, embed.proj.weight.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_what_is_no_product_of_patches() -> None:
+    embed, images = PatchEmbed(8, 4, 3, 6), torch.randn(1, 3, 8, 8)
+    assert is_product(embed, images)
+    assert not is_product(embed, images[..., :7])
+    assert not is_product(PatchEmbed(8, 4, 3, 6, flatten=False), images)
+    assert not is_product(nn.Sequential(embed), images)
+    for changes in ({"stride": 2}, {"padding": 1}, {"dilation": 2}, {"groups": 3}):
+        other = PatchEmbed(8, 4, 3, 6)
+        other.proj = nn.Conv2d(3, 6, 4, **({"stride": 4} | changes))  # type: ignore[arg-type]
+        assert not is_product(other, images), changes
+    embed.proj.register_forward_hook(lambda *_: None)
+    assert not is_product(embed, images)
+
+
+def test_patches_by_a_product_compile_into_one_graph() -> None:
+    embed, images = PatchEmbed(8, 4, 3, 6), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(
+        lambda x: patches_by_product(embed, x) if is_product(embed, x) else None, backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(images), embed(images))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,10 +41,9 @@ def _picture(
 
     width, height = view.size
     scale = _INCHES / max(width, height)
-    figure = Figure(figsize=(max(width * scale, 0.3), max(height * scale, 0.3)))
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(max(width * scale, 0.3), max(height * scale, 0.3)), dpi=side / _INCHES)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     draw_panel(axes, view, pixels, panel, explanation)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=side / _INCHES)
-    return Image.open(file).convert("RGB")
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

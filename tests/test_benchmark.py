@@ -299,7 +299,8 @@ def test_wrong_settings_are_refused_by_name(field: str, value: Any, what: str) -
         ({"models": ("vit_tony_patch16_224",)}, "vit_tony_patch16_224"),
         ({"models": ("resnet18",)}, "resnet18"),
         ({"img_sizes": (33,)}, "33 is not a multiple"),
-        ({"precisions": ("fp16",)}, "fp16 needs a GPU"),
+        ({"precisions": ("fp16",), "device": "cpu"}, "fp16 needs a GPU"),
+        ({"modes": ("eager", "cudagraph"), "device": "cpu"}, "cudagraph needs a GPU"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(

@@ -246,10 +246,8 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         device: Where to measure.
         repeats: Rounds; of their medians the best layer's is the machine's rate.
     """
-    # A GPU is through with one such product before the clock can be read: more rows, and many products a reading.
     on_cpu = torch.device(device).type == "cpu"
-    times_rows, calls_a_time = (1, 1) if on_cpu else (8, 20)
-    shapes = [(times_rows * rows, *widths) for rows, *widths in MATRICES]
+    shapes = [(rows if on_cpu else 8 * rows, *widths) for rows, *widths in MATRICES]  # a GPU would be half idle
     factors = {
         shape: (
             torch.randn(shape[0], shape[1], device=device).to(dtype),
@@ -257,29 +255,27 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         )
         for shape in shapes
     }
-
-    def multiply(x: torch.Tensor, w: torch.Tensor) -> None:
-        for _ in range(calls_a_time):
-            F.linear(x, w)
-
-    calls = {str(shape): partial(multiply, *pair) for shape, pair in factors.items()}
-    times = interleaved(calls, repeats, device=device)
-    best = max(math.prod(shape) / Spread.of(times[str(shape)]).median for shape in shapes)
-    return calls_a_time * best / 1e9
+    seconds = _seconds({str(shape): partial(F.linear, *pair) for shape, pair in factors.items()}, repeats, device)
+    return max(math.prod(shape) / seconds[str(shape)] for shape in shapes) / 1e9
 
 
 def bandwidth(device: str | torch.device = "cpu", repeats: int = 5, mib: int = 256) -> float:
     """GB/s, 10⁹ bytes a second read and written together, of copying `mib` MiB."""
     source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copies = 1 if torch.device(device).type == "cpu" else 20  # a GPU copies it before the clock can be read
+    return 2 * source.numel() / _seconds({"copy": lambda: target.copy_(source)}, repeats, device)["copy"] / 1e9
 
-    def copy() -> None:
-        for _ in range(copies):
-            target.copy_(source)
 
-    times = interleaved({"copy": copy}, repeats, device=device)
-    return 2 * copies * source.numel() / Spread.of(times["copy"]).median / 1e9
+def _seconds(calls: Mapping[str, Callable[[], Any]], repeats: int, device: str | torch.device) -> dict[str, float]:
+    """Median seconds of one call of each. A GPU is through with one before the clock can be read: it gets many."""
+    count = 1 if torch.device(device).type == "cpu" else 20
+
+    def again(call: Callable[[], Any]) -> None:
+        for _ in range(count):
+            call()
+
+    times = interleaved({name: partial(again, call) for name, call in calls.items()}, repeats, device=device)
+    return {name: Spread.of(found).median / count for name, found in times.items()}
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

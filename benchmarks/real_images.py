@@ -3,12 +3,11 @@
     python benchmarks/real_images.py DATA_FOLDER --weights FILE --out runs/real
 
 runs what docs/real-images.md reports: two sets × three keep rates × base and CLCA × three seeds, at 448 px with the
-published recipe. On one data-centre GPU that is an evening; on two CPU cores it is days, so name fewer
-(`--sets`, `--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped and started again at any time: a
-finished run is not repeated, an interrupted one goes on. The table is printed, and written to OUT as JSON and Markdown,
-after every run. With `--known FILE`, the JSON of an earlier table, its runs are not repeated, and stand in the new
-table: so the study can be done in pieces, on several machines. One run does not fill a large GPU: `--jobs` trains
-several at once.
+published recipe. On one large GPU that is minutes; on two CPU cores it is days, so name fewer (`--sets`,
+`--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped and started again at any time: a finished run is
+not repeated, an interrupted one goes on. The table is printed, and written to OUT as JSON and Markdown, after every
+run. With `--known FILE`, the JSON of an earlier table, its runs are not repeated, and stand in the new table: so the
+study can be done in pieces, on several machines. One run does not fill a large GPU: `--jobs` trains several at once.
 """
 
 from __future__ import annotations
@@ -174,8 +173,8 @@ def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Con
                 done += 1
                 console.print(f"{done} of {len(todo)}: {running[finished].folder(study).name}", soft_wrap=True)
                 report(study, arms, console if done == len(todo) else None)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # those that are running save where they are, or end
+            pool.shutdown(cancel_futures=True)
             raise
 
 
@@ -248,4 +247,7 @@ def _key(row: dict[str, Any]) -> tuple[str, float, str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on") from None

@@ -6,9 +6,9 @@ take a quarter of its time. oneDNN also lays the weights out anew at every call,
 than the product: inside `prepacked` it does so once. The numbers agree to the rounding of the precision that is
 computed in.
 
-On a GPU autocast casts every weight and bias anew at every call, which for one image takes up to a quarter of the time:
-inside `prepacked` it happens once. The patch embedding, a convolution whose places do not overlap, is a matrix product:
-as a convolution it takes a fifth of a reduced model's time there.
+On a GPU autocast casts every weight and bias anew at every call: inside `prepacked` it happens once. The patch
+embedding, a convolution whose places do not overlap, is a matrix product there: the libraries' convolution takes much
+longer for strides of 14 and 16.
 """
 
 from __future__ import annotations

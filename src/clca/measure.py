@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import math
-import multiprocessing
 import os
 import platform
 import random
@@ -29,6 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from clca.errors import ClcaError, WorkError
+from clca.processes import forked_fresh, usable_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd",
          "asimdhp", "bf16", "i8mm", "sve")  # fmt: skip
@@ -192,7 +192,7 @@ def machine() -> dict[str, Any]:
     name, flags = _cpu()
     return {
         "cpu": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "memory_gib": _memory_gib(),
@@ -300,7 +300,7 @@ def peak_memory(
     Raises:
         WorkError: The call failed, or its process was ended, as the kernel does where memory runs out.
     """
-    context = _context()
+    context = forked_fresh(__name__)
     receiver, sender = context.Pipe(duplex=False)
     count = threads or torch.get_num_threads()
     child = context.Process(target=_weigh, args=(sender, function, args, str(device), count), daemon=True)
@@ -320,15 +320,6 @@ def peak_memory(
     if not found:
         raise WorkError(what)
     return what
-
-
-def _context() -> Any:
-    """How a fresh process is made: forked from one that has loaded the libraries and done nothing, or from nothing."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _weigh(sender: Any, function: Callable[..., Any], args: tuple[Any, ...], device: str, threads: int) -> None:

@@ -1,6 +1,5 @@
 """`clca study run`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,9 +105,10 @@ def _executor(chosen: dict[str, Any]) -> tuple[Any, int | None]:
         cpus = 1.0 if cpus is None else cpus
         return OnRay(chosen["ray_address"], cpus, chosen["gpus_per_run"]), max(1, int(cpus))
     if chosen["jobs"] is not None:
+        from clca.processes import usable_cores
         from clca.study.executors import LocalProcesses
 
-        share = max(1, len(os.sched_getaffinity(0)) // chosen["jobs"]) if hasattr(os, "sched_getaffinity") else 1
+        share = max(1, usable_cores() // chosen["jobs"])
         return LocalProcesses(chosen["jobs"], chosen["gpus"]), share if cpus is None else max(1, int(cpus))
     from clca.study.executors import InThisProcess
 

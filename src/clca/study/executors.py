@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from clca.processes import end_with, how_it_ended, leave_ctrl_c_to_parent
 from clca.study.work import Job, Outcome, perform
-
-_SECONDS_TO_SAVE = 120.0
 
 
 class Executor(Protocol):
@@ -154,7 +152,7 @@ class LocalProcesses:
         worker.pipe.close()
         if not self._stopping:
             self._workers.append(self._new(worker.gpu))
-        return Outcome(job.name, "lost", f"its process ended ({_how_it_ended(code)})")
+        return Outcome(job.name, "lost", f"its process ended ({how_it_ended(code)})")
 
     def stop(self) -> None:
         self._stopping = True
@@ -181,20 +179,12 @@ class LocalProcesses:
         )
 
 
-def _how_it_ended(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"{name}, which the system sends when memory runs out" if name == "SIGKILL" else name
-    return f"exit code {code}"
-
-
 def _work_for(pipe: Connection, driver: int, gpu: str | None) -> None:
     """What a worker process does: jobs, one after the other, until its driver has gone."""
-    with contextlib.suppress(OSError):
-        os.setpgrp()  # Ctrl-C reaches the driver alone, which tells us
+    leave_ctrl_c_to_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+    end_with(driver)
     while True:
         try:
             job = pipe.recv()
@@ -206,12 +196,3 @@ def _work_for(pipe: Connection, driver: int, gpu: str | None) -> None:
             outcome = Outcome(job.name, "interrupted")
         with contextlib.suppress(OSError):
             pipe.send(outcome)
-
-
-def _end_with(driver: int) -> None:
-    """When the driver has died, save the run and end."""
-    while os.getppid() == driver:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_SECONDS_TO_SAVE)
-    os._exit(1)

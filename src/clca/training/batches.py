@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from clca.errors import ClcaError
+from clca.processes import usable_cores
 
 _ORDER, _AUGMENTATION, _STEP, _MIX = range(4)  # separate streams of random numbers from one seed
 _SECONDS_TO_SAVE = 30
@@ -189,8 +190,7 @@ def _loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
 
 def default_workers() -> int:
     """One process a core that this process may use, shared among the processes on this machine; at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(8, max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def train_loader(

@@ -1,0 +1,62 @@
+"""Processes of our own on this machine: how many may be at work, how they begin, and what their end meant."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+_SECONDS_TO_SAVE = 120.0
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def forked_fresh(*preload: str) -> Any:
+    """A multiprocessing context whose processes are forked from one that has loaded `preload` and done nothing else.
+
+    Where there is no such thing they begin from nothing. The first caller in a process decides what is preloaded.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def leave_ctrl_c_to_parent() -> None:
+    """Let Ctrl-C on the terminal reach the parent of this process alone, which will tell it."""
+    with contextlib.suppress(OSError, AttributeError):  # already the first of its group; no groups at all
+        os.setpgrp()
+
+
+def end_with(parent: int) -> None:
+    """Once the process `parent` has died, let this one save what it does and end; returns at once.
+
+    Args:
+        parent: What `os.getppid()` was at the beginning.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_SECONDS_TO_SAVE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def how_it_ended(code: int | None) -> str:
+    """The exit code of a process in words."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}, which the system sends when memory runs out" if name == "SIGKILL" else name
+    return f"exit code {code}"

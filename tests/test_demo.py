@@ -82,7 +82,7 @@ def test_the_picture_shows_something(shown: tuple[DemoResult, str]) -> None:
 
 def test_a_second_call_repeats_nothing(shown: tuple[DemoResult, str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = shown
-    monkeypatch.setattr(clca.demo, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(clca.demo, "side_by_side", lambda *_, **__: pytest.fail("trained again"))
     console = Console(file=io.StringIO(), width=140)
 
     second = run(first.folder, 3, settings=SMALL, console=console)

@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ from clca.demo_recipe import METHODS, DemoSettings, method_config, pretraining_c
 from clca.errors import ClcaError
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
+from clca.processes import usable_cores
 from clca.report.survivors import draw_survivors, survivors
+from clca.side_by_side import Piece, RelayedDisplay, Steps, Tell, side_by_side
 from clca.training import TrainConfig, evaluate, train
 from clca.training.run_folder import SUMMARY, WEIGHTS, make_writable, replacing, write_json
 
@@ -89,7 +92,8 @@ def run(
 ) -> DemoResult:
     """Draw leaves, train one small ViT four ways, print a table, and draw which tokens survive.
 
-    The same call goes on where an interrupted one stopped; a finished one is only printed again.
+    The same call goes on where an interrupted one stopped; a finished one is only printed again. Two runs train at a
+    time, in processes of their own, so a script calls this under `if __name__ == "__main__":`.
 
     Args:
         out: Folder for leaves, runs, table and picture: new, empty, or of a demo with the same seed.
@@ -99,7 +103,8 @@ def run(
 
     Raises:
         ClcaError: The folder cannot be written, or holds something else.
-        WorkError: A file could not be written.
+        WorkError: A file could not be written, or a process that trained died.
+        Stopped: By SIGINT or SIGTERM, once all runs are saved.
     """
     out, settings, console = Path(out).expanduser(), settings or DemoSettings(), console or Console()
     _claim(out, seed, settings)
@@ -120,7 +125,7 @@ def _say(console: Console, text: str) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one core: steps this small gain nothing from two, and the other one reads the next leaves."""
+    """Judge and measure as the models were trained: tensors this small gain nothing from a second core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -178,15 +183,24 @@ def _make(out: Path, seed: int, settings: DemoSettings, console: Console) -> Dem
         console,
         f"Drawing {settings.cultivars * settings.images} leaves of {settings.cultivars} made-up cultivars, "
         f"pretraining a small ViT on other ones, then training it four ways to tell the cultivars apart.\n"
-        f"Nothing is downloaded; two to three minutes on two cores; Ctrl-C stops, the same command goes on. "
+        f"Nothing is downloaded; one to three minutes on two cores; Ctrl-C stops, the same command goes on. "
         f"All goes to {out}",
     )
-    leaves = write_leaves(
-        (out / LEAVES).resolve(), settings.cultivars, settings.images, settings.leaf_size, seed, settings.difficulty
+    leaves, backbone = (out / LEAVES).resolve(), (out / BACKBONE).resolve()
+    _at_once(
+        [
+            Piece("drawing leaves", partial(_draw_leaves, leaves, seed, settings)),
+            *([] if backbone.is_file() else [Piece("pretraining", partial(_pretrain, backbone, out, seed, settings))]),
+        ]
     )
-    backbone = _pretrain(out, seed, settings)
     configs = [method_config(method, out / method.folder, leaves, backbone, seed, settings) for method in METHODS]
-    _train_all(configs)
+    _at_once(
+        [
+            Piece(method.name, partial(_train, config), _macs(config.model))
+            for method, config in zip(METHODS, configs, strict=True)
+            if not (out / method.folder / SUMMARY).is_file()
+        ]
+    )
     evaluations = [evaluate(config.out, workers=0, precision="no") for config in configs if config.out is not None]
     models = [from_pretrained(str(out / method.folder)) for method in METHODS]
     images, paths = _test_images(leaves, models[0], settings)
@@ -205,37 +219,33 @@ def _make(out: Path, seed: int, settings: DemoSettings, console: Console) -> Dem
     return result
 
 
-def _pretrain(out: Path, seed: int, settings: DemoSettings) -> Path:
+def _at_once(pieces: Sequence[Piece]) -> None:
+    """As many at a time as there are cores, up to two: each needs a core, and some of another to read its leaves."""
+    if pieces:
+        side_by_side(pieces, min(2, usable_cores()), Console(stderr=True), preload=["clca.demo"])
+
+
+def _draw_leaves(out: Path, seed: int, settings: DemoSettings, tell: Tell) -> None:
+    size, difficulty = settings.leaf_size, settings.difficulty
+    write_leaves(out, settings.cultivars, settings.images, size, seed, difficulty, progress=Steps(tell))
+
+
+def _pretrain(file: Path, out: Path, seed: int, settings: DemoSettings, tell: Tell) -> None:
     """Weights to start from: a dense ViT with the aggregation head, on leaves of other cultivars; the head is left."""
-    file = (out / BACKBONE).resolve()
-    if file.is_file():
-        return file
     config = pretraining_config(out / PRETRAINING, seed, settings)
-    progress = Console(stderr=True)
-    _say(progress, "\nPretraining the backbone on leaves of other cultivars")
-    train(config, console=progress)
+    train(config, display=partial(RelayedDisplay, tell))
     state = load_file(out / PRETRAINING / WEIGHTS)
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith("cla_head.")}
     width = settings.embed_dim  # the norm before a plain head, which the aggregation head does without
     tensors |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     with replacing(file) as temporary:
         save_file(tensors, temporary)
-    return file
 
 
-def _train_all(configs: Sequence[TrainConfig]) -> None:
-    """Train one after the other; before each say how long all that is left will take, once the first has shown it."""
-    progress = Console(stderr=True)
-    work = [_macs(config.model) for config in configs]
-    begin = monotonic()
-    for number, (method, config) in enumerate(zip(METHODS, configs, strict=True)):
-        left = ""
-        if number:
-            left = f", about {(monotonic() - begin) * sum(work[number:]) / sum(work[:number]):.0f} s of training left"
-        _say(progress, f"\n{number + 1}/{len(configs)}  {method.name}{left}")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*starts anew")  # as it should: the backbone has no head
-            train(config, console=progress)
+def _train(config: TrainConfig, tell: Tell) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*starts anew")  # as it should: the backbone has no head
+        train(config, display=partial(RelayedDisplay, tell))
 
 
 def _macs(model: ModelConfig) -> float:

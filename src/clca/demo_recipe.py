@@ -31,7 +31,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo. The defaults take two to three minutes on two cores.
+    """Sizes of the demo. The defaults take one to three minutes on two cores.
 
     Attributes:
         cultivars, images, difficulty: Of the leaves, as for `clca.data.leaves`; a fifth of the images is the test.

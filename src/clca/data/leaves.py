@@ -172,7 +172,7 @@ def write_leaves(
     seed: int = 0,
     difficulty: float = 0.5,
     *,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], None] = True,
 ) -> Path:
     """Write synthetic leaves as `out/{train,val,test}/cultivar-001/0000.png` …, and their parameters as leaves.json.
 
@@ -182,7 +182,8 @@ def write_leaves(
     Args:
         out: A folder that is new, empty, or holds leaves with the same size, seed and difficulty.
         cultivars, images, size, seed, difficulty: As for `clca.data.Leaves`.
-        progress: Show a progress bar on a terminal if it takes longer than two seconds.
+        progress: Show a progress bar on a terminal if it takes longer than two seconds; or what is told how many leaves
+            are there, and of how many, after each.
 
     Returns:
         The folder.
@@ -201,13 +202,15 @@ def write_leaves(
     try:
         out.mkdir(parents=True, exist_ok=True)
         _write(out / _PARAMETERS_FILE, (json.dumps(parameters, indent=2) + "\n").encode())
-        for index in track(range(len(leaves)), len(leaves), "drawing leaves" if progress else None):
+        for index in track(range(len(leaves)), len(leaves), "drawing leaves" if progress is True else None):
             path = out / leaves.paths[index]
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 buffer = io.BytesIO()
                 leaves.image(index).save(buffer, "PNG")
                 _write(path, buffer.getvalue())
+            if callable(progress):
+                progress(index + 1, len(leaves))
     except OSError as error:
         raise WorkError(f"{out}: cannot write ({error.strerror or error}); run it again to go on") from error
     return out

@@ -3,7 +3,7 @@
 import json
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import monotonic
@@ -62,7 +62,13 @@ class RunResult:
     seconds: float
 
 
-def train(config: TrainConfig, *, quiet: bool = False, console: Console | None = None) -> RunResult:
+def train(
+    config: TrainConfig,
+    *,
+    quiet: bool = False,
+    console: Console | None = None,
+    display: Callable[[int, int, int, bool, Console], Display] = Display,
+) -> RunResult:
     """Train a model and leave a run folder.
 
     The same config on the same folder goes on where an interrupted run stopped, and returns at once where it is
@@ -72,6 +78,7 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
         config: The run.
         quiet: Show nothing.
         console: Where progress goes; stderr if left away.
+        display: What shows it, made as `Display` is.
 
     Raises:
         ClcaError: The settings, images, weights or folder cannot be used; nothing was started.
@@ -91,15 +98,15 @@ def train(config: TrainConfig, *, quiet: bool = False, console: Console | None =
     accelerator = make_accelerator(config, folder)
     held = RunState(config, folder, splits, accelerator)
     show = held.first and not quiet
-    display = Display(config.epochs, held.plan.steps_per_epoch, held.progress.step, show, console)
-    loop = _Loop(held, display)
+    shown = display(config.epochs, held.plan.steps_per_epoch, held.progress.step, show, console)
+    loop = _Loop(held, shown)
     try:
         if config.track != "none":
             accelerator.init_trackers("clca", {name: _plain(value) for name, value in identity(config).items()})
         with first_signal(loop.ask_to_stop):
             return loop.until_the_end()
     finally:
-        display.close()
+        shown.close()
         held.close()
         accelerator.end_training()
 

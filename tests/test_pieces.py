@@ -132,8 +132,8 @@ def test_a_model_answers_as_with_the_fused_kernel(
         return logits, logits
 
     calls: list[int] = []
-    run = pieces._Attention.apply
-    monkeypatch.setattr(pieces._Attention, "apply", lambda *args: calls.append(1) or run(*args))
+    run = pieces._InBfloat16.apply
+    monkeypatch.setattr(pieces._InBfloat16, "apply", lambda *args: calls.append(1) or run(*args))
     found = answer()
     assert calls
     monkeypatch.setattr(pieces, "_SUITS", False)

@@ -12,14 +12,19 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clca.linear import feed_forward, linear
-from clca.pieces import attention, in_pieces
+from clca.linear import feed_forward, fuses, linear, trains_by_products
+from clca.pieces import attention, in_pieces, packed_attention
 from clca.reductions.base import Evidence, Selection, exact, take
 
 
 def splits(block: nn.Module) -> bool:
     """Whether this module understands the block, so that a reduction can act between attention and MLP."""
     return type(block) in (Block, ResPostBlock) and type(block.attn) is Attention
+
+
+def faster_here(x: Tensor) -> bool:
+    """Whether a block that reads x [B, N, C] is faster by this module than by timm's own forward."""
+    return fuses(x) or trains_by_products(x) or in_pieces(x, x.shape[1])
 
 
 def attention_half(
@@ -164,18 +169,29 @@ def attend(
     """timm's `Attention.forward` with a key bias, and evidence that never needs [B, H, N, N]; see `attention_half`."""
     B, N, _ = x.shape
     gate = attn.gate(x).sigmoid() if attn.gate is not None else None
-    q, k, v = _heads(attn, linear(attn.qkv, x), 3)
+    qkv = linear(attn.qkv, x)
+    q, k, v = _heads(attn, qkv, 3)
     q, k = attn.q_norm(q), attn.k_norm(k)
     evidence = _evidence(q, k, v, attn.scale, key_bias, needs)
     if policy is not None:
         weights = _policy_softmax(q, k, attn.scale, key_bias, policy)
         x = attn.attn_drop(weights.to(v.dtype)) @ v
+    elif _stays_packed(attn, q):
+        x = packed_attention(qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)), key_bias)
     else:
         x = _attention(attn, q, k, v, key_bias)
     x = attn.norm(x.transpose(1, 2).reshape(B, N, attn.attn_dim))
     if gate is not None:
         x = x * gate
     return attn.proj_drop(linear(attn.proj, x)), evidence
+
+
+def _stays_packed(attn: Attention, q: Tensor) -> bool:
+    """Whether nothing happens to queries and keys before attention in pieces in float32."""
+    if not all(isinstance(norm, nn.Identity) for norm in (attn.q_norm, attn.k_norm)):
+        return False
+    dropout = attn.training and attn.attn_drop.p > 0
+    return not dropout and in_pieces(q, q.shape[2]) and not torch.is_autocast_enabled("cpu")
 
 
 def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> Tensor:

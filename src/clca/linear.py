@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import Mlp, PatchEmbed
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from clca import products
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _PACKS = _ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -81,6 +83,11 @@ class _Prepacked(AbstractContextManager[None]):
                 del _packs[weight]
 
 
+def trains_by_products(x: Tensor) -> bool:
+    """Whether layers that read x may be computed by `products`: with a gradient, in float32, on a CPU it is for."""
+    return products.BY_ONEDNN and torch.is_grad_enabled() and _precision(x) == torch.float32 and unobserved(x)
+
+
 def fuses(x: Tensor) -> bool:
     """Whether layers that read x may be computed here: in inference, and where nobody looks on.
 
@@ -128,6 +135,11 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
         names: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         rows = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *names)
         return rows.view(*x.shape[:-1], rows.shape[-1])
+    if trains_by_products(x) and _is_plain(layer):
+        weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
+        if x.numel() * len(weight) >= products.FEWEST:
+            x = products.linear(x, weight, bias)
+            return F.gelu(x) if gelu else x
     if part == slice(None):
         x = layer(x)
     else:
@@ -137,11 +149,17 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
 
 def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
     """`mlp(x)`, its first layer and GELU in one where it is timm's Mlp and may be fused; x [B, N, C]."""
-    if not fuses(x) or type(mlp) is not Mlp or _has_hooks(mlp):
+    if not (fuses(x) or trains_by_products(x)) or type(mlp) is not Mlp or _has_hooks(mlp):
         return mlp(x)
     act: Any = mlp.act
     if type(act) is not nn.GELU or act.approximate != "none" or _has_hooks(act) or not _is_plain(mlp.fc1):
         return mlp(x)
+    if torch.is_grad_enabled():
+        fc1, fc2 = cast(nn.Linear, mlp.fc1), mlp.fc2
+        others = (mlp.drop1, mlp.norm, mlp.drop2)
+        if x.numel() * fc1.out_features < products.FEWEST or not _is_plain(fc2) or not all(map(_does_nothing, others)):
+            return mlp(x)
+        return products.feed_forward(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     x = mlp.norm(mlp.drop1(linear(mlp.fc1, x, gelu=True)))
     return mlp.drop2(linear(mlp.fc2, x))
 
@@ -208,5 +226,12 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
+def _does_nothing(module: Any) -> bool:
+    if type(module) is nn.Dropout:
+        return (not module.training or module.p == 0) and not _has_hooks(module)
+    return type(module) is nn.Identity and not _has_hooks(module)
+
+
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(map(bool, hooks)) or hasattr(module, "parametrizations")

@@ -15,13 +15,12 @@ from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
-from clca.attention import attend_selected, attention_half, mlp_half, project, selects_rows, splits
+from clca.attention import attend_selected, attention_half, faster_here, mlp_half, project, selects_rows, splits
 from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
-from clca.linear import embed_patches, fuses
-from clca.pieces import in_pieces
+from clca.linear import embed_patches
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
 from clca.trace import Trace, first_owner
@@ -302,7 +301,7 @@ class TokenReducedViT(nn.Module):
             if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
                 return self._select(block, x, None, state)
         plain = reduction is None and state.key_bias is None and policy is None
-        if plain and not (self._has_own_rounding and splits(block) and (fuses(x) or in_pieces(x, x.shape[1]))):
+        if plain and not (self._has_own_rounding and splits(block) and faster_here(x)):
             return self._call(block, x)
         needs = reduction.needs if reduction is not None else _NOTHING
         x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)

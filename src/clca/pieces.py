@@ -1,8 +1,10 @@
-"""Softmax attention in bfloat16 on a CPU that multiplies bfloat16 but has no tiles for it (AVX-512 BF16 without AMX).
+"""Softmax attention on CPUs for which PyTorch's fused kernel multiplies by the wrong means.
 
-PyTorch's fused kernel is written for tiles there: without them its products run at less than the rate of plain ones. So
-heads are attended to a few at a time by plain products, into two buffers that stay in the cache and are never larger
-than `PIECE`, whatever the number of tokens. The backward pass makes the weights anew instead of keeping them.
+In bfloat16 it is written for tiles (AMX): on a CPU that multiplies bfloat16 without them (AVX-512 BF16) its products
+run at less than the rate of plain ones. In float32 it multiplies by MKL, which does not use all of some processors
+(`products`). So there heads are attended to a few at a time by plain products, into two buffers that stay in the cache
+and are never larger than `PIECE`, whatever the number of tokens. The backward pass makes the weights anew instead of
+keeping them.
 """
 
 from __future__ import annotations
@@ -14,29 +16,30 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from clca import products
 from clca.linear import unobserved
+from clca.products import product
 
 PIECE = 2**21
-"""The most attention weights that are held at once: 4 MiB of them."""
+"""The most attention weights that are held at once: 4 MiB of them in bfloat16; of float32 half as many."""
 FEWEST = 32
-"""Queries below which the fused kernel is left alone: there is nothing to win."""
+"""Queries below which the fused kernel is left alone in bfloat16: there is nothing to win."""
+FEWEST_IN_FLOAT32 = 256
+"""The same in float32, where every head is a call of its own."""
 _SUITS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def in_pieces(x: Tensor, queries: int) -> bool:
     """Whether attention of `queries` tokens, computed from x, is better done here than by PyTorch's fused kernel."""
-    return bool(
-        _SUITS
-        and queries >= FEWEST
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and unobserved(x)
-    )
+    if queries < FEWEST or not unobserved(x):
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return products.BY_ONEDNN and queries >= FEWEST_IN_FLOAT32 and x.dtype == torch.float32
+    return _SUITS and torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √d + key_bias) v, the scores rounded to bfloat16, softmax in float32.
+    """softmax(q kᵀ / √d + key_bias) v: outside of autocast in float32; in it with scores rounded to bfloat16.
 
     What all keys have in common adds the same to all scores of a query, which changes no weight but would cost the
     scores their last digits (in a DINOv2 ViT-S they reach 288, where bfloat16 counts in steps of 2). So the mean of the
@@ -48,8 +51,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -
         key_bias: Without gradient, [B, 1, 1, N].
 
     Returns:
-        [B, H, M, d] in bfloat16.
+        [B, H, M, d], in bfloat16 in autocast.
     """
+    if q.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return _InFloat32.apply(q, k, v, key_bias)
     heads = q.shape[:2]
     bias = None
     if key_bias is not None:
@@ -57,10 +62,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     # Away from the graph: the gradients of the keys sum to zero by themselves.
     middle = k.detach().mean(dim=1, keepdim=True, dtype=torch.float32)
-    return _Attention.apply(*(x.to(torch.bfloat16) for x in (q, k - middle, v)), bias).unflatten(0, heads)
+    return _InBfloat16.apply(*(x.to(torch.bfloat16) for x in (q, k - middle, v)), bias).unflatten(0, heads)
 
 
-class _Attention(torch.autograd.Function):
+def packed_attention(qkv: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    """`attention` of what one layer gives, [B, N, 3, H, d]: [B, H, N, d]. Outside of autocast only."""
+    return _PackedInFloat32.apply(qkv, key_bias)
+
+
+class _InBfloat16(torch.autograd.Function):
     """On q [G, M, d], k and v [G, N, d] and bias [G, 1, N]."""
 
     @staticmethod
@@ -109,3 +119,97 @@ def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, 
             torch.baddbmm(scores, q[these, those], k[these].mT, beta=bias is not None, alpha=scale, out=scores)
             torch.softmax(scores, -1, out=scores)
             yield these, those, scores, buffer
+
+
+class _InFloat32(torch.autograd.Function):
+    """On q [B, H, M, d], k and v [B, H, N, d] and bias [B, 1, 1, N]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias)
+        return _attended(q, k, v, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        _write_gradients(q, k, v, bias, grad, *grads)
+        return *grads, None
+
+
+class _PackedInFloat32(torch.autograd.Function):
+    """On [B, N, 3, H, d], so that autograd need not put three gradients together."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        q, k, v = _parts(qkv)
+        return _attended(q, k, v, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, bias = ctx.saved_tensors
+        grads = torch.empty_like(qkv)
+        q, k, v = _parts(qkv)
+        grad_q, grad_k, grad_v = _parts(grads)
+        _write_gradients(q, k, v, bias, grad, grad_q, grad_k, grad_v)
+        return grads, None
+
+
+def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    batch, heads, queries, width = q.shape
+    out = q.new_empty(batch, queries, heads, width)
+    for i in range(batch):
+        keys, values = _dense(k[i], width**-0.5), _dense(v[i])
+        for j in range(heads):
+            for rows in _rows(queries, len(keys[j])):
+                out[i, rows, j] = product(_weights(q[i, j, rows], keys[j], bias, i), values[j])
+    return out.transpose(1, 2)
+
+
+def _write_gradients(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grad: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+) -> None:
+    batch, heads, queries, width = q.shape
+    for i in range(batch):
+        keys, values = _dense(k[i], width**-0.5), _dense(v[i])
+        turned_q, turned_grad = _dense(q[i].mT, width**-0.5), _dense(grad[i].mT)
+        for j in range(heads):
+            for rows in _rows(queries, len(keys[j])):
+                weights = _weights(q[i, j, rows], keys[j], bias, i)
+                # Sums over queries as rows times weights: oneDNN is slow at weightsᵀ times anything.
+                _put(grad_v[i, j], product(turned_grad[j][:, rows], weights).mT, rows)
+                scores = product(turned_grad[j][:, rows].mT, values[j].mT)
+                torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
+                grad_q[i, j, rows] = product(scores, keys[j])
+                _put(grad_k[i, j], product(turned_q[j][:, rows], scores).mT, rows)
+
+
+def _dense(x: Tensor, factor: float = 1.0) -> Tensor:
+    """x times a factor, contiguous: oneDNN's second operand must be."""
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype))
+
+
+def _put(total: Tensor, part: Tensor, rows: slice) -> None:
+    if rows.start:
+        total += part
+    else:
+        total.copy_(part)
+
+
+def _rows(queries: int, keys: int) -> Iterator[slice]:
+    size = max(1, PIECE // 2 // keys)
+    for begin in range(0, queries, size):
+        yield slice(begin, min(begin + size, queries))
+
+
+def _weights(q: Tensor, scaled_keys: Tensor, bias: Tensor | None, image: int) -> Tensor:
+    """Attention weights of queries [M, d] over keys [N, d]: [M, N]."""
+    scores = product(q, scaled_keys.mT, None if bias is None else bias[image].flatten().to(q.dtype))
+    return torch.softmax(scores, -1, out=scores)

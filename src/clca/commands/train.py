@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clca.commands.parsing import parse, value_of
+from clca.errors import ClcaError
 
 if TYPE_CHECKING:
     from clca.training import TrainConfig
@@ -33,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
     from clca.training import train as run
 
     if parsed.resume is not None:
+        _refuse_changes(argv)
         result = resume(parsed.resume) if parsed.run.cache else run(_without_cache(parsed.resume))
     else:
         config = flags.to_config(parsed, given)
@@ -42,6 +44,21 @@ def run(argv: Sequence[str]) -> int:
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
         print(f"next: clca evaluate {result.folder}")
     return 0
+
+
+def _refuse_changes(argv: Sequence[str]) -> None:
+    """A resumed run has the settings it was started with; whoever names others expects them to count."""
+    rest = iter(argv)
+    for word in rest:
+        name = word.partition("=")[0].replace("_", "-")
+        if name == "--resume":
+            if "=" not in word:
+                next(rest, None)
+        elif name not in ("--cache", "--no-cache"):
+            what = name if name.startswith("-") else f"DATA ({word})"
+            raise ClcaError(
+                f"--resume goes on with the settings of the run: leave {what} away, or train into a new --out"
+            )
 
 
 def _without_cache(folder: str) -> "TrainConfig":

@@ -10,19 +10,20 @@ from time import monotonic
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
-from clca.errors import WorkError
+from clca.errors import ClcaError, WorkError
 from clca.training import run_folder as folder_of
 from clca.training.batches import default_workers, end_workers, eval_loader, seed_mixing, seed_step, train_loader
 from clca.training.config import TrainConfig, default_run_folder, identity
 from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
-from clca.training.preflight import open_splits, verify_images
+from clca.training.preflight import build_model, open_splits, verify_images
 from clca.training.progress import Display
 from clca.training.signals import first_signal
 from clca.training.state import RunState
@@ -89,26 +90,57 @@ def train(
     folder = config.out or default_run_folder(config)
     config = config.model_copy(update={"out": folder})
     state = folder_of.find_run(folder, config)
+    show = is_first_process() and not quiet
     if state == "finished":
+        if show:
+            console.print(f"{folder}: is finished already", highlight=False, markup=False, soft_wrap=True)
         return finished_run(folder)
-    folder_of.make_writable(folder)
-    splits = open_splits(config)
-    if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
-        verify_images(splits, progress=not quiet and is_first_process())
-    accelerator = make_accelerator(config, folder)
-    held = RunState(config, folder, splits, accelerator)
-    show = held.first and not quiet
+    with folder_of.left_as_it_was(folder):
+        folder_of.make_writable(folder)
+        splits = open_splits(config)
+        # Before the images are read, which takes long: a setting that the model refuses is told at once.
+        model = build_model(config, splits.classes, start=not (folder / folder_of.CHECKPOINT).is_file())
+        if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
+            verify_images(splits, progress=show)
+        accelerator = make_accelerator(config, folder)
+        held = RunState(config, folder, model, splits, accelerator)
+        with held.nothing_left_of_a_false_start():
+            return _until_the_end(held, accelerator, console, display, show)
+
+
+def _until_the_end(
+    held: RunState,
+    accelerator: Accelerator,
+    console: Console,
+    display: Callable[[int, int, int, bool, Console], Display],
+    show: bool,
+) -> RunResult:
+    config = held.config
     shown = display(config.epochs, held.plan.steps_per_epoch, held.progress.step, show, console)
     loop = _Loop(held, shown)
     try:
         if config.track != "none":
-            accelerator.init_trackers("clca", {name: _plain(value) for name, value in identity(config).items()})
+            _begin_tracking(accelerator, config)
         with first_signal(loop.ask_to_stop):
-            return loop.until_the_end()
+            result = loop.until_the_end()
     finally:
         shown.close()
         held.close()
-        accelerator.end_training()
+        if accelerator.trackers:
+            accelerator.end_training()
+    return result
+
+
+def _begin_tracking(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Raises ClcaError: The tracker does not begin, as one that wants a login or a network."""
+    try:
+        accelerator.init_trackers("clca", {name: _plain(value) for name, value in identity(config).items()})
+    except Exception as error:
+        accelerator.trackers = []
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ClcaError(
+            f"--track {config.track}: it did not begin ({why}); set it up, or leave --track away"
+        ) from error
 
 
 def resume(folder: str | Path, *, quiet: bool = False, console: Console | None = None) -> RunResult:
@@ -170,6 +202,8 @@ class _Loop:
                 raise Interrupted(state.folder, progress.step, self.stop_signal or signal.SIGTERM)
             self._end_epoch_if_over(watched)
             self._save_now_and_then()
+        if progress.step < stop:
+            self.display.say(f"no better on val for {self.config.patience} epochs: stopped early")
 
     def _loaders(self, stop: int) -> tuple[DataLoader, DataLoader | None]:
         """Training batches from here to update `stop`, and this process's share of the watched images."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,19 @@ def reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left"
     return (error.strerror or str(error)).lower()
+
+
+@contextmanager
+def left_as_it_was(folder: Path) -> Iterator[None]:
+    """When the block fails and has left a new folder empty, remove it."""
+    new = not folder.exists()
+    try:
+        yield
+    except Exception:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def make_writable(folder: Path) -> None:

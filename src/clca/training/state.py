@@ -1,6 +1,8 @@
 """What a training run holds: model, optimizer, schedule, where it is; and how that is saved and taken up again."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,7 +21,7 @@ from clca.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
-from clca.training.preflight import Splits, build_model, image_size, set_transforms
+from clca.training.preflight import Splits, image_size, set_transforms
 
 
 class RunState:
@@ -35,14 +37,15 @@ class RunState:
         log: `metrics.jsonl`; None in every process but the first.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, splits: Splits, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: Path, model: TokenReducedViT, splits: Splits, accelerator: Accelerator
+    ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.first: bool = accelerator.is_main_process
         self.log: folder_of.MetricsLog | None = None
         self.plan = Plan.fitting(
             len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed
         )
-        model = build_model(config, splits.classes, start=not (folder / folder_of.CHECKPOINT).is_file())
         if config.freeze_backbone:
             freeze_backbone(model)
         copies = 8 + 2 * (config.ema is not None)  # of the weights: old and new file of model and moments, and weights
@@ -77,7 +80,9 @@ class RunState:
                 for name, holder in self._holders().items():
                     holder.load_state_dict(states[name])
             except (KeyError, RuntimeError, ValueError) as error:
-                raise WorkError(f"{path}: is not of this run ({type(error).__name__})") from error
+                raise WorkError(
+                    f"{path}: is not of this run ({type(error).__name__}); remove the file to begin anew"
+                ) from error
         self.accelerator.wait_for_everyone()  # nobody writes before all have read
         if self.first:
             if not path.is_file():  # first of all files: a folder without it is not taken for a run
@@ -177,6 +182,18 @@ class RunState:
             elif value is not None and name != "step":
                 flat[name] = value
         self.accelerator.log(flat, step=self.progress.step)
+
+    @contextmanager
+    def nothing_left_of_a_false_start(self) -> Iterator[None]:
+        """If the run fails before anything of it is saved, remove its description, which would refuse a mended one."""
+        try:
+            yield
+        except Exception:
+            saved = any((self.folder / name).is_file() for name in (folder_of.CHECKPOINT, folder_of.WEIGHTS))
+            if self.first and not saved:
+                for name in (folder_of.CONFIG, folder_of.METRICS):
+                    (self.folder / name).unlink(missing_ok=True)
+            raise
 
     def close(self) -> None:
         if self.log is not None:

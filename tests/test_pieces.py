@@ -132,8 +132,9 @@ def test_a_model_answers_as_with_the_fused_kernel(
         return logits, logits
 
     calls: list[int] = []
-    run = pieces._InBfloat16.apply
-    monkeypatch.setattr(pieces._InBfloat16, "apply", lambda *args: calls.append(1) or run(*args))
+    for kind in (pieces._Apart, pieces._Packed):
+        run = kind.apply
+        monkeypatch.setattr(kind, "apply", lambda *args, run=run: calls.append(1) or run(*args))
     found = answer()
     assert calls
     monkeypatch.setattr(pieces, "_SUITS", False)

@@ -36,7 +36,7 @@ def suited(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is computed apart, in its order."""
     told: list[str] = []
-    for kind in (products._Linear, products._FeedForward, pieces._InFloat32, pieces._PackedInFloat32):
+    for kind in (products._Linear, products._FeedForward, pieces._Apart, pieces._Packed):
         run = kind.apply
 
         def noted(*args: Any, run: Callable[..., Any] = run, name: str = kind.__name__) -> Any:
@@ -145,10 +145,11 @@ def test_attention_in_pieces_both_ways(
             torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_packed_it_is_the_same(hidden: bool) -> None:
+def test_packed_it_is_the_same(hidden: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    qkv = torch.randn(2, 9, 3, 4, 8, requires_grad=True)
+    qkv = torch.randn(2, 9, 3, 4, 8).to(dtype).requires_grad_()
     bias = torch.rand(2, 1, 1, 9).log() if hidden else None
     apart = pieces.attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), bias)
     packed = pieces.packed_attention(qkv, bias)
@@ -181,7 +182,7 @@ def test_a_model_learns_the_same(
     logits, grads = answer()
     assert "_Linear" in calls
     assert "_FeedForward" in calls
-    assert ("_PackedInFloat32" in calls) == (not qk_norm)
+    assert ("_Packed" in calls) == (not qk_norm)
     del calls[:]
     monkeypatch.setattr(products, "BY_ONEDNN", False)
     expected, theirs = answer()

@@ -187,11 +187,11 @@ def attend(
 
 
 def _stays_packed(attn: Attention, q: Tensor) -> bool:
-    """Whether nothing happens to queries and keys before attention in pieces in float32."""
+    """Whether attention is in pieces, and nothing happens to queries and keys before it."""
     if not all(isinstance(norm, nn.Identity) for norm in (attn.q_norm, attn.k_norm)):
         return False
     dropout = attn.training and attn.attn_drop.p > 0
-    return not dropout and in_pieces(q, q.shape[2]) and not torch.is_autocast_enabled("cpu")
+    return not dropout and in_pieces(q, q.shape[2])
 
 
 def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> Tensor:

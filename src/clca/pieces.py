@@ -53,51 +53,104 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -
     Returns:
         [B, H, M, d], in bfloat16 in autocast.
     """
-    if q.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return _InFloat32.apply(q, k, v, key_bias)
-    heads = q.shape[:2]
-    bias = None
-    if key_bias is not None:
-        bias = key_bias.to(torch.bfloat16).expand(*heads, 1, -1).flatten(0, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    # Away from the graph: the gradients of the keys sum to zero by themselves.
-    middle = k.detach().mean(dim=1, keepdim=True, dtype=torch.float32)
-    return _InBfloat16.apply(*(x.to(torch.bfloat16) for x in (q, k - middle, v)), bias).unflatten(0, heads)
+    return _Apart.apply(q, k, v, key_bias)
 
 
 def packed_attention(qkv: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """`attention` of what one layer gives, [B, N, 3, H, d]: [B, H, N, d]. Outside of autocast only."""
-    return _PackedInFloat32.apply(qkv, key_bias)
+    """`attention` of what one layer gives, [B, N, 3, H, d]: [B, H, N, d]. Its gradient need not be put together."""
+    return _Packed.apply(qkv, key_bias)
 
 
-class _InBfloat16(torch.autograd.Function):
-    """On q [G, M, d], k and v [G, N, d] and bias [G, 1, N]."""
+class _Apart(torch.autograd.Function):
+    """On q [B, H, M, d], k and v [B, H, N, d] and bias [B, 1, 1, N]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v, bias)
-        out = torch.empty_like(q)
-        with torch.autocast("cpu", enabled=False):
-            for heads, rows, weights, _ in _pieces(q, k, bias):
-                out[heads, rows] = weights @ v[heads]
-        return out
+        ctx.rounds = _rounds(q)
+        return (_attended_in_bfloat16 if ctx.rounds else _attended)(q, k, v, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
-        grad_q = torch.empty_like(q)
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        (_write_gradients_in_bfloat16 if ctx.rounds else _write_gradients)(q, k, v, bias, grad, *grads)
+        return *grads, None
+
+
+class _Packed(torch.autograd.Function):
+    """On [B, N, 3, H, d] and bias [B, 1, 1, N]."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        ctx.rounds = _rounds(qkv)
+        q, k, v = _parts(qkv)
+        return (_attended_in_bfloat16 if ctx.rounds else _attended)(q, k, v, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, bias = ctx.saved_tensors
+        grads = torch.empty_like(qkv)
+        q, k, v = _parts(qkv)
+        grad_q, grad_k, grad_v = _parts(grads)
+        write = _write_gradients_in_bfloat16 if ctx.rounds else _write_gradients
+        write(q, k, v, bias, grad, grad_q, grad_k, grad_v)
+        return grads, None
+
+
+def _rounds(x: Tensor) -> bool:
+    return x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+
+
+def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+# -- in bfloat16 -------------------------------------------------------------------------------------------------------
+
+
+def _rounded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries [G, M, d], keys without their mean and values [G, N, d], bias [G, 1, N]; all in bfloat16."""
+    heads = q.shape[:2]
+    if bias is not None:
+        bias = bias.to(torch.bfloat16).expand(*heads, 1, -1).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    middle = k.mean(dim=1, keepdim=True, dtype=torch.float32)  # its gradient is none: those of the keys sum to zero
+    return q.to(torch.bfloat16), (k - middle).to(torch.bfloat16), v.to(torch.bfloat16), bias
+
+
+def _attended_in_bfloat16(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    shape = q.shape[:2]
+    with torch.autocast("cpu", enabled=False):
+        q, k, v, bias = _rounded(q, k, v, bias)
+        out = torch.empty_like(q)
+        for heads, rows, weights, _ in _pieces(q, k, bias):
+            out[heads, rows] = weights @ v[heads]
+    return out.unflatten(0, shape)
+
+
+def _write_gradients_in_bfloat16(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grad: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+) -> None:
+    shape, scale = q.shape[:2], q.shape[-1] ** -0.5
+    with torch.autocast("cpu", enabled=False):
+        q, k, v, bias = _rounded(q, k, v, bias)
+        grad = grad.flatten(0, 1).to(torch.bfloat16)
+        for_q = torch.empty_like(q)
         # Rows of one head can come in several pieces, whose sums would suffer from rounding.
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
-        with torch.autocast("cpu", enabled=False):
-            for heads, rows, weights, scores in _pieces(q, k, bias):
-                grad_v[heads] += weights.mT @ grad[heads, rows]
-                torch.bmm(grad[heads, rows], v[heads].mT, out=scores)
-                torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
-                grad_q[heads, rows] = scores @ k[heads]
-                grad_k[heads] += scores.mT @ q[heads, rows]
-        scale = q.shape[-1] ** -0.5
-        return grad_q * scale, (grad_k * scale).to(k.dtype), grad_v.to(v.dtype), None
+        for_k, for_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
+        for heads, rows, weights, scores in _pieces(q, k, bias):
+            for_v[heads] += weights.mT @ grad[heads, rows]
+            torch.bmm(grad[heads, rows], v[heads].mT, out=scores)
+            torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
+            for_q[heads, rows] = scores @ k[heads]
+            for_k[heads] += scores.mT @ q[heads, rows]
+        torch.mul(for_q.unflatten(0, shape), scale, out=grad_q)
+        torch.mul(for_k.unflatten(0, shape), scale, out=grad_k)
+        grad_v.copy_(for_v.unflatten(0, shape))
 
 
 def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
@@ -121,45 +174,7 @@ def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, 
             yield these, those, scores, buffer
 
 
-class _InFloat32(torch.autograd.Function):
-    """On q [B, H, M, d], k and v [B, H, N, d] and bias [B, 1, 1, N]."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(q, k, v, bias)
-        return _attended(q, k, v, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias = ctx.saved_tensors
-        grads = [torch.empty_like(x) for x in (q, k, v)]
-        _write_gradients(q, k, v, bias, grad, *grads)
-        return *grads, None
-
-
-class _PackedInFloat32(torch.autograd.Function):
-    """On [B, N, 3, H, d], so that autograd need not put three gradients together."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(qkv, bias)
-        q, k, v = _parts(qkv)
-        return _attended(q, k, v, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias = ctx.saved_tensors
-        grads = torch.empty_like(qkv)
-        q, k, v = _parts(qkv)
-        grad_q, grad_k, grad_v = _parts(grads)
-        _write_gradients(q, k, v, bias, grad, grad_q, grad_k, grad_v)
-        return grads, None
-
-
-def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
-    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+# -- in float32 --------------------------------------------------------------------------------------------------------
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,13 +1,17 @@
 """The command line: finds the command, and ends what goes wrong in one line and an exit code."""
 
+import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 from clca.errors import ClcaError, WorkError
+
+_python_format = warnings.formatwarning
 
 Table = Mapping[str, tuple[str, str]]
 """Name of a command → its module in `clca.commands`, and what it does."""
@@ -37,9 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("CLCA_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]
+    warnings.formatwarning = _format_warning
     try:
         argv = _import_own_reductions(argv)
-        return dispatch("clca", "Token reduction with Cross-Layer Cache Aggregation on any timm ViT.", COMMANDS, argv)
+        ended: int | SystemExit
+        try:
+            ended = dispatch(
+                "clca", "Token reduction with Cross-Layer Cache Aggregation on any timm ViT.", COMMANDS, argv
+            )
+        except SystemExit as end:  # after --help
+            ended = end
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is still buffered shall fail here and not as the interpreter goes
+        if isinstance(ended, SystemExit):
+            raise ended
+        return ended
     except KeyboardInterrupt as stop:
         _tell(str(stop) or "interrupted")
         return 128 + getattr(stop, "signal", signal.SIGINT)
@@ -85,13 +101,36 @@ def _line(error: Exception) -> tuple[int, str]:
         from clca.training.flags import explain
 
         return 2, explain(error)  # type: ignore[arg-type]
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
-        return 2, f"{error.filename}: {(error.strerror or text).lower()}"
     if isinstance(error, OSError):
-        return 1, f"{error.filename}: {(error.strerror or text).lower()}" if error.filename else text
+        wrong = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError))
+        why = (error.strerror or text).lower()
+        if error.filename:
+            return 2 if wrong else 1, f"{error.filename}: {why}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF) and _stdout_fails():
+            return 1, f"standard output could not be written: {why}"
+        return 1, text
     if type(error).__name__ == "OutOfMemoryError":
         return 1, "the device has not enough memory: try a smaller --batch-size, --grad-accum 2 or --grad-checkpointing"
     return 1, f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _stdout_fails() -> bool:
+    """Whether not even an empty line can be written to standard output; what it still holds is then given up."""
+    try:
+        print(flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it on the way out)
+        return True
+    return False
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of our own as one line without the place in the source, from the first process of each machine."""
+    if not filename.startswith(os.path.dirname(__file__) + os.sep):
+        return _python_format(message, category, filename, lineno, line)
+    return f"clca: warning: {message}\n" if int(os.environ.get("LOCAL_RANK", 0)) == 0 else ""
 
 
 def _tell(line: str) -> None:

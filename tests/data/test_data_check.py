@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from clca.cli import main
 from clca.data.check import check
 from clca.data.datasets import Leaves
 from clca.data.duplicates import _close_pairs, exact_duplicates, near_duplicates
@@ -124,6 +126,26 @@ def test_no_data_set_at_all_is_one_line(tmp_path):
         check(tmp_path)
     with pytest.raises(ClcaError, match="no such file or folder"):
         check(tmp_path / "nowhere")
+
+
+def test_what_training_refuses_is_an_error_in_the_table(tmp_path, capsys):
+    leaf_set(tmp_path / "gap")
+    (tmp_path / "gap" / "train" / "empty").mkdir()
+    leaf_set(tmp_path / "untrained")
+    shutil.rmtree(tmp_path / "untrained" / "train")
+
+    gap, untrained = check(tmp_path / "gap"), check(tmp_path / "untrained")
+
+    assert gap.counts["train"] == [4, 4, 4, 0]
+    assert "empty" in rendered(gap)
+    assert gap.errors == [f"{tmp_path}/gap/train/empty: no images in this class folder: add some or remove the folder"]
+    assert [line.split(":")[0] for line in untrained.errors] == [
+        "no images in split train, so there is nothing to learn from"
+    ]
+    assert not any("split train" in line for line in untrained.warnings)
+    codes = [main(["data", "check", str(tmp_path / name)]) for name in ("gap", "untrained")]
+    assert codes == [1, 1]
+    assert capsys.readouterr().err == ""
 
 
 def inspected(tmp_path, pictures) -> list[Inspection]:

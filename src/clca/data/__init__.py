@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +41,8 @@ def open(
         source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
             "soyageing-R1" (R3, R4, R5, R6); None finds out by the layout.
         transform: Called with each RGB PIL image; None leaves the image as it is.
-        strict: False accepts an incomplete set (files missing, counts that differ from the published ones).
+        strict: False accepts an incomplete set (files missing, counts that differ from the published ones). Otherwise
+            a warning tells of images in the folder that are left out, where it is opened to learn from.
 
     Returns:
         A torch Dataset of (transformed image, label) with `classes`, `paths`, `labels` and a settable `transform`.
@@ -52,12 +54,16 @@ def open(
         raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     from clca.data.datasets import ImageDataset, Leaves
     from clca.data.sources import read_listing
+    from clca.data.unused import describe_unused
 
     if source == "leaves" or (source is None and is_leaves(root)):
         return Leaves.from_text(str(root), split=split, transform=transform)
     listing = read_listing(root, source)
     if strict and listing.problems:
         raise ClcaError(listing.problems[0])
+    if strict and listing.unused and split.startswith("train"):
+        lines = describe_unused(listing.root, listing.unused)
+        warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=2)
     return ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
 
 

@@ -15,6 +15,7 @@ from clca.data.duplicates import exact_duplicates, near_duplicates
 from clca.data.inspection import BadImage, Inspection, inspect_images, verify_images
 from clca.data.listing import Listing
 from clca.data.sources import read_listing
+from clca.data.unused import describe_unused
 
 __all__ = ["CheckReport", "Duplicates", "check", "verify_images"]
 
@@ -138,6 +139,11 @@ def check(
     }
     near_empty = [name(image.path) for image in sound if image.near_empty]
     errors = list(listing.problems)
+    if not any(counts.get("train", [])):
+        errors.append(
+            "no images in split train, so there is nothing to learn from: add them, in a folder called train or, in a "
+            "CSV file, in rows with split train"
+        )
     if bad:
         errors.append(f"{len(bad)} file(s) cannot be read: {_some([name(image.path) for image in bad])}")
     return CheckReport(
@@ -151,7 +157,11 @@ def check(
         near_empty=near_empty,
         duplicates=duplicates,
         errors=errors,
-        warnings=_class_warnings(listing, counts) + _image_warnings(near_empty, duplicates),
+        warnings=[
+            *describe_unused(listing.root, listing.unused),
+            *_class_warnings(listing, counts),
+            *_image_warnings(near_empty, duplicates),
+        ],
     )
 
 
@@ -179,7 +189,8 @@ def _class_warnings(listing: Listing, counts: Mapping[str, Sequence[int]]) -> li
         warnings.append(f"classes are uneven: {most} training images in the largest, {least} in the smallest")
     for split in ("train", "test"):
         if not any(counts.get(split, [])):
-            warnings.append(f"no images in split {split}")
+            if split == "test":  # without images to learn from nothing can be trained: that is an error
+                warnings.append("no images in split test")
             continue
         lacking = [name for name, count in zip(listing.classes, counts[split], strict=True) if count == 0]
         if lacking:

@@ -20,6 +20,7 @@ class Listing:
         classes: Class names; a label is an index into them.
         splits: Image files and labels of "train", "val" and "test" (whichever there are), no image in two of them.
         problems: What keeps it from being used as it is, a line each: files missing, counts that do not fit.
+        unused: Images that lie there and are in no split: of formats that are not read, or outside the class folders.
     """
 
     root: Path
@@ -27,6 +28,7 @@ class Listing:
     classes: list[str]
     splits: dict[str, Samples]
     problems: list[str] = field(default_factory=list)
+    unused: list[Path] = field(default_factory=list)
 
     def samples(self, split: str) -> Samples:
         """The images of a split; "train_val" is train and val together.

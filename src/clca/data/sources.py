@@ -3,13 +3,14 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from clca.data.images import EXTENSIONS
 from clca.data.listing import Listing, check_classes, with_validation
 from clca.data.splits import Samples, split_by_rule
 from clca.data.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise
+from clca.data.unused import NOT_READ, describe_empty_class, describe_unused
 from clca.errors import ClcaError
 
 SPLIT_NAMES = {
@@ -57,19 +58,25 @@ def read_folder(root: Path) -> Listing:
     if not root.is_dir():
         raise ClcaError(f"{root}: is not a folder")
     split_folders = _split_folders(root)
+    empty: list[str] = []
     if not split_folders:
         classes = _class_folders(root)
-        splits = split_by_rule(_images_of(root, classes, allow_empty=False))
+        unused = list(_images_beside(root, classes))
+        splits = split_by_rule(_images_of(root, classes, unused, empty))
     else:
         names = {split: _class_folders(folder) for split, folder in split_folders.items()}
         classes = sorted(set().union(*names.values()))
         index = {name: label for label, name in enumerate(classes)}
         splits = {}
+        unused = list(_images_beside(root, [folder.name for folder in split_folders.values()]))
         for split, folder in split_folders.items():
-            found = _images_of(folder, names[split], allow_empty=split != "train")
+            unused.extend(_images_beside(folder, names[split]))
+            found = _images_of(folder, names[split], unused, empty if split == "train" else [])
             splits[split] = [(path, index[names[split][label]]) for path, label in found]
-    problems = check_classes(root, classes, splits)
-    return Listing(root, "folder", classes, with_validation(splits), problems)
+    if unused and not any(splits.values()):
+        raise ClcaError(f"{root}: no images to use: {'; '.join(describe_unused(root, unused))}")
+    problems = empty + check_classes(root, classes, splits)
+    return Listing(root, "folder", classes, with_validation(splits), problems, unused)
 
 
 def read_csv(root: Path) -> Listing:
@@ -162,22 +169,44 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images_of(folder: Path, classes: list[str], *, allow_empty: bool) -> Samples:
+def _images_of(folder: Path, classes: list[str], unused: list[Path], empty: list[str]) -> Samples:
+    """The images of each class.
+
+    Args:
+        folder: Holds the class folders.
+        classes: Their names.
+        unused: Is given the images of formats that are not read.
+        empty: Is given a line for each class without images.
+    """
     samples: Samples = []
     for label, name in enumerate(classes):
-        found = sorted(_image_files(folder / name))
-        if not found and not allow_empty:
-            raise ClcaError(f"{folder / name}: no images in this class folder: add some or remove the folder")
-        samples.extend((path, label) for path in found)
+        files = sorted(_image_files(folder / name))
+        unread = [path for path in files if path.suffix.lower() in NOT_READ]
+        unused += unread
+        if len(unread) == len(files):
+            empty.append(describe_empty_class(folder / name, unread))
+        samples.extend((path, label) for path in files if path.suffix.lower() not in NOT_READ)
     return samples
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=True):
+def _images_beside(folder: Path, known: Iterable[str]) -> Iterator[Path]:
+    """The images in `folder` that lie in none of the known sub-folders."""
+    yield from (path for path in sorted(folder.iterdir()) if _is_image(path.name) and path.is_file())
+    for other in _folders(folder):
+        if other.name not in known and not other.is_symlink():  # which may lead anywhere
+            yield from sorted(_image_files(other, followlinks=False))
+
+
+def _image_files(folder: Path, *, followlinks: bool = True) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=followlinks):
         folders[:] = [name for name in folders if name[0] not in "._"]
-        for name in files:
-            if name[0] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(parent, name)
+        yield from (Path(parent, name) for name in files if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file is an image by its name, of a format that is read or not."""
+    ending = os.path.splitext(name)[1].lower()
+    return name[0] != "." and (ending in EXTENSIONS or ending in NOT_READ)
 
 
 SOURCES: dict[str, Callable[[Path], Listing]] = {"folder": read_folder, "csv": read_csv}

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,25 +34,44 @@ State = Literal["new", "started", "finished"]
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file in the same folder that takes the place of `path` once the block ends without an error.
 
+    A symlink stays, and what it points to is replaced. A FIFO or a device stays too: it is given the content of a
+    temporary file that lies elsewhere.
+
     Raises:
         WorkError: It could not be written; what was there before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target, stream = Path(os.path.realpath(path)), _is_stream(path)
+    whole = "" if stream else "; the previous one, if any, is whole"
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory() if stream else nullcontext(target.parent) as folder:
+            temporary = Path(folder, f".{target.name}.{os.getpid()}.tmp")
+            try:
+                yield temporary
+                if stream:
+                    with open(temporary, "rb") as content, open(path, "ab") as there:
+                        shutil.copyfileobj(content, there)
+                else:
+                    with open(temporary, "rb+") as file:
+                        os.fsync(file.fileno())
+                    os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise WorkError(f"{path} could not be written ({reason(error)}); the previous one, if any, is whole") from error
+        raise WorkError(f"{path} could not be written ({reason(error)}){whole}") from error
     except RuntimeError as error:  # torch's own writer reports a full disk as this
         if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "write")):
             raise
-        raise WorkError(
-            f"{path} could not be written (is the disk full?); the previous one, if any, is whole"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise WorkError(f"{path} could not be written (is the disk full?){whole}") from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is there to be written to and not to be replaced: a device, a FIFO, an open file such as /dev/stdout.
+
+    An open file may be a regular one that the shell appends to.
+    """
+    return (os.path.exists(path) and not os.path.isfile(path)) or str(path).startswith(
+        ("/dev/std", "/dev/fd/", "/proc/")
+    )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

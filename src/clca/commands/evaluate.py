@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from clca.commands.parsing import parse, rate
+from clca.commands.parsing import parse, rate, refusing_useless_rate
 from clca.errors import ClcaError
 
 
@@ -17,7 +17,9 @@ def run(argv: Sequence[str]) -> int:
         *,
         split: Literal["test", "val", "train", "train_val"] = "test",
         keep_rate: tuple[float, ...] = (),
-        sweep: tuple[float, ...] = (),
+        sweep: Annotated[
+            tuple[float, ...] | None, tyro.conf.arg(metavar="[FLOAT [FLOAT ...]]", help_behavior_hint="")
+        ] = None,
         batch_size: int = 64,
         workers: int | None = None,
         device: Literal["auto", "cpu"] = "auto",
@@ -56,13 +58,14 @@ def run(argv: Sequence[str]) -> int:
     chosen = parse(evaluate, "clca evaluate", argv)
     run_name, data, split = (chosen.pop(name) for name in ("run", "data", "split"))
     chosen["keep_rate"], rates = rate(chosen["keep_rate"]), chosen.pop("sweep")
-    if rates or any(word.startswith("--sweep") for word in argv):
+    if rates is not None:
         return _sweep(run_name, rates, data, split, chosen)
     from rich.console import Console
 
     from clca.training import evaluate as run_evaluation
 
-    result = run_evaluation(run_name, data, split, **chosen)
+    with refusing_useless_rate(run_name, chosen["keep_rate"]):
+        result = run_evaluation(run_name, data, split, **chosen)
     if _first():
         result.render(Console())
         if result.folder is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from clca.commands.parsing import parse, rate
+from clca.commands.parsing import parse, rate, refusing_useless_rate
 
 if TYPE_CHECKING:
     from clca.training.prediction import Prediction
@@ -63,23 +63,24 @@ def run(argv: Sequence[str]) -> int:
     from clca.training import predict as classify
     from clca.training.answers import write_answers
 
-    model, explanations = chosen["run"], None
+    model, explanations, keep_rate = chosen["run"], None, rate(chosen["keep_rate"])
     if chosen["explain"] is not None:
         from clca.hub import from_pretrained
         from clca.report.explanation_files import ExplanationFiles
 
         explanations = ExplanationFiles(Path(chosen["explain"]).expanduser())
         model = from_pretrained(model)
-    answers = classify(
-        model,
-        names,
-        chosen["top_k"],
-        keep_rate=rate(chosen["keep_rate"]),
-        batch_size=chosen["batch_size"],
-        device=chosen["device"],
-        precision=chosen["precision"],
-        compile=chosen["compile"],
-    )
+    with refusing_useless_rate(chosen["run"], keep_rate):
+        answers = classify(
+            model,
+            names,
+            chosen["top_k"],
+            keep_rate=keep_rate,
+            batch_size=chosen["batch_size"],
+            device=chosen["device"],
+            precision=chosen["precision"],
+            compile=chosen["compile"],
+        )
     bad = 0
 
     def readable() -> Any:

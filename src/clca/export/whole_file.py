@@ -19,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
         ClcaError: Nothing can be written there.
         WorkError: Writing failed half-way (a full disk); what was there before is still there.
     """
+    path = Path(os.path.realpath(path))  # a symlink stays, and what it points to is replaced
     if path.is_dir():
         raise ClcaError(f"{path}: is a folder; name a file")
     try:

@@ -152,12 +152,17 @@ def evaluate(
             not the run's), or nowhere if `run` is not a folder.
 
     Raises:
-        ClcaError: There is no such run, split or image, or the images are of other classes.
+        ClcaError: There is no such run, split or image, the images are of other classes, or a setting is impossible.
         WorkError: The files could not be written.
     """
+
+    def take_rate(model: TokenReducedViT) -> None:
+        if keep_rate is not None:
+            model.keep_rate = keep_rate
+
     judged = Judged(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
-        cache_gb=cache_gb,
+        cache_gb=cache_gb, check=take_rate,
     )  # fmt: skip
     with closing(judged):
         rate = judged.own_rate if keep_rate is None else keep_rate
@@ -175,7 +180,7 @@ class Judged:
         accelerator: Says device, precision and processes.
 
     Raises:
-        ClcaError: There is no such run, split or image, or the images are of other classes.
+        ClcaError: There is no such run, split or image, the images are of other classes, or a setting is impossible.
     """
 
     def __init__(
@@ -192,12 +197,17 @@ class Judged:
         cache_gb: float | None = None,
         check: Callable[[TokenReducedViT], None] | None = None,
     ) -> None:
-        """`check` may refuse the model before any image is looked at."""
+        """`check` may refuse the model, or set its keep rate, before any image is looked at."""
+        if batch_size < 1:
+            raise ClcaError(f"batch_size {batch_size}: take at least one image at once")
+        if workers is not None and workers < 0:
+            raise ClcaError(f"workers {workers}: cannot be negative; 0 reads the images in this process")
         model = from_pretrained(run)
         if model.classes is None or model.preprocess is None:
             raise ClcaError(
                 f"{run}: the saved model does not say its classes and preprocessing, so it cannot be evaluated"
             )
+        self.own_rate = model.keep_rate
         if check is not None:
             check(model)
         own = own_images(run) if data is None else None
@@ -214,7 +224,6 @@ class Judged:
             outcome = data_room.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
             refuse_unreadable(outcome.bad, images.paths)
             tell_problem(outcome.problem if is_first_process() else None)
-        self.own_rate = model.keep_rate
         self.accelerator = accelerator = make_accelerator(device=device, precision=precision)
         workers = default_workers() if workers is None else workers
         rank, processes = accelerator.process_index, accelerator.num_processes

@@ -192,6 +192,10 @@ def to_config(parsed: Any, given: Mapping[str, Any]) -> TrainConfig:
             value = getattr(group, member.name)
             if value is not None and value != ():
                 flat[member.name] = value[0] if isinstance(value, tuple) and _is_single(member.name, value) else value
+    missing = [name for name in ("data", "model") if name not in flat]
+    if missing:
+        told = "; ".join(f"{_flag(name)} is missing: {_help(name).removesuffix('.')}" for name in missing)
+        raise ClcaError(f"{told}; clca train --help says more")
     model, data, own = by_part(flat)
     return checked(lambda: TrainConfig.model_validate({**own, "model": model, "data": data}))
 

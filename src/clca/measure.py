@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from clca import products
 from clca.errors import ClcaError, WorkError
 from clca.processes import forked_fresh, usable_cores
 
@@ -244,7 +245,8 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
     Args:
         dtype: Of both factors.
         device: Where to measure.
-        repeats: Rounds; of their medians the best layer's is the machine's rate.
+        repeats: Rounds; of their medians the best layer's is the machine's rate, by the faster of the libraries that
+            PyTorch brings.
     """
     on_cpu = torch.device(device).type == "cpu"
     shapes = [(rows if on_cpu else 8 * rows, *widths) for rows, *widths in MATRICES]  # a GPU would be half idle
@@ -255,8 +257,12 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         )
         for shape in shapes
     }
-    seconds = _seconds({str(shape): partial(F.linear, *pair) for shape, pair in factors.items()}, repeats, device)
-    return max(math.prod(shape) / seconds[str(shape)] for shape in shapes) / 1e9
+    ways: dict[str, Callable[..., Any]] = {"torch": F.linear}
+    if on_cpu and dtype == torch.float32 and products.BY_ONEDNN:
+        ways["oneDNN"] = lambda a, b: products.product(a, b.mT)
+    calls = {f"{shape} {name}": partial(way, *factors[shape]) for shape in shapes for name, way in ways.items()}
+    seconds = _seconds(calls, repeats, device)
+    return max(math.prod(shape) / seconds[f"{shape} {name}"] for shape in shapes for name in ways) / 1e9
 
 
 def bandwidth(device: str | torch.device = "cpu", repeats: int = 5, mib: int = 256) -> float:

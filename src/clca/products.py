@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-WIDE = 2**20
-"""The most entries of a wide activation that are made at once: 4 MiB of them in float32."""
-ROWS = 1024
-"""The most rows that are summed over at once."""
+WIDE = 2**19
+"""The most entries of a wide activation that are made at once: 2 MiB of them."""
 FEWEST = 2**24
 """Products of fewer multiplications are left to PyTorch: what a call costs here counts there."""
 
@@ -68,11 +66,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        sums = _Sums()
-        if for_weight:
-            for rows in _pieces(len(x), ROWS):
-                sums.add("weight", _outer(grad[rows], x[rows]))
-        return product(grad, weight) if for_x else None, sums.get("weight"), grad.sum(0) if for_bias else None
+        return (
+            product(grad, weight) if for_x else None,
+            _outer(grad, x) if for_weight else None,
+            grad.sum(0) if for_bias else None,
+        )
 
 
 class _FeedForward(torch.autograd.Function):

@@ -31,7 +31,7 @@ from clca.hub import from_pretrained
 from clca.linear import prepacked
 from clca.measure import Spread, command, machine, rounds, using_threads, versions
 from clca.model import TokenReducedViT
-from clca.training.batches import default_workers, end_workers, eval_loader
+from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
 from clca.training.run_folder import make_writable, own_images, replacing, write_csv, write_json
@@ -233,7 +233,7 @@ def tune(
     if batch_size < 1 or not keep_rates:
         raise ClcaError("give a batch size of at least 1 and at least one keep rate")
     accelerator = make_accelerator(device=device, precision=precision)
-    workers = default_workers() if workers is None else workers
+    workers = reading_processes(workers)
     notes: list[str] = []
     groups = [group for run in runs for group in _of_run(str(run), keep_rates, img_sizes, notes)]
     root, source = _images_of(runs[0], data, notes)

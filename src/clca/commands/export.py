@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from clca.commands.parsing import parse, rate
+from clca.commands.parsing import parse, rate, refusing_useless_rate
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,8 +48,9 @@ def run(argv: Sequence[str]) -> int:
     def tell(line: str) -> None:
         print(f"{line} …", file=sys.stderr)
 
-    with _tidy_end():
-        report = export_run(chosen.pop("run"), **chosen, tell=tell)
+    run_name = chosen.pop("run")
+    with _tidy_end(), refusing_useless_rate(run_name, chosen["keep_rate"]):
+        report = export_run(run_name, **chosen, tell=tell)
     print("\n".join(report.lines()))
     return 0
 

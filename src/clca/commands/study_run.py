@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from clca.commands.parsing import parse
 from clca.commands.study_choice import chosen_runs
@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def study_run(
-        study: tyro.conf.Positional[str],
+        study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")],
         /,
         *,
         data_folder: str | None = None,

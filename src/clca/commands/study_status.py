@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from clca.commands.parsing import parse
 
@@ -11,7 +11,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def status(
-        folder: tyro.conf.Positional[str],
+        folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
         /,
         *,
         failed: tyro.conf.FlagCreatePairsOff[bool] = False,

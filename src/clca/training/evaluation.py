@@ -22,7 +22,7 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
-from clca.training.batches import default_workers, end_workers, eval_loader
+from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
 from clca.training.metrics import answer
@@ -200,8 +200,7 @@ class Judged:
         """`check` may refuse the model, or set its keep rate, before any image is looked at."""
         if batch_size < 1:
             raise ClcaError(f"batch_size {batch_size}: take at least one image at once")
-        if workers is not None and workers < 0:
-            raise ClcaError(f"workers {workers}: cannot be negative; 0 reads the images in this process")
+        workers = reading_processes(workers)
         model = from_pretrained(run)
         if model.classes is None or model.preprocess is None:
             raise ClcaError(
@@ -225,7 +224,6 @@ class Judged:
             refuse_unreadable(outcome.bad, images.paths)
             tell_problem(outcome.problem if is_first_process() else None)
         self.accelerator = accelerator = make_accelerator(device=device, precision=precision)
-        workers = default_workers() if workers is None else workers
         rank, processes = accelerator.process_index, accelerator.num_processes
         share, count = max(1, batch_size // processes), len(self._images)
         self._loader = eval_loader(self._images, count, share, rank, processes, workers, accelerator.device)
@@ -314,7 +312,7 @@ class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
     """Images whose labels are indices into the model's classes, by name."""
 
     def __init__(self, images: Any, classes: list[str], where: str) -> None:
-        same_classes(classes, images.classes, where, "the run")
+        same_classes(classes, images.classes, where, "the run's training images")
         self.images = images
         self.label = [classes.index(name) for name in images.classes]
 

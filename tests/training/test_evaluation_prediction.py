@@ -100,7 +100,7 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
     shutil.copytree(images, tmp_path / "photos")
     for split in ("train", "val", "test"):
         (tmp_path / "photos" / split / "class1").rename(tmp_path / "photos" / split / "oak")
-    with pytest.raises(ClcaError, match="has classes that the run lack: 'oak'"):
+    with pytest.raises(ClcaError, match="has classes that the run's training images lack: 'oak'"):
         evaluate(run, tmp_path / "photos", workers=0)
 
 

@@ -228,9 +228,9 @@ def test_what_is_no_plain_layer_stays_as_it_is(calls: list[str]) -> None:
 def test_small_layers_are_left_to_torch(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
     monkeypatch.setattr(products, "BY_ONEDNN", True)
     layer = nn.Linear(64, 64)
-    linear(layer, torch.randn(1, 4095, 64))
+    linear(layer, torch.randn(1, 8191, 64))
     assert not calls
-    linear(layer, torch.randn(1, 4096, 64))
+    linear(layer, torch.randn(1, 8192, 64))
     assert calls == ["_Linear"]
 
 

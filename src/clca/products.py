@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 WIDE = 2**19
 """The most entries of a wide activation that are made at once: 2 MiB of them."""
-FEWEST = 2**24
+FEWEST = 2**25
 """Products of fewer multiplications are left to PyTorch: what a call costs here counts there."""
 
 

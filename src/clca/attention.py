@@ -188,17 +188,19 @@ def attend(
 
 def _stays_packed(attn: Attention, q: Tensor) -> bool:
     """Whether attention is in pieces, and nothing happens to queries and keys before it."""
-    if not all(isinstance(norm, nn.Identity) for norm in (attn.q_norm, attn.k_norm)):
-        return False
+    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) and _in_pieces(attn, q)
+
+
+def _in_pieces(attn: Attention, q: Tensor) -> bool:
     dropout = attn.training and attn.attn_drop.p > 0
     return not dropout and in_pieces(q, q.shape[2])
 
 
 def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> Tensor:
     """Of queries [B, H, M, d] over keys and values [B, H, N, d]: [B, H, M, d]."""
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    if not dropout and in_pieces(q, q.shape[2]):
+    if _in_pieces(attn, q):
         return attention(q, k, v, key_bias)
+    dropout = attn.attn_drop.p if attn.training else 0.0
     mask = None if key_bias is None else key_bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 

@@ -130,12 +130,16 @@ def _format_warning(
     """A warning of our own as one line without the place in the source, from the first process of each machine."""
     if not filename.startswith(os.path.dirname(__file__) + os.sep):
         return _python_format(message, category, filename, lineno, line)
-    return f"clca: warning: {message}\n" if int(os.environ.get("LOCAL_RANK", 0)) == 0 else ""
+    return f"clca: warning: {message}\n" if _is_first_here() else ""
+
+
+def _is_first_here() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def _tell(line: str) -> None:
     """One line on stderr, from the first process of each machine."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if _is_first_here():
         print(f"clca: {line}", file=sys.stderr)
 
 

@@ -26,10 +26,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from clca import products
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_PACKS = _ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+_PACKS = products.ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 _PACKED_FOR = 1024  # rows; laid out for one row, weights serve all other counts badly, and the reverse does not hold
-_BF16 = _ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_BF16 = products.ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Packs:
@@ -97,7 +96,7 @@ def fuses(x: Tensor) -> bool:
         return False
     if x.is_cuda:
         return bool(_packs) and _ordinary(x)
-    return _ONEDNN and unobserved(x)
+    return products.ONEDNN and unobserved(x)
 
 
 def unobserved(x: Tensor) -> bool:

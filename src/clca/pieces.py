@@ -9,7 +9,7 @@ keeping them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,14 +68,14 @@ class _Apart(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v, bias)
         ctx.rounds = _rounds(q)
-        return (_attended_in_bfloat16 if ctx.rounds else _attended)(q, k, v, bias)
+        return _attended(q, k, v, bias, ctx.rounds)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        (_write_gradients_in_bfloat16 if ctx.rounds else _write_gradients)(q, k, v, bias, grad, *grads)
+        _write_gradients(ctx.rounds)(q, k, v, bias, grad, *grads)
         return *grads, None
 
 
@@ -87,7 +87,7 @@ class _Packed(torch.autograd.Function):
         ctx.save_for_backward(qkv, bias)
         ctx.rounds = _rounds(qkv)
         q, k, v = _parts(qkv)
-        return (_attended_in_bfloat16 if ctx.rounds else _attended)(q, k, v, bias)
+        return _attended(q, k, v, bias, ctx.rounds)
 
     @staticmethod
     @once_differentiable
@@ -96,13 +96,20 @@ class _Packed(torch.autograd.Function):
         grads = torch.empty_like(qkv)
         q, k, v = _parts(qkv)
         grad_q, grad_k, grad_v = _parts(grads)
-        write = _write_gradients_in_bfloat16 if ctx.rounds else _write_gradients
-        write(q, k, v, bias, grad, grad_q, grad_k, grad_v)
+        _write_gradients(ctx.rounds)(q, k, v, bias, grad, grad_q, grad_k, grad_v)
         return grads, None
 
 
 def _rounds(x: Tensor) -> bool:
     return x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rounds: bool) -> Tensor:
+    return (_attended_in_bfloat16 if rounds else _attended_in_float32)(q, k, v, bias)
+
+
+def _write_gradients(rounds: bool) -> Callable[..., None]:
+    return _write_gradients_in_bfloat16 if rounds else _write_gradients_in_float32
 
 
 def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
@@ -177,18 +184,18 @@ def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, 
 # -- in float32 --------------------------------------------------------------------------------------------------------
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _attended_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     batch, heads, queries, width = q.shape
     out = q.new_empty(batch, queries, heads, width)
     for i in range(batch):
         keys, values = _dense(k[i], width**-0.5), _dense(v[i])
         for j in range(heads):
-            for rows in _rows(queries, len(keys[j])):
+            for rows in products.pieces(queries, PIECE // 2 // len(keys[j])):
                 out[i, rows, j] = product(_weights(q[i, j, rows], keys[j], bias, i), values[j])
     return out.transpose(1, 2)
 
 
-def _write_gradients(
+def _write_gradients_in_float32(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grad: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
 ) -> None:
     batch, heads, queries, width = q.shape
@@ -196,7 +203,7 @@ def _write_gradients(
         keys, values = _dense(k[i], width**-0.5), _dense(v[i])
         turned_q, turned_grad = _dense(q[i].mT, width**-0.5), _dense(grad[i].mT)
         for j in range(heads):
-            for rows in _rows(queries, len(keys[j])):
+            for rows in products.pieces(queries, PIECE // 2 // len(keys[j])):
                 weights = _weights(q[i, j, rows], keys[j], bias, i)
                 # Sums over queries as rows times weights: oneDNN is slow at weightsᵀ times anything.
                 _put(grad_v[i, j], product(turned_grad[j][:, rows], weights).mT, rows)
@@ -216,12 +223,6 @@ def _put(total: Tensor, part: Tensor, rows: slice) -> None:
         total += part
     else:
         total.copy_(part)
-
-
-def _rows(queries: int, keys: int) -> Iterator[slice]:
-    size = max(1, PIECE // 2 // keys)
-    for begin in range(0, queries, size):
-        yield slice(begin, min(begin + size, queries))
 
 
 def _weights(q: Tensor, scaled_keys: Tensor, bias: Tensor | None, image: int) -> Tensor:

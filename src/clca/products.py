@@ -22,13 +22,16 @@ FEWEST = 2**25
 """Products of fewer multiplications are left to PyTorch: what a call costs here counts there."""
 
 
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether this PyTorch has oneDNN's linear layers."""
+
+
 def _mkl_is_held_back() -> bool:
     """Whether this is a processor on which MKL does not use what oneDNN uses."""
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return (
-        torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        ONEDNN
+        and torch.backends.mkl.is_available()
         and "AMD" in str(told.get("cpu_name", ""))
         and bool(told.get("avx512_f"))
     )
@@ -78,7 +81,7 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
         out = x.new_empty(len(x), len(w2))
         wide = []
-        for rows in _pieces(len(x), WIDE // len(w1)):
+        for rows in pieces(len(x), WIDE // len(w1)):
             wide.append(product(x[rows], w1.mT, b1))
             out[rows] = product(F.gelu(wide[-1]), w2.mT, b2)
         ctx.save_for_backward(x, w1, w2, *wide)
@@ -91,7 +94,7 @@ class _FeedForward(torch.autograd.Function):
         for_x, for_w1, for_b1, for_w2, for_b2 = ctx.needs_input_grad
         grad_x = torch.empty_like(x) if for_x else None
         sums = _Sums()
-        for rows, before in zip(_pieces(len(x), WIDE // len(w1)), wide, strict=True):
+        for rows, before in zip(pieces(len(x), WIDE // len(w1)), wide, strict=True):
             if for_w2:
                 sums.add("w2", _outer(grad[rows], F.gelu(before)))
             if not (for_x or for_w1 or for_b1):
@@ -128,8 +131,8 @@ class _Sums:
         return self._totals.get(name)
 
 
-def _pieces(rows: int, most: int) -> Iterator[slice]:
-    """About equal ones."""
+def pieces(rows: int, most: int) -> Iterator[slice]:
+    """Slices of `rows` rows, each of at most `most`, about equal; of one row where `most` is less."""
     count = -(-rows // max(1, most))
     for i in range(count):
         yield slice(rows * i // count, rows * (i + 1) // count)

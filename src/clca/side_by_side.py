@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import multiprocessing
 import os
 import signal
@@ -67,7 +66,7 @@ class RelayedDisplay(Display):
     """The display of a run that is shown by another process."""
 
     def __init__(self, tell: Tell, epochs: int, steps_per_epoch: int, done: int, show: bool, console: object) -> None:
-        super().__init__(epochs, steps_per_epoch, done, show, Console(file=io.StringIO()))
+        super().__init__(epochs, steps_per_epoch, done, show=False)
         self._tell, self._steps = tell, Steps(tell)
 
     def say(self, text: str) -> None:

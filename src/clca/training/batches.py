@@ -189,18 +189,17 @@ def _loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
 
 
 def reading_processes(asked: int | None) -> int:
-    """Processes that read images: as many as were asked for, or the default.
+    """Processes that read images: as many as were asked for.
+
+    By default one a core that this process may use, shared among the processes on this machine; at most 8.
 
     Raises:
         ClcaError: Fewer than none.
     """
     if asked is not None and asked < 0:
         raise ClcaError(f"workers {asked}: cannot be negative; 0 reads the images in this process")
-    return default_workers() if asked is None else asked
-
-
-def default_workers() -> int:
-    """One process a core that this process may use, shared among the processes on this machine; at most 8."""
+    if asked is not None:
+        return asked
     return min(8, max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 

@@ -18,7 +18,14 @@ from torch.utils.data import DataLoader
 from clca.data.transforms import Normalization
 from clca.errors import ClcaError, WorkError
 from clca.training import run_folder as folder_of
-from clca.training.batches import default_workers, end_workers, eval_loader, seed_mixing, seed_step, train_loader
+from clca.training.batches import (
+    end_workers,
+    eval_loader,
+    reading_processes,
+    seed_mixing,
+    seed_step,
+    train_loader,
+)
 from clca.training.config import TrainConfig, default_run_folder, identity
 from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
@@ -208,7 +215,7 @@ class _Loop:
     def _loaders(self, stop: int) -> tuple[DataLoader, DataLoader | None]:
         """Training batches from here to update `stop`, and this process's share of the watched images."""
         state, accelerator = self.state, self.accelerator
-        workers = self.config.workers if self.config.workers is not None else default_workers()
+        workers = reading_processes(self.config.workers)
         rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
         reading = train_loader(state.train_images, self.plan, rank, self.progress.step, stop, workers, device)
         images = state.watched_images

@@ -1,4 +1,5 @@
-"""Where a block's time goes: linear layers plain and fused, blocks of few and many tokens, DPC-KNN's clusters.
+"""Where a block's time goes: linear layers plain and fused, blocks of few and many tokens, DPC-KNN's clusters; and what
+a training step does forwards and backwards, by PyTorch's own means and by this library's.
 
     python benchmarks/layers.py
 
@@ -7,13 +8,20 @@ prints medians of calls in turn, and the machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import timm
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from clca import products
 from clca.attention import attention_half, mlp_half
-from clca.linear import linear
+from clca.linear import feed_forward, linear
 from clca.measure import Spread, interleaved, machine, versions
+from clca.pieces import packed_attention
 from clca.reductions.dpcknn import assign_clusters
 
 WIDTH = 384  # ViT-S
@@ -48,6 +56,40 @@ def main() -> None:
         x = torch.randn(8, 784, WIDTH)
         times = interleaved({"clusters": lambda: assign_clusters(x, 78)}, repeats=10)
         print(f"DPC-KNN, 8 × 784 tokens: {_ms(times['clusters']):.0f} ms")
+    _both_ways(block)
+
+
+def _both_ways(block: Any) -> None:
+    """In float32, eight images of 786 tokens; here only where `clca.products` is used on this machine."""
+    x = torch.randn(8, 786, WIDTH, requires_grad=True)
+    qkv = torch.randn(8, 786, 3, 6, WIDTH // 6, requires_grad=True)
+    qkv_layer, mlp = block.attn.qkv, block.mlp
+
+    def fused(qkv: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+
+    pairs: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+        "linear layer 384 → 1152": (x, qkv_layer, lambda x: linear(qkv_layer, x)),
+        "feed-forward part": (x, mlp, lambda x: feed_forward(mlp, x)),
+        "attention": (qkv, fused, packed_attention),
+    }
+    print(f"products of this library in training: {products.BY_ONEDNN}")
+    for name, (argument, torch_own, ours) in pairs.items():
+        ways = {"torch": torch_own, "here": ours}
+        forward = interleaved({k: partial(_forward, way, argument) for k, way in ways.items()}, repeats=15)
+        both = interleaved({k: partial(_forward_backward, way, argument) for k, way in ways.items()}, repeats=15)
+        told = ", ".join(f"{k} {_ms(forward[k]):.0f} and {_ms(both[k]):.0f} ms" for k in ways)
+        print(f"{name}, forwards and both ways: {told}")
+
+
+def _forward(way: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with torch.no_grad():
+        way(x)
+
+
+def _forward_backward(way: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    out = way(x)
+    out.backward(torch.ones_like(out))
 
 
 def _ms(seconds: list[float]) -> float:

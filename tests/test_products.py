@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clca
-from clca import pieces, products
+from clca import halves, pieces, products
 from clca.linear import feed_forward, linear, trains_by_products
 
 pytestmark = pytest.mark.skipif(
@@ -36,7 +36,9 @@ def suited(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is computed apart, in its order."""
     told: list[str] = []
-    for kind in (products._Linear, products._FeedForward, pieces._Apart, pieces._Packed):
+    kinds: list[Any] = [products._Linear, products._FeedForward, pieces._Apart, pieces._Packed]
+    kinds += [halves._AttentionHalf, halves._Projection, halves._AttendFused, halves._Select]
+    for kind in kinds:
         run = kind.apply
 
         def noted(*args: Any, run: Callable[..., Any] = run, name: str = kind.__name__) -> Any:
@@ -177,9 +179,10 @@ def test_a_model_learns_the_same(
         return logits, [torch.zeros_like(p) if g is None else g for p, g in zip(of, grads, strict=True)]
 
     logits, grads = answer()
-    assert "_Linear" in calls
     assert "_FeedForward" in calls
-    assert ("_Packed" in calls) == (not qk_norm)
+    assert "_Linear" in calls or not qk_norm
+    assert ("_AttentionHalf" in calls) == (not qk_norm)
+    assert ("_AttendFused" in calls) == (reduction == "evit" and not qk_norm)
     del calls[:]
     monkeypatch.setattr(products, "BY_ONEDNN", False)
     expected, theirs = answer()

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clca import halves
 from clca.linear import feed_forward, fuses, linear, trains_by_products
 from clca.pieces import attention, in_pieces, packed_attention
 from clca.reductions.base import Evidence, Selection, exact, take
@@ -46,6 +47,8 @@ def attention_half(
     Returns:
         Tokens [B, N, C], and the evidence.
     """
+    if policy is None and not needs and halves.suits_attention(block, x):
+        return halves.attention_half(block, x, key_bias), Evidence()
     if type(block) is ResPostBlock:
         attended, evidence = attend(cast(Attention, block.attn), x, key_bias, policy, needs)
         return x + block.drop_path1(block.norm1(attended)), evidence
@@ -62,6 +65,7 @@ class Projected:
         q: Queries [B, H, N, d], or None where they wait for the selection.
         k, v: Keys and values, [B, H, N, d].
         evidence: What was asked for.
+        parts: The three of every token in one, from `halves.project`, or None.
     """
 
     x: Tensor
@@ -69,6 +73,7 @@ class Projected:
     k: Tensor
     v: Tensor
     evidence: Evidence
+    parts: Tensor | None = None
 
 
 def selects_rows(block: nn.Module, fuses: bool) -> bool:
@@ -96,6 +101,10 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], eve
         needs: Names of the `Evidence` fields to compute.
         every_query: Whether all queries are needed; else only that of the CLS token is computed here, for evidence.
     """
+    if every_query and needs <= {"cls_attention"} and halves.suits_attention(block, x):
+        parts = halves.project(block, x, key_bias)
+        q, k, v = parts.all.unbind(1)
+        return Projected(x, q, k, v, Evidence(cls_attention=parts.cls_attention), parts.all)
     attn, x = block.attn, block.norm1(x)
     if every_query:
         q, k, v = _heads(attn, linear(attn.qkv, x), 3)
@@ -127,17 +136,21 @@ def attend_selected(
         Tokens [B, M, C].
     """
     attn = block.attn
-    q = projected.q if projected.q is not None else _queries(attn, take(projected.x, selection.kept))
-    attended = _attention(attn, q, projected.k, projected.v, key_bias)
-    attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
-    if projected.q is not None:
-        attended = selection.of(attended)
+    if projected.parts is not None and selection.fused is not None:
+        attended, x = halves.attend_fused(projected.parts, selection, key_bias), halves.select(x, selection)
+    else:
+        q = projected.q if projected.q is not None else _queries(attn, take(projected.x, selection.kept))
+        attended = _attention(attn, q, projected.k, projected.v, key_bias)
+        attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
+        if projected.q is not None:
+            attended = selection.of(attended)
+        x = selection.of(x)
     attended = linear(attn.proj, attn.norm(attended))
     if selection.fused is not None and attn.proj.bias is not None:
         # A token fused from weights of sum s has s biases.
         more = (selection.fused.sum(dim=1) - 1)[:, None, None] * attn.proj.bias
         attended = torch.cat([attended[:, :-1], attended[:, -1:] + more.to(attended.dtype)], dim=1)
-    return selection.of(x) + block.drop_path1(block.ls1(attn.proj_drop(attended)))
+    return x + block.drop_path1(block.ls1(attn.proj_drop(attended)))
 
 
 def _queries(attn: Attention, x: Tensor) -> Tensor:
@@ -154,6 +167,8 @@ def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it. x: [B, N, C]"""
+    if halves.suits_mlp(block, x):
+        return halves.mlp_half(block, x)
     if type(block) is ResPostBlock:
         return x + block.drop_path2(block.norm2(feed_forward(block.mlp, x)))
     return x + block.drop_path2(block.ls2(feed_forward(block.mlp, block.norm2(x))))

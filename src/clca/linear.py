@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import torch
-from timm.layers import Mlp, PatchEmbed
+from timm.layers import DropPath, Mlp, PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -123,7 +123,7 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
         part: Which outputs to compute.
         gelu: Whether the exact GELU follows.
     """
-    if fuses(x) and _is_plain(layer):
+    if fuses(x) and is_plain(layer):
         dtype = _precision(x)
         assert dtype is not None
         weight, bias = _operands(layer, part, dtype)
@@ -134,7 +134,7 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
         names: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         rows = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *names)
         return rows.view(*x.shape[:-1], rows.shape[-1])
-    if trains_by_products(x) and _is_plain(layer):
+    if trains_by_products(x) and is_plain(layer):
         weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
         if x.numel() * len(weight) >= products.FEWEST:
             x = products.linear(x, weight, bias)
@@ -148,19 +148,31 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
 
 def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
     """`mlp(x)`, its first layer and GELU in one where it is timm's Mlp and may be fused; x [B, N, C]."""
-    if not (fuses(x) or trains_by_products(x)) or type(mlp) is not Mlp or _has_hooks(mlp):
+    if trains_as_one(mlp, x):
+        return products.feed_forward(x, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+    if not fuses(x) or not _is_plain_mlp(mlp):
         return mlp(x)
-    act: Any = mlp.act
-    if type(act) is not nn.GELU or act.approximate != "none" or _has_hooks(act) or not _is_plain(mlp.fc1):
-        return mlp(x)
-    if torch.is_grad_enabled():
-        fc1, fc2 = cast(nn.Linear, mlp.fc1), mlp.fc2
-        others = (mlp.drop1, mlp.norm, mlp.drop2)
-        if x.numel() * fc1.out_features < products.FEWEST or not _is_plain(fc2) or not all(map(_does_nothing, others)):
-            return mlp(x)
-        return products.feed_forward(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     x = mlp.norm(mlp.drop1(linear(mlp.fc1, x, gelu=True)))
     return mlp.drop2(linear(mlp.fc2, x))
+
+
+def trains_as_one(mlp: nn.Module, x: Tensor) -> TypeGuard[Any]:
+    """Whether `products.feed_forward` may stand for `mlp(x)`, and it pays."""
+    return (
+        trains_by_products(x)
+        and _is_plain_mlp(mlp)
+        and x.numel() * mlp.fc1.out_features >= products.FEWEST
+        and is_plain(mlp.fc2)
+        and all(map(does_nothing, (mlp.drop1, mlp.norm, mlp.drop2)))
+    )
+
+
+def _is_plain_mlp(mlp: nn.Module) -> TypeGuard[Any]:
+    """Whether this is timm's Mlp, its first layer and the exact GELU plain."""
+    if type(mlp) is not Mlp or has_hooks(mlp):
+        return False
+    act: Any = mlp.act
+    return type(act) is nn.GELU and act.approximate == "none" and not has_hooks(act) and is_plain(mlp.fc1)
 
 
 def embed_patches(embed: nn.Module, x: Tensor) -> Tensor:
@@ -170,10 +182,10 @@ def embed_patches(embed: nn.Module, x: Tensor) -> Tensor:
 
 def is_product(embed: nn.Module, x: Tensor) -> bool:
     """Whether `patches_by_product` may stand for `embed(x)`: a plain patch embedding, and images of whole patches."""
-    if type(embed) is not PatchEmbed or not embed.flatten or _has_hooks(embed):
+    if type(embed) is not PatchEmbed or not embed.flatten or has_hooks(embed):
         return False
     proj: Any = embed.proj
-    if type(proj) is not nn.Conv2d or proj.stride != proj.kernel_size or _has_hooks(proj):
+    if type(proj) is not nn.Conv2d or proj.stride != proj.kernel_size or has_hooks(proj):
         return False
     if proj.padding != (0, 0) or proj.dilation != (1, 1) or proj.groups != 1:
         return False
@@ -216,21 +228,26 @@ def _laid_out(weight: Tensor) -> Tensor:
     return weight if weight.is_cuda else torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
+    """Whether this is a linear layer as PyTorch has it, in float32, and nobody looks on."""
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == torch.float32
-        and not _has_hooks(layer)
+        and not has_hooks(layer)
     )
 
 
-def _does_nothing(module: Any) -> bool:
+def does_nothing(module: Any) -> bool:
+    """Whether this gives back what it gets: an identity, or a dropout that drops nothing."""
+    if type(module) is DropPath:
+        return (not module.training or not module.drop_prob) and not has_hooks(module)
     if type(module) is nn.Dropout:
-        return (not module.training or module.p == 0) and not _has_hooks(module)
-    return type(module) is nn.Identity and not _has_hooks(module)
+        return (not module.training or module.p == 0) and not has_hooks(module)
+    return type(module) is nn.Identity and not has_hooks(module)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of it would call somebody else too."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return any(map(bool, hooks)) or hasattr(module, "parametrizations")

@@ -9,6 +9,7 @@ keeping them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,16 +67,17 @@ class _Apart(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(q, k, v, bias)
         ctx.rounds = _rounds(q)
-        return _attended(q, k, v, bias, ctx.rounds)
+        out, *kept = _attended(q, k, v, bias, ctx.rounds)
+        ctx.save_for_backward(q, k, v, bias, *kept)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias = ctx.saved_tensors
+        q, k, v, *others = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        _write_gradients(ctx.rounds)(q, k, v, bias, grad, *grads)
+        _write_gradients(ctx.rounds)(q, k, v, *others, grad, *grads)
         return *grads, None
 
 
@@ -84,19 +86,17 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(qkv, bias)
         ctx.rounds = _rounds(qkv)
-        q, k, v = _parts(qkv)
-        return _attended(q, k, v, bias, ctx.rounds)
+        out, *kept = _attended(*_parts(qkv), bias, ctx.rounds)
+        ctx.save_for_backward(qkv, bias, *kept)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias = ctx.saved_tensors
+        qkv, *others = ctx.saved_tensors
         grads = torch.empty_like(qkv)
-        q, k, v = _parts(qkv)
-        grad_q, grad_k, grad_v = _parts(grads)
-        _write_gradients(ctx.rounds)(q, k, v, bias, grad, grad_q, grad_k, grad_v)
+        _write_gradients(ctx.rounds)(*_parts(qkv), *others, grad, *_parts(grads))
         return grads, None
 
 
@@ -104,16 +104,21 @@ def _rounds(x: Tensor) -> bool:
     return x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rounds: bool) -> Tensor:
-    return (_attended_in_bfloat16 if rounds else _attended_in_float32)(q, k, v, bias)
+def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rounds: bool) -> tuple[Tensor, ...]:
+    """What was attended to, and what else its gradients are made of."""
+    if rounds:
+        return (_attended_in_bfloat16(q, k, v, bias),)
+    out, log_sums = _attended_in_float32(q, k, v, bias)
+    return out, out, log_sums
 
 
 def _write_gradients(rounds: bool) -> Callable[..., None]:
     return _write_gradients_in_bfloat16 if rounds else _write_gradients_in_float32
 
 
-def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
-    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def _parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
 
 
 # -- in bfloat16 -------------------------------------------------------------------------------------------------------
@@ -182,50 +187,130 @@ def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, 
 
 
 # -- in float32 --------------------------------------------------------------------------------------------------------
+#
+# Scores are counted in powers of two: PyTorch's exp2 takes a quarter of the time of its exp, which MKL computes. For
+# the backward pass the logarithm of each query's sum is kept. With keys as rows and queries as columns it is then the
+# bias of a product, as is what softmax's gradient takes off, and no product has the transpose of weights in front, at
+# which oneDNN is slow.
+
+LOG2_E = 1 / math.log(2)
 
 
-def _attended_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    batch, heads, queries, width = q.shape
-    out = q.new_empty(batch, queries, heads, width)
-    for i in range(batch):
-        keys, values = _dense(k[i], width**-0.5), _dense(v[i])
-        for j in range(heads):
-            for rows in products.pieces(queries, PIECE // 2 // len(keys[j])):
-                out[i, rows, j] = product(_weights(q[i, j, rows], keys[j], bias, i), values[j])
-    return out.transpose(1, 2)
+def base_2(width: int) -> float:
+    """What queries of `width` channels are multiplied by, for scores that are powers of two."""
+    return width**-0.5 * LOG2_E
 
 
-def _write_gradients_in_float32(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grad: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+def bias_of(key_bias: Tensor | None, image: int) -> Tensor | None:
+    """What scores in powers of two of one image's keys are raised by, [N], of [B, 1, 1, N]."""
+    return None if key_bias is None else key_bias[image].flatten().to(torch.float32) * LOG2_E
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, log_sums: Tensor) -> None:
+    """Attention of one image.
+
+    Args:
+        q: Queries times `base_2`, [H, M, d].
+        k, v: Keys and values, [H, N, d], each head contiguous.
+        bias: From `bias_of`.
+        out: What is written, [H, M, d].
+        log_sums: Written for `write_gradients`, [H, M].
+    """
+    for j in range(len(q)):
+        for rows in row_pieces(q.shape[1], k.shape[1]):
+            weights, total = unnormalised(q[j, rows], k[j], bias, log_sums[j, rows])
+            torch.div(product(weights, v[j]), total, out=out[j, rows])
+
+
+def unnormalised(q: Tensor, k: Tensor, bias: Tensor | None, log_sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention weights of queries [M, d] over keys [N, d] and their sums [M, 1]; writes `log_sums` [M]."""
+    weights = product(q, k.mT, bias)
+    largest = weights.amax(-1, keepdim=True)
+    weights.sub_(largest).exp2_()
+    total = weights.sum(-1, keepdim=True)
+    torch.add(largest, total.log2(), out=log_sums.unsqueeze(1))
+    return weights, total
+
+
+def write_gradients(
+    parts: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    out: Tensor,
+    log_sums: Tensor,
+    grad: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    batch, heads, queries, width = q.shape
-    for i in range(batch):
-        keys, values = _dense(k[i], width**-0.5), _dense(v[i])
-        turned_q, turned_grad = _dense(q[i].mT, width**-0.5), _dense(grad[i].mT)
-        for j in range(heads):
-            for rows in products.pieces(queries, PIECE // 2 // len(keys[j])):
-                weights = _weights(q[i, j, rows], keys[j], bias, i)
-                # Sums over queries as rows times weights: oneDNN is slow at weightsᵀ times anything.
-                _put(grad_v[i, j], product(turned_grad[j][:, rows], weights).mT, rows)
-                scores = product(turned_grad[j][:, rows].mT, values[j].mT)
-                torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
-                grad_q[i, j, rows] = product(scores, keys[j])
-                _put(grad_k[i, j], product(turned_q[j][:, rows], scores).mT, rows)
+    """The gradients of `attend`.
+
+    Args:
+        parts: q [H, M, d], k and v [H, N, d], as there.
+        bias, out, log_sums: As there.
+        grad: Gradient of `out`, [H, M, d].
+        grads: What is written, shaped as `parts`.
+    """
+    (q, k, v), (grad_q, grad_k, grad_v) = parts, grads
+    taken_off = (out * grad).sum(-1).mul_(-math.log(2))
+    turned_k, scaled_v = k.mT.contiguous(), v * math.log(2)
+    log_sums = -log_sums
+    for j in range(len(q)):
+        for rows in row_pieces(q.shape[1], k.shape[1]):
+            queries, given = q[j, rows].contiguous(), grad[j, rows].contiguous()
+            weights = transposed_weights(queries, k[j], bias, log_sums[j, rows])
+            put(grad_v[j], product(weights, given), rows)
+            scores = product(scaled_v[j], given.mT, taken_off[j, rows]).mul_(weights)
+            put(grad_k[j], product(scores, queries), rows)
+            grad_q[j, rows] = product(turned_k[j], scores).mT
 
 
-def _dense(x: Tensor, factor: float = 1.0) -> Tensor:
-    """x times a factor, contiguous: oneDNN's second operand must be."""
-    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype))
+def transposed_weights(q: Tensor, k: Tensor, bias: Tensor | None, negative_log_sums: Tensor) -> Tensor:
+    """Attention weights of queries [M, d] over keys [N, d], from the sums that `attend` wrote: [N, M]."""
+    scores = product(k, q.mT, negative_log_sums)
+    return (scores if bias is None else scores.add_(bias.unsqueeze(1))).exp2_()
 
 
-def _put(total: Tensor, part: Tensor, rows: slice) -> None:
+def row_pieces(queries: int, keys: int) -> Iterator[slice]:
+    """Slices of queries, whose weights over all keys are made at once."""
+    return products.pieces(queries, PIECE // 2 // keys)
+
+
+def put(total: Tensor, part: Tensor, rows: slice) -> None:
+    """Add to the total what these rows give; the first rows begin it."""
     if rows.start:
         total += part
     else:
         total.copy_(part)
 
 
-def _weights(q: Tensor, scaled_keys: Tensor, bias: Tensor | None, image: int) -> Tensor:
-    """Attention weights of queries [M, d] over keys [N, d]: [M, N]."""
-    scores = product(q, scaled_keys.mT, None if bias is None else bias[image].flatten().to(q.dtype))
-    return torch.softmax(scores, -1, out=scores)
+def _attended_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, width = q.shape
+    out = q.new_empty(batch, queries, heads, width).transpose(1, 2)
+    log_sums = q.new_empty(batch, heads, queries)
+    for i in range(batch):
+        dense_q, dense_k, dense_v = _dense(q[i], base_2(width)), _dense(k[i]), _dense(v[i])
+        attend(dense_q, dense_k, dense_v, bias_of(bias, i), out[i], log_sums[i])
+    return out, log_sums
+
+
+def _write_gradients_in_float32(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    log_sums: Tensor,
+    grad: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+) -> None:
+    factor = base_2(q.shape[-1])
+    for i in range(len(q)):
+        dense = _dense(q[i], factor), _dense(k[i]), _dense(v[i])
+        grads = grad_q[i], grad_k[i], grad_v[i]
+        write_gradients(dense, bias_of(bias, i), out[i], log_sums[i], grad[i], grads)
+        grad_q[i] *= factor
+
+
+def _dense(x: Tensor, factor: float = 1.0) -> Tensor:
+    """x times a factor, contiguous."""
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype))

@@ -8,8 +8,8 @@ activation is computed anew in the backward pass instead of being kept. The numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,14 +48,71 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b.mT, bias, "none", [], "")
 
 
+class Norm(NamedTuple):
+    """Layer norm over the last dimension; with no eps, none at all."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.both(x)[0]
+
+    def both(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Rows x [M, C], normed, and what `backward` wants to know of them."""
+        if self.eps is None:
+            return x, None
+        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return out, (mean, rstd)
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        statistics: tuple[Tensor, Tensor] | None,
+        sums: Sums,
+        more: Tensor | None,
+        grad_x: Tensor,
+    ) -> None:
+        """Write the gradient of x into `grad_x`, with `more` on it, and add those of the norm to "gamma" and "beta".
+
+        Args:
+            grad: Gradient of the normed rows, [M, C].
+            x: Rows before, [M, C].
+            statistics: From `both`.
+            sums: Where the norm's own gradients go.
+            more: The residual's gradient, [M, C], or None.
+            grad_x: What is written, [M, C].
+        """
+        if statistics is not None:
+            grad, gamma, beta = torch.ops.aten.native_layer_norm_backward(
+                grad, x, x.shape[-1:], *statistics, self.weight, self.bias, [True, True, True]
+            )
+            sums.add("gamma", lambda: gamma)
+            sums.add("beta", lambda: beta)
+        if more is None:
+            grad_x.copy_(grad)
+        else:
+            torch.add(grad, more, out=grad_x)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K] times weightᵀ [K, N], plus bias [N]."""
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
-def feed_forward(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
-    """linear(gelu(linear(x, w1, b1)), w2, b2) with the exact GELU; x [..., C]."""
-    return _FeedForward.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2).view(*x.shape[:-1], -1)
+def feed_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    norm: Norm | None = None,
+    residual: bool = False,
+) -> Tensor:
+    """linear(gelu(linear(norm(x), w1, b1)), w2, b2) with the exact GELU, and x on it if asked for; x [..., C]."""
+    rows = x.reshape(-1, x.shape[-1])
+    return _FeedForward.apply(rows, *(norm or Norm(None, None, None)), w1, b1, w2, b2, residual).view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
@@ -71,63 +128,93 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
             product(grad, weight) if for_x else None,
-            _outer(grad, x) if for_weight else None,
+            outer(grad, x) if for_weight else None,
             grad.sum(0) if for_bias else None,
         )
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float | None,
+        w1: Tensor,
+        b1: Tensor | None,
+        w2: Tensor,
+        b2: Tensor | None,
+        residual: bool,
+    ) -> Tensor:
+        norm = Norm(gamma, beta, eps)
         out = x.new_empty(len(x), len(w2))
         wide = []
         for rows in pieces(len(x), WIDE // len(w1)):
-            wide.append(product(x[rows], w1.mT, b1))
-            out[rows] = product(F.gelu(wide[-1]), w2.mT, b2)
-        ctx.save_for_backward(x, w1, w2, *wide)
+            wide.append(product(norm(x[rows]), w1.mT, b1))
+            after = product(F.gelu(wide[-1]), w2.mT, b2)
+            if residual:
+                torch.add(after, x[rows], out=out[rows])
+            else:
+                out[rows] = after
+        ctx.save_for_backward(x, gamma, beta, w1, w2, *wide)
+        ctx.eps, ctx.residual = eps, residual
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, w2, *wide = ctx.saved_tensors
-        for_x, for_w1, for_b1, for_w2, for_b2 = ctx.needs_input_grad
-        grad_x = torch.empty_like(x) if for_x else None
-        sums = _Sums()
+        x, gamma, beta, w1, w2, *wide = ctx.saved_tensors
+        norm = Norm(gamma, beta, ctx.eps)
+        grad_x = torch.empty_like(x)
+        sums = Sums(name for name, needed in zip(_FEED_FORWARD, ctx.needs_input_grad, strict=False) if needed)
         for rows, before in zip(pieces(len(x), WIDE // len(w1)), wide, strict=True):
-            if for_w2:
-                sums.add("w2", _outer(grad[rows], F.gelu(before)))
-            if not (for_x or for_w1 or for_b1):
-                continue
+            sums.add("w2", outer, grad[rows], F.gelu(before))
             inner = product(grad[rows], w2)
             torch.ops.aten.gelu_backward.grad_input(inner, before, grad_input=inner)
-            if for_w1:
-                sums.add("w1", _outer(inner, x[rows]))
-            if for_b1:
-                sums.add("b1", inner.sum(0))
-            if grad_x is not None:
-                grad_x[rows] = product(inner, w1)
-        return grad_x, sums.get("w1"), sums.get("b1"), sums.get("w2"), grad.sum(0) if for_b2 else None
+            normed, statistics = norm.both(x[rows])
+            sums.add("w1", outer, inner, normed)
+            sums.add("b1", inner.sum, 0)
+            more = grad[rows] if ctx.residual else None
+            norm.backward(product(inner, w1), x[rows], statistics, sums, more, grad_x[rows])
+        sums.add("b2", grad.sum, 0)
+        return grad_x, *(sums.get(name) for name in _FEED_FORWARD[1:]), None
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
+_FEED_FORWARD = "x", "gamma", "beta", "eps", "w1", "b1", "w2", "b2"
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ b of a [M, N] and b [M, K]: [N, K]. oneDNN is best where the result has fewer rows than columns."""
     return product(a.mT, b) if a.shape[1] <= b.shape[1] else product(b.mT, a).mT
 
 
-class _Sums:
-    """Sums by name."""
+class Sums:
+    """Sums of terms, by name.
 
-    def __init__(self) -> None:
+    Args:
+        wanted: Which; a term of any other is not even computed.
+    """
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self._wanted = frozenset(wanted)
         self._totals: dict[str, Tensor] = {}
 
-    def add(self, name: str, term: Tensor) -> None:
+    def wants(self, *names: str) -> bool:
+        """Whether one of them is wanted."""
+        return not self._wanted.isdisjoint(names)
+
+    def add(self, name: str, term: Callable[..., Tensor], *args: Any) -> None:
+        """`term(*args)`, which becomes this object's own."""
+        if not self.wants(name):
+            return
         if name in self._totals:
-            self._totals[name] += term
+            self._totals[name] += term(*args)
         else:
-            self._totals[name] = term
+            self._totals[name] = term(*args)
 
     def get(self, name: str) -> Tensor | None:
+        """The sum; None if it was not wanted."""
         return self._totals.get(name)
 
 

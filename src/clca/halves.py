@@ -1,0 +1,379 @@
+"""The two halves of a plain block in float32 on a CPU, both ways, an image or a few rows at a time.
+
+For processors that `products` is for. Norm, projections, attention and residual of one image follow one another while
+what they pass on is still in the cache; norms and attention weights are made anew in the backward pass instead of being
+kept, and of the weights' gradients only the sum over the images is held. Tokens that a reduction fuses are fused from
+their attention weights, before any product with the values: all that follows is linear in them. The numbers agree to
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import Attention, LayerNorm, LayerScale
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from clca import pieces, products
+from clca.linear import does_nothing, has_hooks, is_plain, trains_as_one, trains_by_products
+from clca.pieces import in_pieces
+from clca.products import Norm, Sums, outer, product
+from clca.reductions.base import Selection
+
+_NO_NORM = Norm(None, None, None)
+
+
+def suits_attention(block: Any, x: Tensor) -> bool:
+    """Whether `attention_half` or `project` may stand for the first half of the block on x [B, N, C], and it pays."""
+    if type(block) is not Block or type(block.attn) is not Attention or has_hooks(block.attn):
+        return False
+    attn = block.attn
+    nothing = attn.q_norm, attn.k_norm, attn.norm, attn.attn_drop, attn.proj_drop
+    return (
+        trains_by_products(x)
+        and in_pieces(x, x.shape[1])
+        and x.numel() * len(attn.qkv.weight) >= products.FEWEST
+        and attn.gate is None
+        and is_plain(attn.qkv)
+        and is_plain(attn.proj)
+        and all(map(does_nothing, nothing))
+    )
+
+
+def suits_mlp(block: Any, x: Tensor) -> bool:
+    """Whether `mlp_half` may stand for the second half of the block on x [B, N, C], and it pays."""
+    return type(block) is Block and trains_as_one(block.mlp, x)
+
+
+def attention_half(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    """x + attention(norm1(x)) as timm's block runs it, for a block that `suits_attention`.
+
+    Args:
+        block: The block.
+        x: Tokens, [B, N, C].
+        key_bias: Added to the logits of each key, without gradient, [B, 1, 1, N].
+    """
+    attn = block.attn
+    normed, norm = _normed(block.norm1, x)
+    out, out_bias, scale = _scaled_layer(attn.proj, block.ls1)
+    adds = norm is not _NO_NORM and scale is None and does_nothing(block.drop_path1)
+    attended = _AttentionHalf.apply(
+        normed, *norm, attn.qkv.weight, attn.qkv.bias, out, out_bias, attn.num_heads, key_bias, adds
+    )
+    return attended if adds else x + block.drop_path1(attended if scale is None else scale(attended))
+
+
+def mlp_half(block: Any, x: Tensor) -> Tensor:
+    """x + mlp(norm2(x)) as timm's block runs it, for a block that `suits_mlp`; x [B, N, C]."""
+    normed, norm = _normed(block.norm2, x)
+    out, out_bias, scale = _scaled_layer(block.mlp.fc2, block.ls2)
+    adds = norm is not _NO_NORM and scale is None and does_nothing(block.drop_path2)
+    fc1 = block.mlp.fc1
+    after = products.feed_forward(normed, fc1.weight, fc1.bias, out, out_bias, norm, adds)
+    return after if adds else x + block.drop_path2(after if scale is None else scale(after))
+
+
+class Parts(NamedTuple):
+    """Queries, keys and values of a block.
+
+    Attributes:
+        all: The three, queries as `pieces.attend` wants them, [B, 3, H, N, d].
+        cls_attention: The CLS token's attention weights, [B, H, N].
+    """
+
+    all: Tensor
+    cls_attention: Tensor
+
+
+def project(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Parts:
+    """Queries, keys and values of norm1(x), for a block that `suits_attention`; arguments as for `attention_half`."""
+    x, norm = _normed(block.norm1, x)
+    attn = block.attn
+    return Parts(*_Projection.apply(x, *norm, attn.qkv.weight, attn.qkv.bias, attn.num_heads, key_bias))
+
+
+def attend_fused(parts: Tensor, selection: Selection, key_bias: Tensor | None = None) -> Tensor:
+    """`selection.of` what the tokens attend to, before the output projection: [B, M + 1, H · d].
+
+    Args:
+        parts: From `project`, [B, 3, H, N, d].
+        selection: Which tokens stay, and of what weights one more is fused.
+        key_bias: The same as for `project`.
+    """
+    return _AttendFused.apply(parts, selection.kept, selection.fused, key_bias)
+
+
+def select(x: Tensor, selection: Selection) -> Tensor:
+    """`selection.of(x)` with a fused token, whose gradient is written in one go; x [B, N, C] to [B, M + 1, C]."""
+    return _Select.apply(x, selection.kept, selection.fused)
+
+
+def _normed(norm: Any, x: Tensor) -> tuple[Tensor, Norm]:
+    """x and the norm that is still to come; where that is not a plain one, norm(x) and none."""
+    plain = (
+        type(norm) in (nn.LayerNorm, LayerNorm)
+        and norm.normalized_shape == x.shape[-1:]
+        and norm.weight is not None
+        and norm.bias is not None
+        and not has_hooks(norm)
+    )
+    return (x, Norm(norm.weight, norm.bias, norm.eps)) if plain else (norm(x), _NO_NORM)
+
+
+def _scaled_layer(layer: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor | None, nn.Module | None]:
+    """Weight and bias of the layer and the scale behind it, in one where they may be; else the scale itself."""
+    if does_nothing(scale):
+        return layer.weight, layer.bias, None
+    if type(scale) is not LayerScale or has_hooks(scale):
+        return layer.weight, layer.bias, scale
+    gamma = scale.gamma
+    return gamma.unsqueeze(1) * layer.weight, None if layer.bias is None else gamma * layer.bias, None
+
+
+class _AttentionHalf(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float | None,
+        qkv: Tensor,
+        qkv_bias: Tensor | None,
+        out: Tensor,
+        out_bias: Tensor | None,
+        heads: int,
+        key_bias: Tensor | None,
+        residual: bool,
+    ) -> Tensor:
+        norm = Norm(gamma, beta, eps)
+        batch, tokens, _ = x.shape
+        scaled, scaled_bias = _scaled(qkv, heads), None if qkv_bias is None else _scaled(qkv_bias, heads)
+        parts = x.new_empty(batch, 3, heads, tokens, len(qkv) // 3 // heads)
+        attended = x.new_empty(batch, tokens, len(qkv) // 3)
+        log_sums = x.new_empty(batch, heads, tokens)
+        result = x.new_empty(batch, tokens, len(out))
+        for i in range(batch):
+            parts[i] = _apart(product(norm(x[i]), scaled.mT, scaled_bias), heads)
+            q, k, v = parts[i]
+            pieces.attend(q, k, v, pieces.bias_of(key_bias, i), _by_head(attended[i], heads), log_sums[i])
+            after = product(attended[i], out.mT, out_bias)
+            if residual:
+                torch.add(x[i], after, out=result[i])
+            else:
+                result[i] = after
+        ctx.save_for_backward(x, gamma, beta, qkv, out, key_bias, parts, attended, log_sums)
+        ctx.eps, ctx.residual = eps, residual
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, qkv, out, key_bias, parts, attended, log_sums = ctx.saved_tensors
+        norm, heads = Norm(gamma, beta, ctx.eps), parts.shape[2]
+        sums = Sums(name for name, needed in zip(_ATTENTION, ctx.needs_input_grad, strict=False) if needed)
+        grad = grad.contiguous()
+        scaled = _scaled(qkv, heads)
+        grad_x = torch.empty_like(x)
+        grads = x.new_empty(x.shape[1], len(qkv))
+        for i in range(len(x)):
+            sums.add("out", outer, grad[i], attended[i])
+            given = _by_head(product(grad[i], out), heads)
+            bias, before = pieces.bias_of(key_bias, i), _by_head(attended[i], heads)
+            pieces.write_gradients(_three(parts[i]), bias, before, log_sums[i], given, _three(_apart(grads, heads)))
+            _into_projection(grads, x[i], norm, scaled, sums, grad[i] if ctx.residual else None, grad_x[i])
+        sums.add("out_bias", grad.sum, (0, 1))
+        for name in ("qkv", "qkv_bias"):
+            _scale(sums.get(name), heads)
+        return grad_x, *(sums.get(name) for name in _ATTENTION[1:]), None, None, None
+
+
+_ATTENTION = "x", "gamma", "beta", "eps", "qkv", "qkv_bias", "out", "out_bias"
+
+
+class _Projection(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float | None,
+        qkv: Tensor,
+        qkv_bias: Tensor | None,
+        heads: int,
+        key_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        norm = Norm(gamma, beta, eps)
+        batch, tokens, _ = x.shape
+        scaled, scaled_bias = _scaled(qkv, heads), None if qkv_bias is None else _scaled(qkv_bias, heads)
+        parts = x.new_empty(batch, 3, heads, tokens, len(qkv) // 3 // heads)
+        for i in range(batch):
+            parts[i] = _apart(product(norm(x[i]), scaled.mT, scaled_bias), heads)
+        logits = parts[:, 0, :, :1] @ parts[:, 1].mT  # in powers of two, [B, H, 1, N]
+        logits = logits * math.log(2) if key_bias is None else logits * math.log(2) + key_bias
+        cls_attention = logits.softmax(-1).squeeze(2)
+        ctx.save_for_backward(x, gamma, beta, qkv, parts, cls_attention)
+        ctx.eps = eps
+        return parts, cls_attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_cls: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, qkv, parts, cls_attention = ctx.saved_tensors
+        norm, heads = Norm(gamma, beta, ctx.eps), parts.shape[2]
+        sums = Sums(name for name, needed in zip(_ATTENTION, ctx.needs_input_grad, strict=False) if needed)
+        scaled = _scaled(qkv, heads)
+        grad_x = torch.empty_like(x)
+        grads = x.new_empty(x.shape[1], len(qkv))
+        for_q, for_k, _ = _apart(grads, heads)
+        for_logits = torch._softmax_backward_data(grad_cls, cls_attention, -1, x.dtype) * math.log(2)
+        for i in range(len(x)):
+            grads.copy_(_together(grad[i]))
+            q, k, _ = parts[i]
+            for_q[:, 0] += (for_logits[i].unsqueeze(1) @ k).squeeze(1)
+            for_k.addcmul_(for_logits[i].unsqueeze(2), q[:, :1])
+            _into_projection(grads, x[i], norm, scaled, sums, None, grad_x[i])
+        for name in ("qkv", "qkv_bias"):
+            _scale(sums.get(name), heads)
+        return grad_x, *(sums.get(name) for name in _ATTENTION[1:6]), None, None
+
+
+class _AttendFused(torch.autograd.Function):
+    """Queries are taken in another order: of the tokens that stay first, then all others."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, kept: Tensor, fused: Tensor, key_bias: Tensor | None) -> Tensor:
+        batch, _, heads, tokens, width = parts.shape
+        count = kept.shape[1]
+        order = _kept_first(kept, tokens)
+        out = parts.new_empty(batch, count + 1, heads, width)
+        log_sums = parts.new_empty(batch, heads, tokens)
+        pooled = parts.new_zeros(batch, heads, tokens)  # the fused token's attention weights
+        for i in range(batch):
+            q, k, v = parts[i]
+            q, shares = q.index_select(1, order[i]), fused[i, order[i]]
+            bias = pieces.bias_of(key_bias, i)
+            for j in range(heads):
+                for rows in _kept_and_others(count, tokens):
+                    weights, total = pieces.unnormalised(q[j, rows], k[j], bias, log_sums[i, j, rows])
+                    pooled[i, j].addmv_(weights.mT, shares[rows] / total.squeeze(1))
+                    if rows.stop <= count:
+                        torch.div(product(weights, v[j]), total, out=out[i, rows, j])
+                torch.mv(v[j].mT, pooled[i, j], out=out[i, count, j])
+        ctx.save_for_backward(parts, order, fused, key_bias, out, log_sums, pooled)
+        return out.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts, order, fused, key_bias, out, log_sums, pooled = ctx.saved_tensors
+        batch, _, heads, tokens, width = parts.shape
+        count = out.shape[1] - 1
+        grads = parts.new_empty(batch, tokens, 3 * heads * width)
+        grad_fused = torch.empty_like(fused)
+        for i in range(batch):
+            q, k, v = parts[i]
+            q, shares = q.index_select(1, order[i]), fused[i, order[i]].unsqueeze(1)
+            bias = pieces.bias_of(key_bias, i)
+            given = grad[i].unflatten(1, (heads, width)).transpose(0, 1).contiguous()
+            taken_off = (out[i].transpose(0, 1) * given).sum(-1).mul_(-math.log(2))
+            turned_k, negative = k.mT.contiguous(), -log_sums[i]
+            for_q, (in_order, for_k, for_v) = torch.empty_like(q), _apart(grads[i], heads)
+            total = torch.zeros_like(shares)
+            for j in range(heads):
+                of_fused = (v[j] @ given[j, count]).unsqueeze(1)  # [N, 1]
+                for rows in _kept_and_others(count, tokens):
+                    weights = pieces.transposed_weights(q[j, rows], k[j], bias, negative[j, rows])
+                    moment = weights.mT @ of_fused
+                    total[rows] += moment
+                    values, before = of_fused, shares[rows]
+                    off = (before * moment).squeeze(1) * -math.log(2)
+                    if rows.stop <= count:
+                        pieces.put(for_v[j], product(weights, given[j, rows]), rows)
+                        values, before = torch.cat([v[j], values], 1), torch.cat([given[j, rows], before], 1)
+                        off += taken_off[j, rows]
+                    scores = product(values * math.log(2), before.mT, off).mul_(weights)
+                    pieces.put(for_k[j], product(scores, q[j, rows]), rows)
+                    for_q[j, rows] = product(turned_k[j], scores).mT
+                for_v[j].addcmul_(pooled[i, j].unsqueeze(1), given[j, count])
+            in_order[:, order[i]] = for_q
+            grad_fused[i, order[i]] = total.squeeze(1)
+        return grads.unflatten(2, (3, heads, width)).permute(0, 2, 3, 1, 4), None, grad_fused, None
+
+
+class _Select(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, fused: Tensor) -> Tensor:
+        ctx.save_for_backward(x, kept, fused)
+        return Selection(kept, fused).of(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, fused = ctx.saved_tensors
+        last = grad[:, -1:]
+        grad_x = fused.unsqueeze(2) * last
+        grad_x.scatter_add_(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]), grad[:, :-1])
+        return grad_x, None, (x @ last.mT).squeeze(2)
+
+
+def _into_projection(
+    grads: Tensor, x: Tensor, norm: Norm, scaled: Tensor, sums: Sums, more: Tensor | None, grad_x: Tensor
+) -> None:
+    """From gradients of one image's queries, keys and values [N, 3 · H · d] on to its tokens and to the weights."""
+    normed, statistics = norm.both(x)
+    sums.add("qkv", outer, grads, normed)
+    sums.add("qkv_bias", grads.sum, 0)
+    norm.backward(product(grads, scaled), x, statistics, sums, more, grad_x)
+
+
+def _scaled(qkv: Tensor, heads: int) -> Tensor:
+    """A copy of qkv's weight or bias, queries times what `pieces` wants."""
+    qkv = qkv.clone()
+    _scale(qkv, heads)
+    return qkv
+
+
+def _scale(qkv: Tensor | None, heads: int) -> None:
+    if qkv is not None:
+        queries = qkv[: len(qkv) // 3]
+        queries *= pieces.base_2(len(queries) // heads)
+
+
+def _apart(qkv: Tensor, heads: int) -> Tensor:
+    """[N, 3 · H · d] to [3, H, N, d]."""
+    return qkv.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[N, H · d] to [H, N, d]."""
+    return x.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def _together(parts: Tensor) -> Tensor:
+    """[3, H, N, d] to [N, 3 · H · d]."""
+    return parts.permute(2, 0, 1, 3).flatten(1)
+
+
+def _kept_first(kept: Tensor, tokens: int) -> Tensor:
+    """All positions, [B, N], those of `kept` [B, M] first."""
+    others = torch.ones(len(kept), tokens, dtype=torch.bool).scatter_(1, kept, False)
+    return torch.cat([kept, others.nonzero()[:, 1].view(len(kept), -1)], dim=1)
+
+
+def _kept_and_others(count: int, tokens: int) -> Iterator[slice]:
+    """Slices of queries of the first `count` tokens, then of all others."""
+    yield from pieces.row_pieces(count, tokens)
+    for rows in pieces.row_pieces(tokens - count, tokens):
+        yield slice(rows.start + count, rows.stop + count)
+
+
+def _three(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = parts
+    return q, k, v

@@ -87,6 +87,9 @@ def test_attention_and_what_is_around_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE", piece)
         assert_same(attention_half(block, x, bias)[0], expected, of)
+        with torch.no_grad():
+            assert halves.suits_attention(block.eval(), x)
+            torch.testing.assert_close(attention_half(block, x, bias)[0], expected, atol=2e-5, rtol=1e-4)
 
 
 @given(
@@ -105,6 +108,9 @@ def test_the_mlp_and_what_is_around_it(shape: tuple[int, int], biases: bool, sca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "WIDE", wide)
         assert_same(mlp_half(block, x), expected, of)
+        with torch.no_grad():
+            assert halves.suits_mlp(block.eval(), x)
+            torch.testing.assert_close(mlp_half(block, x), expected, atol=2e-5, rtol=1e-4)
 
 
 @given(
@@ -139,6 +145,8 @@ def test_tokens_fused_before_the_product_with_the_values(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE", piece)
         assert_same(answer(), expected, of)
+        with torch.no_grad():
+            torch.testing.assert_close(answer(), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_what_is_frozen_gets_no_gradient() -> None:
@@ -212,8 +220,19 @@ def test_what_is_not_plain_is_left_alone(options: dict[str, Any], change: Callab
     if change is not None:
         change(block)
     assert not halves.suits_attention(block, x.to(block.norm1.weight.dtype))
+
+
+def test_in_inference_only_where_no_image_is_dropped_and_in_float32() -> None:
+    block, x = drawn_block(drop_path=0.5), torch.randn(2, 9, 12)
     with torch.no_grad():
-        assert not halves.suits_attention(drawn_block(), x)
+        assert not halves.suits_attention(block, x)
+        assert not halves.suits_mlp(block, x)
+        block.eval()
+        assert halves.suits_attention(block, x)
+        assert halves.suits_mlp(block, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not halves.suits_attention(block, x)
+            assert not halves.suits_mlp(block, x)
 
 
 @pytest.mark.parametrize("norm", ["hooked", "without weights", "another"])

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clca import pieces, products
-from clca.linear import does_nothing, has_hooks, is_plain, trains_as_one, trains_by_products
+from clca.linear import (
+    does_nothing,
+    fuses,
+    has_hooks,
+    is_plain,
+    is_plain_mlp,
+    linear,
+    trains_as_one,
+    trains_by_products,
+)
 from clca.pieces import in_pieces
 from clca.products import Norm, Sums, outer, product
 from clca.reductions.base import Selection
@@ -35,7 +44,7 @@ def suits_attention(block: Any, x: Tensor) -> bool:
     attn = block.attn
     nothing = attn.q_norm, attn.k_norm, attn.norm, attn.attn_drop, attn.proj_drop
     return (
-        trains_by_products(x)
+        (trains_by_products(x) or (_infers(x) and does_nothing(block.drop_path1)))
         and in_pieces(x, x.shape[1])
         and x.numel() * len(attn.qkv.weight) >= products.FEWEST
         and attn.gate is None
@@ -47,7 +56,21 @@ def suits_attention(block: Any, x: Tensor) -> bool:
 
 def suits_mlp(block: Any, x: Tensor) -> bool:
     """Whether `mlp_half` may stand for the second half of the block on x [B, N, C], and it pays."""
-    return type(block) is Block and trains_as_one(block.mlp, x)
+    if type(block) is not Block:
+        return False
+    if torch.is_grad_enabled():
+        return trains_as_one(block.mlp, x)
+    return (
+        _infers(x)
+        and is_plain_mlp(block.mlp)
+        and x.numel() * block.mlp.fc1.out_features >= products.FEWEST
+        and all(map(does_nothing, (block.drop_path2, block.mlp.drop1, block.mlp.norm, block.mlp.drop2)))
+    )
+
+
+def _infers(x: Tensor) -> bool:
+    """Whether layers that read x are in inference, in float32, on a CPU that this is for."""
+    return products.BY_ONEDNN and fuses(x) and not torch.is_autocast_enabled("cpu")
 
 
 def attention_half(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Tensor:
@@ -58,6 +81,8 @@ def attention_half(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Ten
         x: Tokens, [B, N, C].
         key_bias: Added to the logits of each key, without gradient, [B, 1, 1, N].
     """
+    if not torch.is_grad_enabled():
+        return _attention_half_in_inference(block, x, key_bias)
     attn = block.attn
     normed, norm = _normed(block.norm1, x)
     out, out_bias, scale = _scaled_layer(attn.proj, block.ls1)
@@ -70,12 +95,38 @@ def attention_half(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Ten
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it, for a block that `suits_mlp`; x [B, N, C]."""
+    if not torch.is_grad_enabled():
+        return _mlp_half_in_inference(block, x)
     normed, norm = _normed(block.norm2, x)
     out, out_bias, scale = _scaled_layer(block.mlp.fc2, block.ls2)
     adds = norm is not _NO_NORM and scale is None and does_nothing(block.drop_path2)
     fc1 = block.mlp.fc1
     after = products.feed_forward(normed, fc1.weight, fc1.bias, out, out_bias, norm, adds)
     return after if adds else x + block.drop_path2(after if scale is None else scale(after))
+
+
+def _attention_half_in_inference(block: Any, x: Tensor, key_bias: Tensor | None) -> Tensor:
+    attn, out = block.attn, torch.empty_like(x)
+    parts = x.new_empty(3, attn.num_heads, x.shape[1], attn.head_dim)
+    attended = x.new_empty(x.shape[1], attn.attn_dim)
+    log_sums = x.new_empty(parts.shape[1:3])
+    by_head = _by_head(attended, attn.num_heads)
+    for i in range(len(x)):
+        parts.copy_(_apart(linear(attn.qkv, block.norm1(x[i])), attn.num_heads))
+        parts[0].mul_(pieces.base_2(attn.head_dim))
+        q, k, v = parts
+        pieces.attend(q, k, v, pieces.bias_of(key_bias, i), by_head, log_sums)
+        torch.add(x[i], block.ls1(linear(attn.proj, attended)), out=out[i])
+    return out
+
+
+def _mlp_half_in_inference(block: Any, x: Tensor) -> Tensor:
+    mlp, rows = block.mlp, x.reshape(-1, x.shape[-1])
+    out = torch.empty_like(rows)
+    for some in products.pieces(len(rows), products.WIDE // mlp.fc1.out_features):
+        after = linear(mlp.fc2, linear(mlp.fc1, block.norm2(rows[some]), gelu=True))
+        torch.add(rows[some], block.ls2(after), out=out[some])
+    return out.view_as(x)
 
 
 class Parts(NamedTuple):

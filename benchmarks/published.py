@@ -7,16 +7,22 @@
 takes `models/evit.py` from the program's folder, gives its weights to this library through `clca.load_published`, makes
 sure that both answer alike, and times forward passes and training steps of both, and of timm's dense model, in turn.
 Random weights, noise as images: neither changes the work.
+
+Each of the three has a process of its own, as it has in use: how much memory the C library gives back and takes anew in
+every training step depends on what else a process holds, and counts. `--one-process` times all three in one, which
+favours none but is how nobody runs them; `--keep-freed-memory` lets every process keep what was freed, as `clca train`
+does for itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import runpy
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +37,7 @@ from torch.nn import functional as F
 
 import clca
 from clca.measure import Spread, command, interleaved, machine, speed_ups, versions
+from clca.processes import keep_freed_memory
 
 LOCATIONS = [3, 6, 9]
 OURS, THEIRS, DENSE = "clca", "published program", "timm, dense"
@@ -50,6 +57,10 @@ class Settings:
     precisions: tuple[str, ...] = ("fp32",)
     """fp32, bf16."""
     rounds: int = 5
+    one_process: bool = False
+    """Time all in one process."""
+    keep_freed_memory: bool = False
+    """Let no process give freed memory back."""
     out: Path | None = None
     """Where to write the numbers as JSON."""
 
@@ -59,11 +70,9 @@ def main() -> None:
     console, rows = Console(), []
     for precision in settings.precisions:
         for rate in settings.keep_rates:
-            models = _models(settings, rate)
             for what in ("forward", "training step"):
-                calls = {name: _work(model, settings, precision, what) for name, model in models.items()}
-                times = interleaved(calls, settings.rounds)
-                faster = speed_ups({name: times[name] for name in times}, THEIRS)
+                times = _times(settings, rate, precision, what)
+                faster = speed_ups(times, THEIRS)
                 for name in times:
                     milliseconds = Spread.of([1000 * seconds for seconds in times[name]])
                     rows.append(
@@ -87,6 +96,56 @@ def main() -> None:
     console.print(told["machine"], told["versions"])
     if settings.out is not None:
         settings.out.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _times(settings: Settings, rate: float, precision: str, what: str) -> dict[str, list[float]]:
+    """Seconds of each program, round after round."""
+    with ExitStack() as stack:
+        calls: dict[str, Callable[[], Any]]
+        if settings.one_process:
+            if settings.keep_freed_memory:
+                keep_freed_memory()
+            models = _models(settings, rate)
+            calls = {name: _work(model, settings, precision, what) for name, model in models.items()}
+        else:
+            job = settings, rate, precision, what
+            calls = {name: stack.enter_context(_in_own_process(name, *job)) for name in (THEIRS, OURS, DENSE)}
+        return interleaved(calls, settings.rounds, warmup=2)
+
+
+@contextmanager
+def _in_own_process(name: str, *job: Any) -> Iterator[Callable[[], Any]]:
+    """What makes a process of its own do the work once, and waits for it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, name, *job), daemon=True)
+    process.start()
+    there.close()
+
+    def once() -> None:
+        here.send("once")
+        here.recv()
+
+    try:
+        here.recv()
+        yield once
+    except EOFError:
+        raise SystemExit(f"the process of {name} ended before its work was done") from None
+    finally:
+        here.close()
+        process.join(5)
+        process.kill()
+
+
+def _serve(told: Any, name: str, settings: Settings, rate: float, precision: str, what: str) -> None:
+    if settings.keep_freed_memory:
+        keep_freed_memory()
+    work = _work(_models(settings, rate)[name], settings, precision, what)
+    told.send("ready")
+    with suppress(EOFError):
+        while told.recv():
+            work()
+            told.send("done")
 
 
 def _models(settings: Settings, rate: float) -> dict[str, nn.Module]:

@@ -149,6 +149,19 @@ def test_tokens_fused_before_the_product_with_the_values(
             torch.testing.assert_close(answer(), expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_reduction_that_fuses_may_leave_it_for_once(grad: bool) -> None:
+    block, x = drawn_block(), torch.randn(2, 9, 12)
+    kept = torch.tensor([[0, 3, 5], [0, 7, 2]])
+
+    def answer() -> Tensor:
+        projected = project(block, x, None, frozenset(), every_query=True)
+        return attend_selected(block, x, projected, Selection(kept))
+
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(answer(), plainly(answer), atol=2e-5, rtol=1e-4)
+
+
 def test_what_is_frozen_gets_no_gradient() -> None:
     block = drawn_block()
     x = torch.randn(2, 9, 12).requires_grad_()
@@ -250,4 +263,7 @@ def test_a_norm_that_is_not_plain_is_called(norm: str) -> None:
 
     assert halves.suits_attention(block, x)
     assert_same(both(), plainly(both), [x, *block.parameters()])
+    with torch.no_grad():  # a few rows at a time it is not called
+        assert not halves.suits_attention(block, x)
+        assert not halves.suits_mlp(block, x)
     assert len(called) == (4 if norm == "hooked" else 0)

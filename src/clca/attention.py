@@ -62,10 +62,10 @@ class Projected:
 
     Attributes:
         x: What attention reads, after the norm, [B, N, C].
-        q: Queries [B, H, N, d], or None where they wait for the selection.
+        q: Queries [B, H, N, d]; None where they wait for the selection, and where they are in `parts`.
         k, v: Keys and values, [B, H, N, d].
         evidence: What was asked for.
-        parts: The three of every token in one, from `halves.project`, or None.
+        parts: The three of every token in one, where `halves` made them.
     """
 
     x: Tensor
@@ -73,7 +73,7 @@ class Projected:
     k: Tensor
     v: Tensor
     evidence: Evidence
-    parts: Tensor | None = None
+    parts: halves.Parts | None = None
 
 
 def selects_rows(block: nn.Module, fuses: bool) -> bool:
@@ -103,8 +103,8 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], eve
     """
     if every_query and needs <= {"cls_attention"} and halves.suits_attention(block, x):
         parts = halves.project(block, x, key_bias)
-        q, k, v = parts.all.unbind(1)
-        return Projected(x, q, k, v, Evidence(cls_attention=parts.cls_attention), parts.all)
+        _, k, v = parts.all.unbind(1)
+        return Projected(x, None, k, v, Evidence(cls_attention=parts.cls_attention), parts)
     attn, x = block.attn, block.norm1(x)
     if every_query:
         q, k, v = _heads(attn, linear(attn.qkv, x), 3)
@@ -136,13 +136,15 @@ def attend_selected(
         Tokens [B, M, C].
     """
     attn = block.attn
-    if projected.parts is not None and selection.fused is not None:
-        attended, x = halves.attend_fused(projected.parts, selection, key_bias), halves.select(x, selection)
+    parts = projected.parts
+    if parts is not None and selection.fused is not None:
+        attended, x = halves.attend_fused(parts, selection, key_bias), halves.select(x, selection)
     else:
-        q = projected.q if projected.q is not None else _queries(attn, take(projected.x, selection.kept))
+        every = projected.q if parts is None else parts.queries()
+        q = every if every is not None else _queries(attn, take(projected.x, selection.kept))
         attended = _attention(attn, q, projected.k, projected.v, key_bias)
         attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
-        if projected.q is not None:
+        if every is not None:
             attended = selection.of(attended)
         x = selection.of(x)
     attended = linear(attn.proj, attn.norm(attended))

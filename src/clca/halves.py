@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from timm.layers import Attention, LayerNorm, LayerScale
@@ -44,7 +44,7 @@ def suits_attention(block: Any, x: Tensor) -> bool:
     attn = block.attn
     nothing = attn.q_norm, attn.k_norm, attn.norm, attn.attn_drop, attn.proj_drop
     return (
-        (trains_by_products(x) or (_infers(x) and does_nothing(block.drop_path1)))
+        (trains_by_products(x) or (_infers(x) and _is_plain_around(block.norm1, block.ls1, block.drop_path1, x)))
         and in_pieces(x, x.shape[1])
         and x.numel() * len(attn.qkv.weight) >= products.FEWEST
         and attn.gate is None
@@ -64,13 +64,34 @@ def suits_mlp(block: Any, x: Tensor) -> bool:
         _infers(x)
         and is_plain_mlp(block.mlp)
         and x.numel() * block.mlp.fc1.out_features >= products.FEWEST
-        and all(map(does_nothing, (block.drop_path2, block.mlp.drop1, block.mlp.norm, block.mlp.drop2)))
+        and all(map(does_nothing, (block.mlp.drop1, block.mlp.norm, block.mlp.drop2)))
+        and _is_plain_around(block.norm2, block.ls2, block.drop_path2, x)
     )
 
 
 def _infers(x: Tensor) -> bool:
     """Whether layers that read x are in inference, in float32, on a CPU that this is for."""
     return products.BY_ONEDNN and fuses(x) and not torch.is_autocast_enabled("cpu")
+
+
+def _is_plain_around(norm: Any, scale: nn.Module, drop_path: nn.Module, x: Tensor) -> bool:
+    """Whether what is around a half may be called for a few rows at a time."""
+    return _is_plain_norm(norm, x) and (does_nothing(scale) or _is_plain_scale(scale)) and does_nothing(drop_path)
+
+
+def _is_plain_norm(norm: Any, x: Tensor) -> bool:
+    return (
+        type(norm) in (nn.LayerNorm, LayerNorm)
+        and norm.normalized_shape == x.shape[-1:]
+        and norm.weight is not None
+        and norm.bias is not None
+        and norm.weight.dtype == norm.bias.dtype == x.dtype
+        and not has_hooks(norm)
+    )
+
+
+def _is_plain_scale(scale: nn.Module) -> TypeGuard[LayerScale]:
+    return type(scale) is LayerScale and not has_hooks(scale)
 
 
 def attention_half(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Tensor:
@@ -140,6 +161,10 @@ class Parts(NamedTuple):
     all: Tensor
     cls_attention: Tensor
 
+    def queries(self) -> Tensor:
+        """Queries as any attention wants them, [B, H, N, d]."""
+        return self.all[:, 0] / pieces.base_2(self.all.shape[-1])
+
 
 def project(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Parts:
     """Queries, keys and values of norm1(x), for a block that `suits_attention`; arguments as for `attention_half`."""
@@ -148,15 +173,15 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Parts:
     return Parts(*_Projection.apply(x, *norm, attn.qkv.weight, attn.qkv.bias, attn.num_heads, key_bias))
 
 
-def attend_fused(parts: Tensor, selection: Selection, key_bias: Tensor | None = None) -> Tensor:
+def attend_fused(parts: Parts, selection: Selection, key_bias: Tensor | None = None) -> Tensor:
     """`selection.of` what the tokens attend to, before the output projection: [B, M + 1, H · d].
 
     Args:
-        parts: From `project`, [B, 3, H, N, d].
+        parts: From `project`.
         selection: Which tokens stay, and of what weights one more is fused.
         key_bias: The same as for `project`.
     """
-    return _AttendFused.apply(parts, selection.kept, selection.fused, key_bias)
+    return _AttendFused.apply(parts.all, selection.kept, selection.fused, key_bias)
 
 
 def select(x: Tensor, selection: Selection) -> Tensor:
@@ -166,21 +191,14 @@ def select(x: Tensor, selection: Selection) -> Tensor:
 
 def _normed(norm: Any, x: Tensor) -> tuple[Tensor, Norm]:
     """x and the norm that is still to come; where that is not a plain one, norm(x) and none."""
-    plain = (
-        type(norm) in (nn.LayerNorm, LayerNorm)
-        and norm.normalized_shape == x.shape[-1:]
-        and norm.weight is not None
-        and norm.bias is not None
-        and not has_hooks(norm)
-    )
-    return (x, Norm(norm.weight, norm.bias, norm.eps)) if plain else (norm(x), _NO_NORM)
+    return (x, Norm(norm.weight, norm.bias, norm.eps)) if _is_plain_norm(norm, x) else (norm(x), _NO_NORM)
 
 
 def _scaled_layer(layer: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor | None, nn.Module | None]:
     """Weight and bias of the layer and the scale behind it, in one where they may be; else the scale itself."""
     if does_nothing(scale):
         return layer.weight, layer.bias, None
-    if type(scale) is not LayerScale or has_hooks(scale):
+    if not _is_plain_scale(scale):
         return layer.weight, layer.bias, scale
     gamma = scale.gamma
     return gamma.unsqueeze(1) * layer.weight, None if layer.bias is None else gamma * layer.bias, None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 
 import clca.demo
@@ -110,6 +111,12 @@ def test_an_interrupted_demo_makes_only_what_is_missing(
 
 def test_the_end_says_how_to_go_on_with_photographs(shown: tuple[DemoResult, str]) -> None:
     assert "train PHOTOS --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.25" in shown[1]
+
+
+def test_a_seed_that_no_run_takes_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="seed"):
+        run(tmp_path / "demo", -1, settings=SMALL)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_refuses_another_demo_other_files_and_a_file(shown: tuple[DemoResult, str], tmp_path: Path) -> None:

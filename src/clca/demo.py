@@ -107,6 +107,7 @@ def run(
         Stopped: By SIGINT or SIGTERM, once all runs are saved.
     """
     out, settings, console = Path(out).expanduser(), settings or DemoSettings(), console or Console()
+    pretraining_config(out / PRETRAINING, seed, settings)  # refuses a seed that no run takes, before there is a folder
     _claim(out, seed, settings)
     result = _finished(out)
     if result is None:

@@ -1,6 +1,7 @@
 """Reading images: every kind of pixel becomes RGB, every broken file a one-line error that names it."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -203,7 +204,13 @@ def test_the_limit_can_be_set(tmp_path):
 def test_missing_files_and_folders_are_named(tmp_path):
     assert "no such file" in refused(tmp_path / "gone.jpg")
     (tmp_path / "folder.jpg").mkdir()
-    refused(tmp_path / "folder.jpg")
+    assert "a folder, no image file" in refused(tmp_path / "folder.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "photo.png")
+    assert "a FIFO or a device, no image file" in refused(tmp_path / "photo.png")
 
 
 def test_verify_names_each_bad_file_once_and_in_order(tmp_path):

@@ -506,6 +506,11 @@ def test_a_limit_that_is_no_number_is_refused(photos, monkeypatch, told):
         use_cache([opened(photos)])
 
 
+def test_a_told_limit_is_refused_by_its_own_name(photos):
+    with pytest.raises(ClcaError, match=r"^cache_gb is -1: give a number"):
+        use_cache([opened(photos)], gigabytes=-1.0)
+
+
 def test_where_it_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "cache" / "resized"
     monkeypatch.delenv("CLCA_CACHE")

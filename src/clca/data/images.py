@@ -45,6 +45,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def read_with_format(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
     """As `read_image`, with the format and mode found in the file ("JPEG CMYK")."""
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+        raise ClcaError(f"{path}: {'a folder' if path.is_dir() else 'a FIFO or a device'}, no image file")
     try:
         with Image.open(path, formats=_FORMATS) as image:
             described = f"{image.format} {image.mode}"

@@ -47,7 +47,7 @@ def cache_limit(gigabytes: float | None = None) -> float:
     """Bytes that the cache may take: as told, else `$CLCA_CACHE_GB`, else 20 GB.
 
     Raises:
-        ClcaError: The variable holds no number.
+        ClcaError: What is told, or what the variable holds, is no number of gigabytes.
     """
     told = os.environ.get("CLCA_CACHE_GB") or DEFAULT_LIMIT
     try:
@@ -55,7 +55,8 @@ def cache_limit(gigabytes: float | None = None) -> float:
     except ValueError:
         limit = -1.0
     if not limit >= 0:
-        raise ClcaError(f"CLCA_CACHE_GB is {told!r}: give a number of gigabytes, such as 50")
+        where = f"CLCA_CACHE_GB is {told!r}" if gigabytes is None else f"cache_gb is {gigabytes:g}"
+        raise ClcaError(f"{where}: give a number of gigabytes, such as 50")
     return limit * 1e9
 
 

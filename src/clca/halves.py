@@ -10,8 +10,8 @@ rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from timm.layers import Attention, LayerNorm, LayerScale
@@ -24,17 +24,14 @@ from clca.linear import (
     does_nothing,
     fuses,
     has_hooks,
+    is_one,
     is_plain,
-    is_plain_mlp,
     linear,
-    trains_as_one,
     trains_by_products,
 )
 from clca.pieces import in_pieces
-from clca.products import Norm, Sums, outer, product
+from clca.products import NO_NORM, Norm, Sums, outer, product, write
 from clca.reductions.base import Selection
-
-_NO_NORM = Norm(None, None, None)
 
 
 def suits_attention(block: Any, x: Tensor) -> bool:
@@ -56,16 +53,10 @@ def suits_attention(block: Any, x: Tensor) -> bool:
 
 def suits_mlp(block: Any, x: Tensor) -> bool:
     """Whether `mlp_half` may stand for the second half of the block on x [B, N, C], and it pays."""
-    if type(block) is not Block:
-        return False
-    if torch.is_grad_enabled():
-        return trains_as_one(block.mlp, x)
     return (
-        _infers(x)
-        and is_plain_mlp(block.mlp)
-        and x.numel() * block.mlp.fc1.out_features >= products.FEWEST
-        and all(map(does_nothing, (block.mlp.drop1, block.mlp.norm, block.mlp.drop2)))
-        and _is_plain_around(block.norm2, block.ls2, block.drop_path2, x)
+        type(block) is Block
+        and (trains_by_products(x) or (_infers(x) and _is_plain_around(block.norm2, block.ls2, block.drop_path2, x)))
+        and is_one(block.mlp, x)
     )
 
 
@@ -105,25 +96,35 @@ def attention_half(block: Any, x: Tensor, key_bias: Tensor | None = None) -> Ten
     if not torch.is_grad_enabled():
         return _attention_half_in_inference(block, x, key_bias)
     attn = block.attn
-    normed, norm = _normed(block.norm1, x)
-    out, out_bias, scale = _scaled_layer(attn.proj, block.ls1)
-    adds = norm is not _NO_NORM and scale is None and does_nothing(block.drop_path1)
-    attended = _AttentionHalf.apply(
-        normed, *norm, attn.qkv.weight, attn.qkv.bias, out, out_bias, attn.num_heads, key_bias, adds
-    )
-    return attended if adds else x + block.drop_path1(attended if scale is None else scale(attended))
+
+    def branch(normed: Tensor, norm: Norm, out: Tensor, out_bias: Tensor | None, adds: bool) -> Tensor:
+        qkv = attn.qkv.weight, attn.qkv.bias
+        return _AttentionHalf.apply(normed, *norm, *qkv, attn.num_heads, out, out_bias, key_bias, adds)
+
+    return _half(x, block.norm1, attn.proj, block.ls1, block.drop_path1, branch)
 
 
 def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it, for a block that `suits_mlp`; x [B, N, C]."""
     if not torch.is_grad_enabled():
         return _mlp_half_in_inference(block, x)
-    normed, norm = _normed(block.norm2, x)
-    out, out_bias, scale = _scaled_layer(block.mlp.fc2, block.ls2)
-    adds = norm is not _NO_NORM and scale is None and does_nothing(block.drop_path2)
     fc1 = block.mlp.fc1
-    after = products.feed_forward(normed, fc1.weight, fc1.bias, out, out_bias, norm, adds)
-    return after if adds else x + block.drop_path2(after if scale is None else scale(after))
+
+    def branch(normed: Tensor, norm: Norm, out: Tensor, out_bias: Tensor | None, adds: bool) -> Tensor:
+        return products.feed_forward(normed, fc1.weight, fc1.bias, out, out_bias, norm, adds)
+
+    return _half(x, block.norm2, block.mlp.fc2, block.ls2, block.drop_path2, branch)
+
+
+def _half(
+    x: Tensor, norm: Any, last: nn.Linear, scale: nn.Module, drop_path: nn.Module, branch: Callable[..., Tensor]
+) -> Tensor:
+    """x + drop_path(scale(branch(norm(x)))), as much of it as may be in the branch, whose last layer is `last`."""
+    normed, inside = _normed(norm, x)
+    weight, bias, outside = _scaled_layer(last, scale)
+    adds = inside is not NO_NORM and outside is None and does_nothing(drop_path)
+    after = branch(normed, inside, weight, bias, adds)
+    return after if adds else x + drop_path(after if outside is None else outside(after))
 
 
 def _attention_half_in_inference(block: Any, x: Tensor, key_bias: Tensor | None) -> Tensor:
@@ -191,7 +192,7 @@ def select(x: Tensor, selection: Selection) -> Tensor:
 
 def _normed(norm: Any, x: Tensor) -> tuple[Tensor, Norm]:
     """x and the norm that is still to come; where that is not a plain one, norm(x) and none."""
-    return (x, Norm(norm.weight, norm.bias, norm.eps)) if _is_plain_norm(norm, x) else (norm(x), _NO_NORM)
+    return (x, Norm(norm.weight, norm.bias, norm.eps)) if _is_plain_norm(norm, x) else (norm(x), NO_NORM)
 
 
 def _scaled_layer(layer: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor | None, nn.Module | None]:
@@ -204,6 +205,47 @@ def _scaled_layer(layer: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor | 
     return gamma.unsqueeze(1) * layer.weight, None if layer.bias is None else gamma * layer.bias, None
 
 
+class _IntoHeads:
+    """Norm and projection of one image after another to queries, as `pieces` wants them, keys and values."""
+
+    def __init__(self, norm: Norm, qkv: Tensor, qkv_bias: Tensor | None, heads: int) -> None:
+        self.norm, self.heads = norm, heads
+        self.weight = self._scaled(qkv.clone())
+        self.bias = None if qkv_bias is None else self._scaled(qkv_bias.clone())
+
+    def _scaled(self, qkv: Tensor) -> Tensor:
+        """qkv's weight or bias, or a gradient of it, the part of the queries scaled in place."""
+        queries = qkv[: len(qkv) // 3]
+        queries *= pieces.base_2(len(queries) // self.heads)
+        return qkv
+
+    def room(self, x: Tensor) -> Tensor:
+        """For the parts of all images x [B, N, C]: [B, 3, H, N, d]."""
+        return x.new_empty(len(x), 3, self.heads, x.shape[1], len(self.weight) // 3 // self.heads)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """One image's tokens [N, C] to [3, H, N, d]."""
+        return _apart(product(self.norm(x), self.weight.mT, self.bias), self.heads)
+
+    def backward(self, grads: Tensor, x: Tensor, sums: Sums, more: Tensor | None, grad_x: Tensor) -> None:
+        """From the gradients of one image's parts [N, 3 · H · d] on, to its tokens and to "qkv" and "qkv_bias"."""
+        normed, statistics = self.norm.both(x)
+        sums.add("qkv", lambda: outer(grads, normed))
+        sums.add("qkv_bias", lambda: grads.sum(0))
+        if sums.wants("x", "gamma", "beta"):
+            self.norm.backward(product(grads, self.weight), x, statistics, sums, more, grad_x)
+
+    def gradients(self, grad_x: Tensor, sums: Sums) -> tuple[Tensor | None, ...]:
+        """Those of `_INTO_HEADS`, after the last image."""
+        for name in ("qkv", "qkv_bias"):
+            if sums.wants(name):
+                self._scaled(cast(Tensor, sums.get(name)))
+        return grad_x if sums.wants("x") else None, *(sums.get(name) for name in _INTO_HEADS[1:])
+
+
+_INTO_HEADS = "x", "gamma", "beta", "eps", "qkv", "qkv_bias", "heads"
+
+
 class _AttentionHalf(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -214,28 +256,22 @@ class _AttentionHalf(torch.autograd.Function):
         eps: float | None,
         qkv: Tensor,
         qkv_bias: Tensor | None,
+        heads: int,
         out: Tensor,
         out_bias: Tensor | None,
-        heads: int,
         key_bias: Tensor | None,
         residual: bool,
     ) -> Tensor:
-        norm = Norm(gamma, beta, eps)
-        batch, tokens, _ = x.shape
-        scaled, scaled_bias = _scaled(qkv, heads), None if qkv_bias is None else _scaled(qkv_bias, heads)
-        parts = x.new_empty(batch, 3, heads, tokens, len(qkv) // 3 // heads)
-        attended = x.new_empty(batch, tokens, len(qkv) // 3)
-        log_sums = x.new_empty(batch, heads, tokens)
-        result = x.new_empty(batch, tokens, len(out))
-        for i in range(batch):
-            parts[i] = _apart(product(norm(x[i]), scaled.mT, scaled_bias), heads)
+        into_heads = _IntoHeads(Norm(gamma, beta, eps), qkv, qkv_bias, heads)
+        parts = into_heads.room(x)
+        attended = x.new_empty(*x.shape[:2], len(qkv) // 3)
+        log_sums = x.new_empty(len(x), heads, x.shape[1])
+        result = x.new_empty(*x.shape[:2], len(out))
+        for i in range(len(x)):
+            parts[i] = into_heads(x[i])
             q, k, v = parts[i]
             pieces.attend(q, k, v, pieces.bias_of(key_bias, i), _by_head(attended[i], heads), log_sums[i])
-            after = product(attended[i], out.mT, out_bias)
-            if residual:
-                torch.add(x[i], after, out=result[i])
-            else:
-                result[i] = after
+            write(product(attended[i], out.mT, out_bias), x[i] if residual else None, result[i])
         ctx.save_for_backward(x, gamma, beta, qkv, out, key_bias, parts, attended, log_sums)
         ctx.eps, ctx.residual = eps, residual
         return result
@@ -244,25 +280,21 @@ class _AttentionHalf(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, qkv, out, key_bias, parts, attended, log_sums = ctx.saved_tensors
-        norm, heads = Norm(gamma, beta, ctx.eps), parts.shape[2]
-        sums = Sums(name for name, needed in zip(_ATTENTION, ctx.needs_input_grad, strict=False) if needed)
-        grad = grad.contiguous()
-        scaled = _scaled(qkv, heads)
+        heads, grad = parts.shape[2], grad.contiguous()
+        into_heads = _IntoHeads(Norm(gamma, beta, ctx.eps), qkv, None, heads)
+        sums = Sums((*_INTO_HEADS, "out", "out_bias"), ctx.needs_input_grad)
         grad_x = torch.empty_like(x)
         grads = x.new_empty(x.shape[1], len(qkv))
         for i in range(len(x)):
-            sums.add("out", outer, grad[i], attended[i])
+            sums.add("out", lambda: outer(grad[i], attended[i]))  # noqa: B023  (called at once)
+            if not sums.wants("x", "gamma", "beta", "qkv", "qkv_bias"):
+                continue
             given = _by_head(product(grad[i], out), heads)
             bias, before = pieces.bias_of(key_bias, i), _by_head(attended[i], heads)
-            pieces.write_gradients(_three(parts[i]), bias, before, log_sums[i], given, _three(_apart(grads, heads)))
-            _into_projection(grads, x[i], norm, scaled, sums, grad[i] if ctx.residual else None, grad_x[i])
-        sums.add("out_bias", grad.sum, (0, 1))
-        for name in ("qkv", "qkv_bias"):
-            _scale(sums.get(name), heads)
-        return grad_x, *(sums.get(name) for name in _ATTENTION[1:]), None, None, None
-
-
-_ATTENTION = "x", "gamma", "beta", "eps", "qkv", "qkv_bias", "out", "out_bias"
+            pieces.write_gradients(parts[i].unbind(), bias, before, log_sums[i], given, _apart(grads, heads).unbind())
+            into_heads.backward(grads, x[i], sums, grad[i] if ctx.residual else None, grad_x[i])
+        sums.add("out_bias", lambda: grad.sum((0, 1)))
+        return *into_heads.gradients(grad_x, sums), sums.get("out"), sums.get("out_bias"), None, None
 
 
 class _Projection(torch.autograd.Function):
@@ -278,15 +310,12 @@ class _Projection(torch.autograd.Function):
         heads: int,
         key_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        norm = Norm(gamma, beta, eps)
-        batch, tokens, _ = x.shape
-        scaled, scaled_bias = _scaled(qkv, heads), None if qkv_bias is None else _scaled(qkv_bias, heads)
-        parts = x.new_empty(batch, 3, heads, tokens, len(qkv) // 3 // heads)
-        for i in range(batch):
-            parts[i] = _apart(product(norm(x[i]), scaled.mT, scaled_bias), heads)
-        logits = parts[:, 0, :, :1] @ parts[:, 1].mT  # in powers of two, [B, H, 1, N]
-        logits = logits * math.log(2) if key_bias is None else logits * math.log(2) + key_bias
-        cls_attention = logits.softmax(-1).squeeze(2)
+        into_heads = _IntoHeads(Norm(gamma, beta, eps), qkv, qkv_bias, heads)
+        parts = into_heads.room(x)
+        for i in range(len(x)):
+            parts[i] = into_heads(x[i])
+        logits = (parts[:, 0, :, :1] @ parts[:, 1].mT) * math.log(2)  # [B, H, 1, N]
+        cls_attention = (logits if key_bias is None else logits + key_bias).softmax(-1).squeeze(2)
         ctx.save_for_backward(x, gamma, beta, qkv, parts, cls_attention)
         ctx.eps = eps
         return parts, cls_attention
@@ -295,22 +324,19 @@ class _Projection(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cls: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, qkv, parts, cls_attention = ctx.saved_tensors
-        norm, heads = Norm(gamma, beta, ctx.eps), parts.shape[2]
-        sums = Sums(name for name, needed in zip(_ATTENTION, ctx.needs_input_grad, strict=False) if needed)
-        scaled = _scaled(qkv, heads)
+        into_heads = _IntoHeads(Norm(gamma, beta, ctx.eps), qkv, None, parts.shape[2])
+        sums = Sums(_INTO_HEADS, ctx.needs_input_grad)
         grad_x = torch.empty_like(x)
         grads = x.new_empty(x.shape[1], len(qkv))
-        for_q, for_k, _ = _apart(grads, heads)
+        for_q, for_k, _ = _apart(grads, parts.shape[2])
         for_logits = torch._softmax_backward_data(grad_cls, cls_attention, -1, x.dtype) * math.log(2)
         for i in range(len(x)):
             grads.copy_(_together(grad[i]))
             q, k, _ = parts[i]
             for_q[:, 0] += (for_logits[i].unsqueeze(1) @ k).squeeze(1)
             for_k.addcmul_(for_logits[i].unsqueeze(2), q[:, :1])
-            _into_projection(grads, x[i], norm, scaled, sums, None, grad_x[i])
-        for name in ("qkv", "qkv_bias"):
-            _scale(sums.get(name), heads)
-        return grad_x, *(sums.get(name) for name in _ATTENTION[1:6]), None, None
+            into_heads.backward(grads, x[i], sums, None, grad_x[i])
+        return *into_heads.gradients(grad_x, sums), None
 
 
 class _AttendFused(torch.autograd.Function):
@@ -392,29 +418,6 @@ class _Select(torch.autograd.Function):
         return grad_x, None, (x @ last.mT).squeeze(2)
 
 
-def _into_projection(
-    grads: Tensor, x: Tensor, norm: Norm, scaled: Tensor, sums: Sums, more: Tensor | None, grad_x: Tensor
-) -> None:
-    """From gradients of one image's queries, keys and values [N, 3 · H · d] on to its tokens and to the weights."""
-    normed, statistics = norm.both(x)
-    sums.add("qkv", outer, grads, normed)
-    sums.add("qkv_bias", grads.sum, 0)
-    norm.backward(product(grads, scaled), x, statistics, sums, more, grad_x)
-
-
-def _scaled(qkv: Tensor, heads: int) -> Tensor:
-    """A copy of qkv's weight or bias, queries times what `pieces` wants."""
-    qkv = qkv.clone()
-    _scale(qkv, heads)
-    return qkv
-
-
-def _scale(qkv: Tensor | None, heads: int) -> None:
-    if qkv is not None:
-        queries = qkv[: len(qkv) // 3]
-        queries *= pieces.base_2(len(queries) // heads)
-
-
 def _apart(qkv: Tensor, heads: int) -> Tensor:
     """[N, 3 · H · d] to [3, H, N, d]."""
     return qkv.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
@@ -441,8 +444,3 @@ def _kept_and_others(count: int, tokens: int) -> Iterator[slice]:
     yield from pieces.row_pieces(count, tokens)
     for rows in pieces.row_pieces(tokens - count, tokens):
         yield slice(rows.start + count, rows.stop + count)
-
-
-def _three(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = parts
-    return q, k, v

@@ -148,26 +148,25 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
 
 def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
     """`mlp(x)`, its first layer and GELU in one where it is timm's Mlp and may be fused; x [B, N, C]."""
-    if trains_as_one(mlp, x):
+    if trains_by_products(x) and is_one(mlp, x):
         return products.feed_forward(x, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
-    if not fuses(x) or not is_plain_mlp(mlp):
+    if not fuses(x) or not _is_plain_mlp(mlp):
         return mlp(x)
     x = mlp.norm(mlp.drop1(linear(mlp.fc1, x, gelu=True)))
     return mlp.drop2(linear(mlp.fc2, x))
 
 
-def trains_as_one(mlp: nn.Module, x: Tensor) -> TypeGuard[Any]:
-    """Whether `products.feed_forward` may stand for `mlp(x)`, and it pays."""
+def is_one(mlp: nn.Module, x: Tensor) -> TypeGuard[Any]:
+    """Whether the MLP is two plain layers and the exact GELU between them, and on x large enough to pay here."""
     return (
-        trains_by_products(x)
-        and is_plain_mlp(mlp)
+        _is_plain_mlp(mlp)
         and x.numel() * mlp.fc1.out_features >= products.FEWEST
         and is_plain(mlp.fc2)
         and all(map(does_nothing, (mlp.drop1, mlp.norm, mlp.drop2)))
     )
 
 
-def is_plain_mlp(mlp: nn.Module) -> TypeGuard[Any]:
+def _is_plain_mlp(mlp: nn.Module) -> TypeGuard[Any]:
     """Whether this is timm's Mlp, its first layer and the exact GELU plain."""
     if type(mlp) is not Mlp or has_hooks(mlp):
         return False

@@ -188,8 +188,8 @@ def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, 
 
 # -- in float32 --------------------------------------------------------------------------------------------------------
 #
-# Scores are counted in powers of two: PyTorch's exp2 takes a quarter of the time of its exp, which MKL computes. For
-# the backward pass the logarithm of each query's sum is kept. With keys as rows and queries as columns it is then the
+# Scores are counted in powers of two: PyTorch's exp2 is faster than its exp, which MKL computes. For the
+# backward pass the logarithm of each query's sum is kept. With keys as rows and queries as columns it is then the
 # bias of a product, as is what softmax's gradient takes off, and no product has the transpose of weights in front, at
 # which oneDNN is slow.
 
@@ -233,12 +233,12 @@ def unnormalised(q: Tensor, k: Tensor, bias: Tensor | None, log_sums: Tensor) ->
 
 
 def write_gradients(
-    parts: tuple[Tensor, Tensor, Tensor],
+    parts: tuple[Tensor, ...],
     bias: Tensor | None,
     out: Tensor,
     log_sums: Tensor,
     grad: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor],
+    grads: tuple[Tensor, ...],
 ) -> None:
     """The gradients of `attend`.
 

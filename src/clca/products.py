@@ -90,10 +90,10 @@ class Norm(NamedTuple):
             )
             sums.add("gamma", lambda: gamma)
             sums.add("beta", lambda: beta)
-        if more is None:
-            grad_x.copy_(grad)
-        else:
-            torch.add(grad, more, out=grad_x)
+        write(grad, more, grad_x)
+
+
+NO_NORM = Norm(None, None, None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -107,12 +107,12 @@ def feed_forward(
     b1: Tensor | None,
     w2: Tensor,
     b2: Tensor | None,
-    norm: Norm | None = None,
+    norm: Norm = NO_NORM,
     residual: bool = False,
 ) -> Tensor:
     """linear(gelu(linear(norm(x), w1, b1)), w2, b2) with the exact GELU, and x on it if asked for; x [..., C]."""
     rows = x.reshape(-1, x.shape[-1])
-    return _FeedForward.apply(rows, *(norm or Norm(None, None, None)), w1, b1, w2, b2, residual).view(*x.shape[:-1], -1)
+    return _FeedForward.apply(rows, *norm, w1, b1, w2, b2, residual).view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
@@ -152,11 +152,7 @@ class _FeedForward(torch.autograd.Function):
         wide = []
         for rows in pieces(len(x), WIDE // len(w1)):
             wide.append(product(norm(x[rows]), w1.mT, b1))
-            after = product(F.gelu(wide[-1]), w2.mT, b2)
-            if residual:
-                torch.add(after, x[rows], out=out[rows])
-            else:
-                out[rows] = after
+            write(product(F.gelu(wide[-1]), w2.mT, b2), x[rows] if residual else None, out[rows])
         ctx.save_for_backward(x, gamma, beta, w1, w2, *wide)
         ctx.eps, ctx.residual = eps, residual
         return out
@@ -166,19 +162,22 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, w1, w2, *wide = ctx.saved_tensors
         norm = Norm(gamma, beta, ctx.eps)
+        sums = Sums(_FEED_FORWARD, ctx.needs_input_grad)
         grad_x = torch.empty_like(x)
-        sums = Sums(name for name, needed in zip(_FEED_FORWARD, ctx.needs_input_grad, strict=False) if needed)
         for rows, before in zip(pieces(len(x), WIDE // len(w1)), wide, strict=True):
-            sums.add("w2", outer, grad[rows], F.gelu(before))
+            sums.add("w2", lambda: outer(grad[rows], F.gelu(before)))  # noqa: B023  (called at once)
+            if not sums.wants("x", "gamma", "beta", "w1", "b1"):
+                continue
             inner = product(grad[rows], w2)
             torch.ops.aten.gelu_backward.grad_input(inner, before, grad_input=inner)
             normed, statistics = norm.both(x[rows])
-            sums.add("w1", outer, inner, normed)
-            sums.add("b1", inner.sum, 0)
-            more = grad[rows] if ctx.residual else None
-            norm.backward(product(inner, w1), x[rows], statistics, sums, more, grad_x[rows])
-        sums.add("b2", grad.sum, 0)
-        return grad_x, *(sums.get(name) for name in _FEED_FORWARD[1:]), None
+            sums.add("w1", lambda: outer(inner, normed))  # noqa: B023
+            sums.add("b1", lambda: inner.sum(0))  # noqa: B023
+            if sums.wants("x", "gamma", "beta"):
+                more = grad[rows] if ctx.residual else None
+                norm.backward(product(inner, w1), x[rows], statistics, sums, more, grad_x[rows])
+        sums.add("b2", lambda: grad.sum(0))
+        return grad_x if sums.wants("x") else None, *(sums.get(name) for name in _FEED_FORWARD[1:]), None
 
 
 _FEED_FORWARD = "x", "gamma", "beta", "eps", "w1", "b1", "w2", "b2"
@@ -193,29 +192,38 @@ class Sums:
     """Sums of terms, by name.
 
     Args:
-        wanted: Which; a term of any other is not even computed.
+        names: Of what may get a gradient.
+        wanted: Which of them does; a term of any other is not even computed.
     """
 
-    def __init__(self, wanted: Iterable[str]) -> None:
-        self._wanted = frozenset(wanted)
+    def __init__(self, names: Iterable[str], wanted: Iterable[bool]) -> None:
+        self._wanted = {name for name, needed in zip(names, wanted, strict=False) if needed}
         self._totals: dict[str, Tensor] = {}
 
     def wants(self, *names: str) -> bool:
         """Whether one of them is wanted."""
         return not self._wanted.isdisjoint(names)
 
-    def add(self, name: str, term: Callable[..., Tensor], *args: Any) -> None:
-        """`term(*args)`, which becomes this object's own."""
+    def add(self, name: str, term: Callable[[], Tensor]) -> None:
+        """What `term` gives, which becomes this object's own."""
         if not self.wants(name):
             return
         if name in self._totals:
-            self._totals[name] += term(*args)
+            self._totals[name] += term()
         else:
-            self._totals[name] = term(*args)
+            self._totals[name] = term()
 
     def get(self, name: str) -> Tensor | None:
         """The sum; None if it was not wanted."""
         return self._totals.get(name)
+
+
+def write(x: Tensor, more: Tensor | None, out: Tensor) -> None:
+    """x, with `more` on it if there is any, into `out`."""
+    if more is None:
+        out.copy_(x)
+    else:
+        torch.add(x, more, out=out)
 
 
 def pieces(rows: int, most: int) -> Iterator[slice]:

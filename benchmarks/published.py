@@ -67,6 +67,7 @@ class Settings:
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
+    _program(settings.program)  # not there: told once, and not by every process
     console, rows = Console(), []
     for precision in settings.precisions:
         for rate in settings.keep_rates:

@@ -107,6 +107,7 @@ def test_the_mlp_and_what_is_around_it(shape: tuple[int, int], biases: bool, sca
     assert halves.suits_mlp(block, x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "WIDE", wide)
+        patch.setattr(halves, "WIDE_IN_INFERENCE", wide)
         assert_same(mlp_half(block, x), expected, of)
         with torch.no_grad():
             assert halves.suits_mlp(block.eval(), x)

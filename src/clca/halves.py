@@ -34,6 +34,10 @@ from clca.products import NO_NORM, Norm, Sums, outer, product, write
 from clca.reductions.base import Selection
 
 
+WIDE_IN_INFERENCE = 4 * products.WIDE
+"""As `products.WIDE` where nothing is kept: one image of 448 px stays whole, or one image alone would be slower."""
+
+
 def suits_attention(block: Any, x: Tensor) -> bool:
     """Whether `attention_half` or `project` may stand for the first half of the block on x [B, N, C], and it pays."""
     if type(block) is not Block or type(block.attn) is not Attention or has_hooks(block.attn):
@@ -145,7 +149,7 @@ def _attention_half_in_inference(block: Any, x: Tensor, key_bias: Tensor | None)
 def _mlp_half_in_inference(block: Any, x: Tensor) -> Tensor:
     mlp, rows = block.mlp, x.reshape(-1, x.shape[-1])
     out = torch.empty_like(rows)
-    for some in products.pieces(len(rows), products.WIDE // mlp.fc1.out_features):
+    for some in products.pieces(len(rows), WIDE_IN_INFERENCE // mlp.fc1.out_features):
         after = linear(mlp.fc2, linear(mlp.fc1, block.norm2(rows[some]), gelu=True))
         torch.add(rows[some], block.ls2(after), out=out[some])
     return out.view_as(x)

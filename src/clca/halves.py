@@ -33,7 +33,6 @@ from clca.pieces import in_pieces
 from clca.products import NO_NORM, Norm, Sums, outer, product, write
 from clca.reductions.base import Selection
 
-
 WIDE_IN_INFERENCE = 4 * products.WIDE
 """As `products.WIDE` where nothing is kept: one image of 448 px stays whole, or one image alone would be slower."""
 

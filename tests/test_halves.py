@@ -24,6 +24,7 @@ def suited() -> Iterator[None]:
     """As on a CPU for which it is meant, and for blocks of any size: the arithmetic is there on every one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "BY_ONEDNN", True)
+        patch.setattr(products, "TWICE_AS_FAST", True)
         patch.setattr(products, "FEWEST", 0)
         patch.setattr(pieces, "FEWEST", 1)
         patch.setattr(pieces, "FEWEST_IN_FLOAT32", 1)
@@ -42,6 +43,7 @@ def plainly(run: Callable[[], Tensor]) -> Tensor:
     """What `run` gives by PyTorch's own layers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "BY_ONEDNN", False)
+        patch.setattr(products, "TWICE_AS_FAST", False)
         return run()
 
 
@@ -247,6 +249,18 @@ def test_in_inference_only_where_no_image_is_dropped_and_in_float32() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert not halves.suits_attention(block, x)
             assert not halves.suits_mlp(block, x)
+
+
+def test_where_products_are_no_faster_they_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "TWICE_AS_FAST", False)
+    block, x = drawn_block().eval(), torch.randn(2, 9, 12)
+    assert halves.suits_attention(block, x)
+    assert halves.suits_mlp(block, x)
+    assert pieces.in_pieces(x, 9)
+    with torch.no_grad():
+        assert not halves.suits_attention(block, x)
+        assert not halves.suits_mlp(block, x)
+        assert not pieces.in_pieces(x, 9)
 
 
 @pytest.mark.parametrize("norm", ["hooked", "without weights", "another"])

@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {"img_size": 48, "patch_size": 4, "embed_dim": 24, "num_
 def suited(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU for which it is meant, and for layers of any size: the arithmetic is there on every one."""
     monkeypatch.setattr(products, "BY_ONEDNN", True)
+    monkeypatch.setattr(products, "TWICE_AS_FAST", True)
     monkeypatch.setattr(products, "FEWEST", 0)
     monkeypatch.setattr(pieces, "FEWEST", 1)
     monkeypatch.setattr(pieces, "FEWEST_IN_FLOAT32", 1)
@@ -185,6 +186,7 @@ def test_a_model_learns_the_same(
     assert ("_AttendFused" in calls) == (reduction == "evit" and not qk_norm)
     del calls[:]
     monkeypatch.setattr(products, "BY_ONEDNN", False)
+    monkeypatch.setattr(products, "TWICE_AS_FAST", False)
     expected, theirs = answer()
     assert not calls
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
@@ -209,6 +211,20 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not trains_by_products(x)
     monkeypatch.setattr(products, "BY_ONEDNN", False)
     assert not trains_by_products(x)
+
+
+@pytest.mark.parametrize(
+    ("told", "family"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\ncpu family\t: 26\n", 26),
+        ("cpu family\t: 6\n", 6),
+        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", 25),
+        ("arm", None),
+        ("", None),
+    ],
+)
+def test_the_family_of_a_processor(told: str, family: int | None) -> None:
+    assert products.cpu_family(told) == family
 
 
 @pytest.mark.usefixtures("suited")

@@ -65,7 +65,7 @@ def suits_mlp(block: Any, x: Tensor) -> bool:
 
 def _infers(x: Tensor) -> bool:
     """Whether layers that read x are in inference, in float32, on a CPU that this is for."""
-    return products.BY_ONEDNN and fuses(x) and not torch.is_autocast_enabled("cpu")
+    return products.TWICE_AS_FAST and fuses(x) and not torch.is_autocast_enabled("cpu")
 
 
 def _is_plain_around(norm: Any, scale: nn.Module, drop_path: nn.Module, x: Tensor) -> bool:

@@ -35,7 +35,8 @@ def in_pieces(x: Tensor, queries: int) -> bool:
     if queries < FEWEST or not unobserved(x):
         return False
     if not torch.is_autocast_enabled("cpu"):
-        return products.BY_ONEDNN and queries >= FEWEST_IN_FLOAT32 and x.dtype == torch.float32
+        pays = products.BY_ONEDNN if torch.is_grad_enabled() else products.TWICE_AS_FAST
+        return pays and queries >= FEWEST_IN_FLOAT32 and x.dtype == torch.float32
     return _SUITS and torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
 
 

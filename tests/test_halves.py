@@ -251,16 +251,17 @@ def test_in_inference_only_where_no_image_is_dropped_and_in_float32() -> None:
             assert not halves.suits_mlp(block, x)
 
 
-def test_where_products_are_no_faster_they_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_products_are_no_faster_only_mlps_are_in_one_and_only_in_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(products, "TWICE_AS_FAST", False)
     block, x = drawn_block().eval(), torch.randn(2, 9, 12)
-    assert halves.suits_attention(block, x)
     assert halves.suits_mlp(block, x)
-    assert pieces.in_pieces(x, 9)
+    assert not halves.suits_attention(block, x)
+    assert not pieces.in_pieces(x, 9)
     with torch.no_grad():
-        assert not halves.suits_attention(block, x)
         assert not halves.suits_mlp(block, x)
-        assert not pieces.in_pieces(x, 9)
+        assert not halves.suits_attention(block, x)
 
 
 @pytest.mark.parametrize("norm", ["hooked", "without weights", "another"])

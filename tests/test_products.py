@@ -159,12 +159,18 @@ def test_packed_it_is_the_same(hidden: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("suited")
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("qk_norm", "attention_too"), [(False, True), (False, False), (True, True)])
 @pytest.mark.parametrize("reduction", clca.list_reductions())
 def test_a_model_learns_the_same(
-    reduction: str, qk_norm: bool, checkpointing: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+    reduction: str,
+    qk_norm: bool,
+    attention_too: bool,
+    checkpointing: bool,
+    calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(products, "TWICE_AS_FAST", attention_too)
     rate = 1.0 if reduction == "none" else 0.5
     model = clca.create_model(
         "deit_tiny_patch16_224", **SIZES, num_classes=5, reduction=reduction, keep_rate=rate, cla=False, qk_norm=qk_norm
@@ -181,9 +187,11 @@ def test_a_model_learns_the_same(
 
     logits, grads = answer()
     assert "_FeedForward" in calls
-    assert "_Linear" in calls or not qk_norm
-    assert ("_AttentionHalf" in calls) == (not qk_norm)
-    assert ("_AttendFused" in calls) == (reduction == "evit" and not qk_norm)
+    in_halves = attention_too and not qk_norm
+    assert "_Linear" in calls or in_halves
+    assert ("_AttentionHalf" in calls) == in_halves
+    assert ("_AttendFused" in calls) == (reduction == "evit" and in_halves)
+    assert attention_too or not {"_Apart", "_Packed"} & set(calls)
     del calls[:]
     monkeypatch.setattr(products, "BY_ONEDNN", False)
     monkeypatch.setattr(products, "TWICE_AS_FAST", False)

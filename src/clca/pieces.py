@@ -1,7 +1,7 @@
 """Softmax attention on CPUs for which PyTorch's fused kernel multiplies by the wrong means.
 
 In bfloat16 it is written for tiles (AMX): on a CPU that multiplies bfloat16 without them (AVX-512 BF16) its products
-run at less than the rate of plain ones. In float32 it multiplies by MKL, which does not use all of some processors
+run at less than the rate of plain ones. In float32 it multiplies by MKL, which uses half of some processors
 (`products`). So there heads are attended to a few at a time by plain products, into two buffers that stay in the cache
 and are never larger than `PIECE`, whatever the number of tokens. The backward pass makes the weights anew instead of
 keeping them.
@@ -35,8 +35,7 @@ def in_pieces(x: Tensor, queries: int) -> bool:
     if queries < FEWEST or not unobserved(x):
         return False
     if not torch.is_autocast_enabled("cpu"):
-        pays = products.BY_ONEDNN if torch.is_grad_enabled() else products.TWICE_AS_FAST
-        return pays and queries >= FEWEST_IN_FLOAT32 and x.dtype == torch.float32
+        return products.TWICE_AS_FAST and queries >= FEWEST_IN_FLOAT32 and x.dtype == torch.float32
     return _SUITS and torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
 
 

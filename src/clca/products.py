@@ -55,9 +55,9 @@ def _told_of_the_cpu() -> str:
 
 
 BY_ONEDNN = _mkl_is_held_back()
-"""Whether products of a training step in float32 go through oneDNN: at least they take less memory."""
+"""Whether linear layers of a float32 training step go through oneDNN; at least an MLP in pieces takes less memory."""
 TWICE_AS_FAST = BY_ONEDNN and (cpu_family(_told_of_the_cpu()) or 0) >= ZEN_5
-"""Whether they are so much faster that attention, and halves of blocks, are better made of them in inference too."""
+"""Whether that is so much faster than MKL that attention gains by it too, and halves of blocks in inference."""
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

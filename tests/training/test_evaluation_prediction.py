@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 import clca
 from clca.config import ModelConfig
 from clca.errors import ClcaError
-from clca.training import DataConfig, TrainConfig, evaluate, predict, train
+from clca.training import DataConfig, TrainConfig, device, evaluate, predict, train
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.metrics import Answers
 from clca.training.run_folder import OwnImages, own_images
@@ -145,6 +145,16 @@ def test_predictions_come_in_order_with_probabilities(run: Path, images: Path) -
             assert list(answer.probabilities) == pytest.approx(expected.topk(2).values.tolist(), abs=1e-5)
     right = [answer.classes[0] == answer.path.parent.name for answer in answers]
     assert np.mean(right) == pytest.approx(evaluate(run, workers=0, precision="no").top1)
+
+
+def test_on_a_cpu_freed_memory_is_kept_for_the_next_batch(
+    run: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: told.append("kept"))
+    evaluate(run, workers=0, device="cpu")
+    assert list(predict(run, sorted(images.rglob("*.png"))[:2], device="cpu"))
+    assert told == ["kept", "kept"]
 
 
 def test_bad_files_are_told_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def make_accelerator(
     track = config.track if config is not None else "none"
     if track != "none" and importlib.util.find_spec(track) is None:
         raise ClcaError(f"--track {track} needs the package {track}: pip install 'clca[{track}]'")
-    if config is not None and on_cpu:
+    if on_cpu:
         keep_freed_memory()
     # accelerate keeps one state a process and refuses a second run with other settings (a study has many).
     AcceleratorState._reset_state(reset_partial_state=True)

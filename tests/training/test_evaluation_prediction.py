@@ -155,6 +155,8 @@ def test_on_a_cpu_freed_memory_is_kept_for_the_next_batch(
     evaluate(run, workers=0, device="cpu")
     assert list(predict(run, sorted(images.rglob("*.png"))[:2], device="cpu"))
     assert told == ["kept", "kept"]
+    device.make_accelerator(device="cpu", serves=True)
+    assert told == ["kept", "kept"]
 
 
 def test_bad_files_are_told_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:

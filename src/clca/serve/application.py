@@ -78,9 +78,8 @@ def create_app(
     """
     settings = settings or ServeSettings()
     metrics = Metrics()
-    service = Service(
-        load(models, make_accelerator(device=settings.device, precision=settings.precision)), settings, metrics
-    )
+    accelerator = make_accelerator(device=settings.device, precision=settings.precision, serves=True)
+    service = Service(load(models, accelerator), settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -27,7 +27,12 @@ def is_first_on_its_machine() -> bool:
 
 
 def make_accelerator(
-    config: TrainConfig | None = None, folder: Path | None = None, *, device: str = "auto", precision: str = "auto"
+    config: TrainConfig | None = None,
+    folder: Path | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    serves: bool = False,
 ) -> Accelerator:
     """The accelerator of a run, or with `config` None of an evaluation.
 
@@ -36,6 +41,7 @@ def make_accelerator(
         folder: Run folder, where TensorBoard's files go.
         device: "auto" or "cpu"; used without `config`.
         precision: "auto", "no", "bf16" or "fp16"; used without `config`.
+        serves: Whether the process goes on when the work is done: one that waits should give back what it freed.
 
     Raises:
         ClcaError: fp16 without a GPU, or a tracker that is not installed.
@@ -50,7 +56,7 @@ def make_accelerator(
     track = config.track if config is not None else "none"
     if track != "none" and importlib.util.find_spec(track) is None:
         raise ClcaError(f"--track {track} needs the package {track}: pip install 'clca[{track}]'")
-    if on_cpu:
+    if on_cpu and not serves:
         keep_freed_memory()
     # accelerate keeps one state a process and refuses a second run with other settings (a study has many).
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -24,6 +24,17 @@ def slowly(job: Job, folder: Path, console: Any) -> dict[str, Any]:
     return note(job, folder, console)
 
 
+def among_three(job: Job, folder: Path, console: Any) -> dict[str, Any]:
+    """The same, once three processes are at it, however long each of them took to begin."""
+    here = Path(job.out) / "at_work"
+    here.mkdir(exist_ok=True)
+    (here / str(os.getpid())).touch()
+    until = time.monotonic() + 100
+    while len(list(here.iterdir())) < 3 and time.monotonic() < until:
+        time.sleep(0.02)
+    return slowly(job, folder, console)
+
+
 def forever_once(job: Job, folder: Path, console: Any) -> dict[str, Any]:
     """Hang at the first attempt, so that somebody can kill it; the next one finishes."""
     mark = folder / "begun"

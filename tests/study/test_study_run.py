@@ -18,6 +18,7 @@ from clca.study.driver import run_study
 from clca.study.executors import LocalProcesses
 from clca.study.folder import begun_runs, run_folder, state_of
 from clca.study.table import read_table
+from clca.study.work import perform
 
 QUICK = {"work": "fake_work:note", "quiet": True}
 
@@ -214,7 +215,7 @@ if __name__ == "__main__":
 
 
 def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
-    script = tmp_path / f"driver-{work}.py"
+    script = tmp_path / f"driver-{executor}.py"
     script.write_text(DRIVER.format(work=work, executor=executor, seeds=seeds))
     here = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
@@ -228,13 +229,27 @@ def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
 
 
 def test_two_drivers_on_one_folder_make_every_run_once(tmp_path):
-    drivers = [driver(tmp_path, "slowly"), driver(tmp_path, "slowly", "None")]
+    drivers = [driver(tmp_path, "among_three"), driver(tmp_path, "among_three", "None")]
     said = [one.communicate(timeout=120)[0].split() for one in drivers]
     assert [words[0] for words in said] == ["24", "24"]  # both see all of it finished
     assert sum(int(words[1]) for words in said) == 24
     assert all(int(words[1]) > 0 for words in said)
     assert set(made(tmp_path / "out").values()) == {1}
     assert len(made(tmp_path / "out")) == 24
+
+
+class Overtaken(LocalProcesses):
+    """Another driver makes each run between our driver's look at it and the worker's."""
+
+    def submit(self, job):
+        assert perform(job, own_process=False).kind == "finished"
+        super().submit(job)
+
+
+def test_runs_that_another_driver_makes_before_a_worker_looks_are_not_counted_as_made_here(tmp_path):
+    result = run_study(small_plan(seeds=1), tmp_path, Overtaken(2), **QUICK)
+    assert (result.total, result.finished, result.made) == (4, 4, 0)
+    assert set(made(tmp_path).values()) == {1}
 
 
 def test_after_the_death_of_the_driver_its_workers_end_and_another_goes_on(tmp_path):

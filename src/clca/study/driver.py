@@ -314,7 +314,7 @@ class _Driver:
     ) -> None:
         """Do what follows from the outcome of a run."""
         if outcome.kind == "finished" and outcome.row is not None:
-            self._note_finished(run.name, outcome.row, result, here=True)
+            self._note_finished(run.name, outcome.row, result, here=outcome.here)
         elif outcome.kind == "failed":
             self._note_failed(run.name, outcome.detail, result)
         elif outcome.kind == "taken":
@@ -365,7 +365,7 @@ class _Driver:
         result.finished += 1
         result.made += here
         self.rows[name] = row
-        self.live.finished(row, here)
+        self.live.finished(row)
 
     def _note_failed(self, name: str, line: str, result: StudyResult, known: bool = False) -> None:
         result.failed += 1

@@ -69,7 +69,7 @@ class Live:
     def ended(self, name: str) -> None:
         self.at_work.pop(name, None)
 
-    def finished(self, row: dict[str, Any], here: bool) -> None:
+    def finished(self, row: dict[str, Any]) -> None:
         if str(row["name"]).startswith(PRETRAINING):
             self._begin = monotonic()  # the rate is that of the runs themselves
             return

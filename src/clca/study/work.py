@@ -78,12 +78,14 @@ class Outcome:
             saved); "no space"; "lost" (the process that had it is gone).
         detail: One line on why.
         row: Its row of the table, where it is finished.
+        here: Whether a finished run was made for this job, and not found finished by another process.
     """
 
     name: str
     kind: Kind
     detail: str = ""
     row: dict[str, Any] | None = None
+    here: bool = False
     host: str = field(default_factory=platform.node)
 
 
@@ -140,7 +142,7 @@ def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
     except Exception as error:
         return _failed(job, folder, error, (earlier or {}).get("attempt", 0) + 1)
     _tidy(job, folder / TRAINED)
-    return Outcome(job.name, "finished", row=row)
+    return Outcome(job.name, "finished", row=row, here=True)
 
 
 def _forgive(folder: Path, failure: dict[str, Any]) -> None:

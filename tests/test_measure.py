@@ -102,7 +102,7 @@ def test_threads_are_set_and_put_back() -> None:
 
 def test_the_machine_is_told_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine()
-    assert set(found) == {"cpu", "cores", "threads", "flags", "memory_gib", "gpu", "system"}
+    assert set(found) == {"cpu", "cpu_family", "cores", "threads", "flags", "memory_gib", "gpu", "system"}
     assert found["cpu"]
     assert found["cores"] >= 1
     assert versions()["torch"].startswith(torch.__version__.split("+")[0])

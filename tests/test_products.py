@@ -221,20 +221,6 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not trains_by_products(x)
 
 
-@pytest.mark.parametrize(
-    ("told", "family"),
-    [
-        ("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\ncpu family\t: 26\n", 26),
-        ("cpu family\t: 6\n", 6),
-        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", 25),
-        ("arm", None),
-        ("", None),
-    ],
-)
-def test_the_family_of_a_processor(told: str, family: int | None) -> None:
-    assert products.cpu_family(told) == family
-
-
 @pytest.mark.usefixtures("suited")
 def test_what_is_no_plain_layer_stays_as_it_is(calls: list[str]) -> None:
     from timm.layers import Mlp

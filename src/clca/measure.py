@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from clca import products
+from clca.cpu import this_cpu
 from clca.errors import ClcaError, WorkError
 from clca.processes import forked_fresh, usable_cores
 
@@ -188,32 +189,19 @@ def using_threads(count: int | None) -> Iterator[int]:
 
 
 def machine() -> dict[str, Any]:
-    """What a timing depends on: CPU, cores and threads used, instruction sets, memory in GiB, GPU, system."""
+    """What a timing depends on: CPU, its family, cores, threads used, instruction sets, memory in GiB, GPU, system."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    name, flags = _cpu()
+    cpu = this_cpu()
     return {
-        "cpu": name,
+        "cpu": cpu.name,
+        "cpu_family": cpu.family,
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "flags": [flag for flag in FLAGS if flag in flags],
+        "flags": [flag for flag in FLAGS if flag in cpu.flags],
         "memory_gib": _memory_gib(),
         "gpu": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus],
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-@cache
-def _cpu() -> tuple[str, frozenset[str]]:
-    """The CPU's name, and the instruction sets it has."""
-    name, flags = platform.processor() or platform.machine(), frozenset[str]()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            field, _, value = (part.strip() for part in line.partition(":"))
-            if field == "model name":
-                name = value
-            elif field in ("flags", "Features"):
-                flags = frozenset(value.split())
-    return name, flags
 
 
 def _memory_gib() -> float | None:

@@ -9,16 +9,15 @@ activation is computed anew in the backward pass instead of being kept. The numb
 
 from __future__ import annotations
 
-import platform
-import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from clca.cpu import this_cpu
 
 WIDE = 2**19
 """The most entries of a wide activation that are made at once: 2 MiB of them."""
@@ -41,22 +40,9 @@ def _mkl_is_held_back() -> bool:
     )
 
 
-def cpu_family(told: str) -> int | None:
-    """The family of an x86 processor, out of Linux' /proc/cpuinfo or Windows' name for it."""
-    found = re.search(r"\bfamily\s*:?\s*(\d+)", told, re.IGNORECASE)
-    return int(found[1]) if found else None
-
-
-def _told_of_the_cpu() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-
-
 BY_ONEDNN = _mkl_is_held_back()
 """Whether linear layers of a float32 training step go through oneDNN; at least an MLP in pieces takes less memory."""
-TWICE_AS_FAST = BY_ONEDNN and (cpu_family(_told_of_the_cpu()) or 0) >= ZEN_5
+TWICE_AS_FAST = BY_ONEDNN and (this_cpu().family or 0) >= ZEN_5
 """Whether that is so much faster than MKL that attention gains by it too, and halves of blocks in inference."""
 
 

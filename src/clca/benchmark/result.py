@@ -145,7 +145,7 @@ class Benchmark:
         machine = self.machine
         where = ", ".join(
             [
-                machine["cpu"],
+                machine["cpu"] + (f" of family {machine['cpu_family']}" if machine["cpu_family"] else ""),
                 f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}",
                 *machine["flags"],
                 *machine["gpu"],

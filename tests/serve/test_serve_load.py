@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,41 @@ MODEL = tiny_model()
 CLIENTS = 32
 
 
-def slowed(app: Any, seconds: float) -> threading.Event:
-    """Make the model of an application slow; the event is set once it has begun to compute."""
-    service, begun = app.state.service, threading.Event()
-    served = service.models["tiny"]
+def slowed(app: Any, seconds: float) -> None:
+    """Make the model of an application slow."""
+    served = app.state.service.models["tiny"]
     quick = served.probabilities
 
     def slow(*args: Any) -> Any:
-        begun.set()
         time.sleep(seconds)
         return quick(*args)
 
     served.probabilities = slow
-    return begun
+
+
+@contextmanager
+def held(app: Any) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The model of an application sets the first event once it has begun to compute, and then waits for the second."""
+    served = app.state.service.models["tiny"]
+    quick, begun, go = served.probabilities, threading.Event(), threading.Event()
+
+    def waits(*args: Any) -> Any:
+        begun.set()
+        assert go.wait(60)
+        return quick(*args)
+
+    served.probabilities = waits
+    try:
+        yield begun, go
+    finally:
+        go.set()
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
 
 
 async def ask(client: httpx.AsyncClient, data: bytes, **params: Any) -> httpx.Response:
@@ -144,27 +168,23 @@ def test_ten_thousand_files_are_refused_before_they_are_sent() -> None:
 
 def test_too_late_is_504_and_what_is_left_of_it_is_dropped() -> None:
     app = make_app(MODEL, answer_seconds=0.3)
-    slowed(app, 0.8)
-    with running(app) as (address, _):
-        answer = httpx.post(f"{address}/v1/predict", content=photo(1), trust_env=False)
+    with running(app) as (address, _), held(app):
+        answer = httpx.post(f"{address}/v1/predict", content=photo(1), timeout=30, trust_env=False)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_late")
         assert app.state.service.under_way == 0
 
 
 def test_a_client_that_goes_gives_its_place_back() -> None:
     app = make_app(MODEL)
-    begun = slowed(app, 0.4)
-    with running(app) as (address, _):
-        data = photo(1)
+    data = photo(1)
+    with running(app) as (address, _), held(app) as (begun, go):
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(HEAD.format(len(data)).encode() + data)
-            assert begun.wait(10)
+            assert begun.wait(30)
             assert app.state.service.under_way == 1
-        end = time.monotonic() + 0.35  # before the model is done
-        while app.state.service.under_way and time.monotonic() < end:
-            time.sleep(0.01)
-        assert app.state.service.under_way == 0
+        until(lambda: app.state.service.under_way == 0)  # before the model is done
+        go.set()
         assert httpx.post(f"{address}/v1/predict", content=data, trust_env=False).status_code == 200
 
 
@@ -188,28 +208,25 @@ def test_an_error_in_the_model_says_nothing_of_the_machine_and_the_next_is_answe
 
 def test_told_to_stop_it_answers_what_it_has_and_refuses_the_rest() -> None:
     app = make_app(MODEL, max_batch=1)
-    begun = slowed(app, 0.3)
     data, found = photo(1), []
 
     def client(address: str) -> None:
-        found.append(httpx.post(f"{address}/v1/predict?top_k=5", content=data, timeout=20, trust_env=False))
+        found.append(httpx.post(f"{address}/v1/predict?top_k=5", content=data, timeout=60, trust_env=False))
 
-    with running(app) as (address, server):
+    with running(app) as (address, server), held(app) as (begun, go):
         clients = [threading.Thread(target=client, args=(address,)) for _ in range(3)]
         for thread in clients:
             thread.start()
-        assert begun.wait(10)
-        end = time.monotonic() + 5
-        while app.state.service.under_way < 3 and time.monotonic() < end:
-            time.sleep(0.01)
+        assert begun.wait(30)
+        until(lambda: app.state.service.under_way == 3)
         server.handle_exit(15)
-        time.sleep(0.1)
         refused = httpx.post(f"{address}/v1/predict", content=data, trust_env=False)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
         assert httpx.get(f"{address}/health", trust_env=False).status_code == 503
         assert httpx.get(f"{address}/health/live", trust_env=False).status_code == 200
+        go.set()
         for thread in clients:
-            thread.join(20)
+            thread.join(60)
     assert [answer.status_code for answer in found] == [200] * 3
     for answer in found:
         torch.testing.assert_close(by_class(answer.json()["results"][0]), alone(MODEL, data), atol=TOLERANCE, rtol=0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from clca.app import PageSettings
 from clca.config import ModelConfig
@@ -20,6 +21,8 @@ from clca.training import DataConfig, TrainConfig, evaluate, train
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
 CLASSES = ["<b>alder", "birch", "cedar"]  # a name that would be HTML
 RATES = (0.25, 0.5, 1.0)
+SLOW = 60_000  # ms that a browser may take on a machine with more to do
+expect.set_options(timeout=SLOW)
 
 
 def draw(path: Path, label: int, seed: int, size: tuple[int, int] = (48, 40)) -> Path:

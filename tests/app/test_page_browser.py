@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from small_page import CLASSES, chromium, draw, page_of
+from small_page import CLASSES, SLOW, chromium, draw, page_of
 
 import clca
 from clca.app import PageSettings
 
-SLOW = 60_000  # ms; a machine with more to do
 DESK, TABLET, PHONE = (1280, 900), (820, 1100), (390, 844)
 
 
@@ -43,7 +42,7 @@ def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
         page.goto(at)
-        expect(page.locator("#answer .empty")).to_be_visible(timeout=SLOW)
+        expect(page.locator("#answer .empty")).to_be_visible()
         return page
 
     yield open_
@@ -60,7 +59,7 @@ def give(page: Page, photo: Path | dict[str, Any], where: str = "photo") -> None
 def said(page: Page, where: str = "answer") -> tuple[str, float]:
     """The class and the share that an answer begins with."""
     found = page.locator(f"#{where} .said")
-    expect(found).to_be_visible(timeout=SLOW)
+    expect(found).to_be_visible()
     return found.locator("strong").inner_text(), float(found.locator("span").inner_text().rstrip("%"))
 
 
@@ -101,7 +100,7 @@ def test_a_photograph_is_answered_as_the_model_alone_answers_it(
     examples = page.locator("#answer .examples img")
     assert examples.count() == 9
     assert all(examples.nth(k).get_attribute("src").startswith("data:image/") for k in range(9))  # type: ignore[union-attr]
-    expect(page.locator("#stages figure")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#stages figure")).to_have_count(2)
     stage = re.compile(r"After block 1: \d+ tokens, \d+ of 16 patches")
     expect(page.locator("#stages figcaption").first).to_have_text(stage)
 
@@ -123,7 +122,7 @@ def test_the_slider_runs_the_model_again_and_tells_accuracy_cost_and_time(
     for rate in (0.5, 0.25, 1.0):
         number.fill(str(rate))
         number.press("Enter")
-        expect(page.locator("#price")).to_contain_text("of 12 test photographs at this share", timeout=SLOW)
+        expect(page.locator("#price")).to_contain_text("of 12 test photographs at this share")
         expected = alone(vines, photo, rate)
         for _ in range(100):  # the answer before may have the same first figure
             if equal(shares(page), expected):
@@ -137,13 +136,13 @@ def test_the_slider_runs_the_model_again_and_tells_accuracy_cost_and_time(
     assert costs[0.25] < costs[0.5] < costs[1.0]
     number.fill("0.4")
     number.press("Enter")
-    expect(page.locator("#price")).to_contain_text("at 25% and 50%, the nearest that were evaluated", timeout=SLOW)
+    expect(page.locator("#price")).to_contain_text("at 25% and 50%, the nearest that were evaluated")
     # With the keyboard alone: the arrows move the slider.
     page.locator("#rate input[type=range]").focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
     expect(number).to_have_value("0.5")
-    expect(page.locator("#price")).to_contain_text("of 12 test photographs at this share", timeout=SLOW)
+    expect(page.locator("#price")).to_contain_text("of 12 test photographs at this share")
 
 
 def test_it_says_what_decided_and_gives_the_figure(open_page: Callable[..., Page], tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_what_is_no_photograph_is_refused_with_its_reason(
     page = open_page()
     give(page, {"name": name, "mimeType": "image/png", "buffer": content})
     problem = page.locator("#answer [role=alert]")
-    expect(problem).to_contain_text(re.compile(f"cannot be read.*{told}", re.I), timeout=SLOW)
+    expect(problem).to_contain_text(re.compile(f"cannot be read.*{told}", re.I))
     give_again = draw(tmp_path / "leaf.png", 0, 1)
     page.locator("#photo").get_by_role("button", name=re.compile("Clear|Remove")).first.click()
     give(page, give_again)
@@ -199,7 +198,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(open_page: Callable[..., Page])
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     page = open_page()
     give(page, {"name": "leaf.png", "mimeType": "image/png", "buffer": bomb})
-    expect(page.locator("#answer [role=alert]")).to_contain_text("million pixels", timeout=SLOW)
+    expect(page.locator("#answer [role=alert]")).to_contain_text("million pixels")
 
 
 def test_two_models_answer_side_by_side(open_page: Callable[..., Page], vines: Path, tmp_path: Path) -> None:
@@ -212,7 +211,7 @@ def test_two_models_answer_side_by_side(open_page: Callable[..., Page], vines: P
     number = page.locator("#right-rate input[type=number]")
     number.fill("1")
     number.press("Enter")
-    expect(page.locator("#right-price")).to_contain_text("every patch is kept", timeout=SLOW)
+    expect(page.locator("#right-price")).to_contain_text("every patch is kept")
     page.wait_for_timeout(500)
     assert equal(shares(page, "left-answer"), alone(vines, photo))
     assert equal(shares(page, "right-answer"), alone(vines, photo, 1.0))
@@ -241,9 +240,9 @@ def test_a_batch_gives_a_table_with_a_row_for_each_file(
         + [{"name": "=cmd().png", "mimeType": "image/png", "buffer": b"<svg/>"},
            {"name": "more.zip", "mimeType": "application/zip", "buffer": archive}]
     )  # fmt: skip
-    expect(page.locator("#files td[aria-label='more.zip']")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#files td[aria-label='more.zip']")).to_be_visible()
     page.locator("#identify-all").click()
-    expect(page.locator("#batch-state")).to_contain_text("5 answered, 3 refused", timeout=SLOW)
+    expect(page.locator("#batch-state")).to_contain_text("5 answered, 3 refused")
     with page.expect_download() as download:
         page.locator("#download").click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")
@@ -268,10 +267,10 @@ def test_a_zip_with_too_many_files_is_refused(browser: Browser, vines: Path) -> 
         page.get_by_role("tab", name="Many").click()
         upload = {"name": "many.zip", "mimeType": "application/zip", "buffer": archive}
         page.locator("#files input[type=file]").set_input_files(upload)
-        expect(page.locator("#files td[aria-label='many.zip']")).to_be_visible(timeout=SLOW)
+        expect(page.locator("#files td[aria-label='many.zip']")).to_be_visible()
         page.locator("#identify-all").click()
         expect(page.locator("#batch-state, #batch-table").first).to_contain_text(
-            re.compile("many|more than|limit|refused", re.I), timeout=SLOW
+            re.compile("many|more than|limit|refused", re.I)
         )
         page.close()
 
@@ -280,7 +279,7 @@ def test_the_evaluation_is_shown(open_page: Callable[..., Page], vines: Path) ->
     page = open_page()
     page.get_by_role("tab", name="How good").click()
     shown = page.locator("#evaluation")
-    expect(shown).to_contain_text("test: 12 photographs of 3 classes", timeout=SLOW)
+    expect(shown).to_contain_text("test: 12 photographs of 3 classes")
     assert shown.locator("table").count() == 2  # by keep rate and by class
     assert shown.locator("table").nth(0).locator("tbody tr").count() == 3
     for name in CLASSES:
@@ -292,7 +291,7 @@ def test_nothing_is_cut_off_at_any_size(open_page: Callable[..., Page], tmp_path
     page = open_page(size, has_touch=size == PHONE)
     give(page, draw(tmp_path / "leaf.png", 0, 6))
     said(page)
-    expect(page.locator("#stages figure")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#stages figure")).to_have_count(2)
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= size[0]
     answer, photo, price = (page.locator(f"#{name}").bounding_box() for name in ("answer", "photo", "price"))
@@ -340,8 +339,8 @@ def test_it_speaks_the_language_of_the_browser(browser: Browser, vines: Path, tm
             context = browser.new_context(locale=locale)
             page = context.new_page()
             page.goto(address)
-            expect(page.locator("#title")).to_have_text(title, timeout=SLOW)
-            expect(page.locator("#answer")).to_have_text(empty, timeout=SLOW)
+            expect(page.locator("#title")).to_have_text(title)
+            expect(page.locator("#answer")).to_have_text(empty)
             context.close()
 
 
@@ -352,7 +351,7 @@ def test_a_browser_is_asked_for_the_token(browser: Browser, vines: Path) -> None
             context = browser.new_context(http_credentials={"username": "anyone", "password": password})
             page = context.new_page()
             page.goto(address)
-            expect(page.locator("body")).to_contain_text(answer, timeout=SLOW)
+            expect(page.locator("body")).to_contain_text(answer)
             context.close()
 
 
@@ -373,13 +372,13 @@ def test_a_busy_server_says_so_and_goes_on(browser: Browser, vines: Path, tmp_pa
         pages = [browser.new_page() for _ in range(3)]
         for page in pages:
             page.goto(address)
-            expect(page.locator("#answer .empty")).to_be_visible(timeout=SLOW)
+            expect(page.locator("#answer .empty")).to_be_visible()
         photo = draw(tmp_path / "leaf.png", 1, 9)
         for page in pages:
             give(page, photo)
         outcomes = []
         for page in pages:
-            expect(page.locator("#answer .said, #answer [role=alert]")).to_be_visible(timeout=SLOW)
+            expect(page.locator("#answer .said, #answer [role=alert]")).to_be_visible()
             outcomes.append(page.locator("#answer [role=alert]").count())
         assert 0 in outcomes
         give_again = draw(tmp_path / "again.png", 2, 9)

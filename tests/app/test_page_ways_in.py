@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from small_page import chromium, draw
+from small_page import SLOW, chromium, draw
 
-SLOW = 60_000  # ms; a machine with more to do
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DROP = """data => {
     const carried = new DataTransfer(), bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
@@ -35,7 +34,7 @@ def page(address: str) -> Iterator[Page]:
 @pytest.fixture
 def fresh(page: Page, address: str) -> Page:
     page.goto(address)
-    expect(page.locator("#answer .empty")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#answer .empty")).to_be_visible()
     return page
 
 
@@ -46,13 +45,13 @@ def leaf(tmp_path: Path) -> str:
 
 def test_dropped(fresh: Page, leaf: str) -> None:
     fresh.locator("#photo button").first.dispatch_event("drop", {"dataTransfer": fresh.evaluate_handle(DROP, leaf)})
-    expect(fresh.locator("#answer .said")).to_be_visible(timeout=SLOW)
+    expect(fresh.locator("#answer .said")).to_be_visible()
 
 
 def test_pasted(fresh: Page, leaf: str) -> None:
     fresh.evaluate(COPY, leaf)
     fresh.locator("#photo").get_by_role("button", name="Paste from clipboard").click()
-    expect(fresh.locator("#answer .said")).to_be_visible(timeout=SLOW)
+    expect(fresh.locator("#answer .said")).to_be_visible()
 
 
 def test_taken_with_the_camera(fresh: Page) -> None:
@@ -61,4 +60,4 @@ def test_taken_with_the_camera(fresh: Page) -> None:
     filming = "document.querySelector('#photo video')?.videoWidth > 0"  # else there is nothing to take
     fresh.wait_for_function(filming)
     fresh.get_by_role("button", name="capture photo").click()
-    expect(fresh.locator("#answer .said")).to_be_visible(timeout=SLOW)
+    expect(fresh.locator("#answer .said")).to_be_visible()

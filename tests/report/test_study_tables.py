@@ -222,7 +222,9 @@ class TestTable:
         paths = write_tables(tmp_path / "tables", made)
         assert [path.name for path in paths] == [f"{name}{end}" for name in made for end in (".csv", ".tex")]
         for name, table in made.items():
-            again = pd.read_csv(tmp_path / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""])
+            again = pd.read_csv(
+                tmp_path / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""], float_precision="round_trip"
+            )
             assert list(again) == list(table.frame)
             for column in table.frame.select_dtypes("number"):
                 theirs = table.frame[column].astype(float)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from small_page import draw, page_of
 
 from clca.app import PageSettings
 from clca.app.upload_folder import UploadFolder, upload_folder
+from waiting import until
 
 API = "/gradio_api"
 FILE = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -225,15 +225,8 @@ def test_nothing_is_left_of_an_upload_that_its_sender_leaves(address: str) -> No
         connection.sendall(
             f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode() + FILE + bytes(99_999)
         )
-        _until(lambda: kept() != before)
-    _until(lambda: kept() == before)
-
-
-def _until(so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not so():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+        until(lambda: kept() != before)
+    until(lambda: kept() == before)
 
 
 def test_uploads_come_back_as_they_were_sent(address: str) -> None:

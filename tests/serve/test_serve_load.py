@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import httpx
 import pytest
 import torch
 from small_endpoint import TOLERANCE, alone, by_class, make_app, photo, running, tiny_model
+
+from waiting import until
 
 MODEL = tiny_model()
 CLIENTS = 32
@@ -51,13 +53,6 @@ def held(app: Any) -> Iterator[tuple[threading.Event, threading.Event]]:
         yield begun, go
     finally:
         go.set()
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 async def ask(client: httpx.AsyncClient, data: bytes, **params: Any) -> httpx.Response:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import clca.study.claim as module
 from clca.errors import ClcaError, WorkError
 from clca.study.claim import LOST, Claim, Watch, claim, holder
+from waiting import until
 
 processes = multiprocessing.get_context("fork")  # plain functions without torch; a new start of Python loads it
 long_ago = time.time() - 2 * 86400
@@ -91,14 +92,6 @@ def _nobody_stays() -> Iterator[None]:
         process.kill()
         process.join()
     started.clear()
-
-
-def until(true: Callable[[], Any], seconds: float = 20.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := true()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-    return value
 
 
 # One process

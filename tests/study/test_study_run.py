@@ -19,6 +19,7 @@ from clca.study.executors import LocalProcesses
 from clca.study.folder import begun_runs, run_folder, state_of
 from clca.study.table import read_table
 from clca.study.work import perform
+from waiting import until
 
 QUICK = {"work": "fake_work:note", "quiet": True}
 
@@ -26,13 +27,6 @@ QUICK = {"work": "fake_work:note", "quiet": True}
 def made(out):
     """How often each run was made."""
     return Counter(line.split()[0] for line in (out / "made.txt").read_text().splitlines())
-
-
-def waiting_until(true, seconds=30.0):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it took too long"
-        time.sleep(0.02)
 
 
 def test_every_run_is_made_once_and_the_table_has_them_all(tmp_path):
@@ -171,9 +165,9 @@ def test_a_killed_worker_is_replaced_and_its_run_made(tmp_path):
     plan = small_plan(seeds=1)
 
     def kill():
-        waiting_until(lambda: list(tmp_path.glob("runs/*/begun")))
+        until(lambda: list(tmp_path.glob("runs/*/begun")), 30)
         for mark in tmp_path.glob("runs/*/begun"):
-            waiting_until(mark.read_text)
+            until(mark.read_text, 30)
             os.kill(int(mark.read_text()), signal.SIGKILL)
 
     killers = [threading.Thread(target=kill)]
@@ -254,7 +248,7 @@ def test_runs_that_another_driver_makes_before_a_worker_looks_are_not_counted_as
 
 def test_after_the_death_of_the_driver_its_workers_end_and_another_goes_on(tmp_path):
     one = driver(tmp_path, "slowly")
-    waiting_until(lambda: (tmp_path / "out/made.txt").exists())
+    until((tmp_path / "out/made.txt").exists, 30)
     one.kill()
     one.communicate()
     result = run_study(small_plan(seeds=6), tmp_path / "out", LocalProcesses(2), work="fake_work:slowly", quiet=True)
@@ -266,7 +260,7 @@ def test_a_signal_lets_runs_save_themselves_and_ends_the_study(tmp_path):
     from test_study_command import command
 
     one = command(tmp_path, "run", "study.yaml", "--jobs", "2", "--out", "out", study={"seeds": 3})
-    waiting_until(lambda: list(tmp_path.glob("out/runs/*/run/metrics.jsonl")), 120)
+    until(lambda: list(tmp_path.glob("out/runs/*/run/metrics.jsonl")), 120)
     one.send_signal(signal.SIGTERM)
     _, error = one.communicate(timeout=120)
     assert one.returncode == 143, error

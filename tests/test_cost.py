@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import clca
+from clca.costing import flop_counter
 
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 RATES = (1.0, 0.7, 0.5, 0.25, 0.1)
@@ -63,12 +63,12 @@ def test_agrees_with_a_real_forward_pass(reduction: str, cla: bool) -> None:
     rate = 1.0 if reduction == "none" else 0.5
     model = clca.create_model("deit_tiny_patch16_224", **TINY, reduction=reduction, keep_rate=rate, cla=cla, clc=cla)
     image = torch.randn(1, 3, 32, 32)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.eval()(image)
     measured = clca.cost(model, images=image)
     assert measured.computed_gmacs == counter.get_total_flops() / 2 / 1e9 > 0
     model.economical = False
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(image)
     assert measured.gmacs == counter.get_total_flops() / 2 / 1e9
     left_out = cla or reduction in ("topk", "evit", "ats")
@@ -76,6 +76,13 @@ def test_agrees_with_a_real_forward_pass(reduction: str, cla: bool) -> None:
     assert len(measured.tokens_per_block) == 6
     tokens = model.forward_trace(image)[1].tokens
     assert measured.tokens_per_block == tuple(float(t) for t in tokens)
+
+
+def test_fused_attention_on_a_cpu_is_counted() -> None:
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    with torch.no_grad(), flop_counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert counter.get_total_flops() == 2 * (2 * 3) * (5 * 8 * 7 + 5 * 7 * 8)
 
 
 def test_ats_is_averaged_over_the_images_given() -> None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import clca
 from clca.attention import selects_rows
+from clca.costing import flop_counter
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 STYLES: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def test_rows_of_dropped_tokens_are_not_computed(reduction: str) -> None:
     image = torch.randn(1, 3, 32, 32)
     n, c, counts = 65, 24, {}
     for model.economical in (True, False):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             _, trace = model.forward_trace(image)
         counts[model.economical] = counter.get_total_flops() // 2
     dropped = n - int(torch.as_tensor(trace.tokens[2]).max())

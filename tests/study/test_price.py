@@ -8,10 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import clca
 from clca.config import ModelConfig, validated
+from clca.costing import flop_counter
 from clca.factory import build
 from clca.reductions import registry
 from clca.study import price as module
@@ -164,7 +164,7 @@ def test_a_training_step_is_three_forward_passes_as_training_runs_them(
     config = config.model_copy(update={"backbone_kwargs": config.backbone_kwargs | extra})
     model = build(config).train()
     model.economical = False
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with torch.no_grad(), counter:
         model(torch.randn(2, 3, 20, 20))
     assert training_gmacs(config, 7) == pytest.approx(3 * counter.get_total_flops() / 2 / 2 / 1e9, rel=1e-12)

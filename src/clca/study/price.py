@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from clca.config import ModelConfig, validated
+from clca.costing import flop_counter
 from clca.errors import ClcaError
 from clca.reductions import KeepSchedule, TokenState, reduction_class
 from clca.study.price_reductions import REDUCED, Widths, rule_of
@@ -227,7 +227,7 @@ def _fitted(run: Callable[[torch.Tensor], object], prefix: int, dim: int) -> _Qu
 
 
 def _macs(run: Callable[[torch.Tensor], object], x: torch.Tensor) -> int:
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with torch.no_grad(), counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run(x)

@@ -198,7 +198,9 @@ def test_every_command_has_help_with_examples(command: list[str], capsys: pytest
         (["predict"], "RUN is missing: Run folder"),
         (["predict", "nowhere"], "nowhere is neither a folder here nor a model"),
         (["train", "--resume", "nowhere"], "nowhere: no config.json there"),
-        (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+        (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read (no such file or directory)"),
+        (["train", "--config", "."], "--config .: cannot be read (is a directory)"),
+        (["study", "plan", "."], ".: cannot be read (is a directory)"),
         (["data", "check", "nowhere"], "nowhere: no such file or folder"),
     ],
 )

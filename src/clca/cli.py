@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 
 _python_format = warnings.formatwarning
 
@@ -103,12 +103,12 @@ def _line(error: Exception) -> tuple[int, str]:
         return 2, explain(error)  # type: ignore[arg-type]
     if isinstance(error, OSError):
         wrong = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError))
-        why = (error.strerror or text).lower()
+        why = reason(error)
         if error.filename:
             return 2 if wrong else 1, f"{error.filename}: {why}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF) and _stdout_fails():
             return 1, f"standard output could not be written: {why}"
-        return 1, text
+        return 1, why
     if type(error).__name__ == "OutOfMemoryError":
         return 1, "the device has not enough memory: try a smaller --batch-size, --grad-accum 2 or --grad-checkpointing"
     return 1, f"{type(error).__name__}: {text} (--debug shows where)"

@@ -36,7 +36,7 @@ from clca.data.datasets import Leaves
 from clca.data.leaves import write_leaves
 from clca.data.transforms import from_preprocess
 from clca.demo_recipe import METHODS, DemoSettings, method_config, pretraining_config
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
 from clca.processes import usable_cores
@@ -146,7 +146,7 @@ def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
     try:
         empty = not out.is_dir() or all(entry.name.startswith(".") for entry in out.iterdir())
     except OSError as error:
-        raise ClcaError(f"{out}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise ClcaError(f"{out}: cannot be read ({reason(error)})") from None
     if not empty:
         there = _read(out / SETTINGS)
         if there is None or there.get("format") != _FORMAT:

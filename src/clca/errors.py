@@ -1,4 +1,6 @@
-"""The two kinds of failure that a user meets, so that the command line can tell them apart."""
+"""The two kinds of failure that a user meets, so that the command line can tell them apart, and how they say why."""
+
+import errno
 
 
 class ClcaError(ValueError):
@@ -7,3 +9,12 @@ class ClcaError(ValueError):
 
 class WorkError(RuntimeError):
     """The request was right, but the work failed (a loss that is not finite, a full disk). Exit code 1."""
+
+
+def reason(error: Exception) -> str:
+    """Why, in a few words for a sentence that names the place itself: a system's error without number and path."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from clca.backbones import PAPER_BACKBONES
 from clca.config import ModelConfig, one_line
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.factory import build
 from clca.model import TokenReducedViT
 from clca.weights import load_strict, read_state_dict
@@ -48,9 +48,9 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
             save_file(tensors, weights, metadata={"format": "pt"})
             text.write_text(json.dumps(content, indent=2) + "\n")
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise ClcaError(f"{folder} cannot be written: {error.strerror}") from None
+        raise ClcaError(f"{folder} cannot be written: {reason(error)}") from None
     except (OSError, SafetensorError) as error:
-        raise WorkError(f"{folder} could not be written: {getattr(error, 'strerror', None) or error}") from None
+        raise WorkError(f"{folder} could not be written: {reason(error)}") from None
 
 
 def _as_json(model: TokenReducedViT) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 
 if TYPE_CHECKING:
     from gradio.i18n import I18n
@@ -36,7 +36,7 @@ class Words:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ClcaError(f"{file}: cannot be read as JSON ({error})") from None
+            raise ClcaError(f"{file}: cannot be read as JSON ({reason(error)})") from None
         if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
             raise ClcaError(f'{file}: has to be {{"key": "sentence", …}}')
         known = self.languages.get(ENGLISH, found)

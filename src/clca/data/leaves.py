@@ -18,7 +18,7 @@ from PIL import Image
 
 from clca.data.inspection import track
 from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 
 TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
     "vein_angle": (28.0, 72.0),
@@ -212,7 +212,7 @@ def write_leaves(
             if callable(progress):
                 progress(index + 1, len(leaves))
     except OSError as error:
-        raise WorkError(f"{out}: cannot write ({error.strerror or error}); run it again to go on") from error
+        raise WorkError(f"{out}: cannot write ({reason(error)}); run it again to go on") from error
     return out
 
 

@@ -40,7 +40,7 @@ from clca.data.resized_file import (
 from clca.data.resized_room import NoRoom, cache_folder, cache_limit, locked, make_room
 from clca.data.resized_rows import ResizedRows
 from clca.data.transforms import ResizeFirst, SquareResize
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 
 READING = 1
 """Raise it with every change of `read_image` or of the resize that changes a pixel: what was kept is then read anew."""
@@ -123,15 +123,14 @@ def _fill(shelf: "_Shelf", paths: list[Path], limit: float, progress: bool) -> O
             shelf.remove_remains()
             missing = shelf.missing(paths, shelf.files())  # another process may have been here while we waited
             return shelf.add(missing, paths, limit, progress) if missing else Outcome()
-    except NoRoom as reason:
-        return Outcome(unread=missing, problem=f"the resized images are not cached: {reason}")
+    except NoRoom as error:
+        return Outcome(unread=missing, problem=f"the resized images are not cached: {error}")
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         return Outcome(unread=missing, problem=_cannot_write(shelf.folder, error))
 
 
 def _cannot_write(folder: Path, error: Exception) -> str:
-    reason = (getattr(error, "strerror", None) or str(error)).lower()
-    return f"the resized images are not cached: {folder} cannot be written ({reason})"
+    return f"the resized images are not cached: {folder} cannot be written ({reason(error)})"
 
 
 class _Shelf:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise ClcaError(f"{path}: nothing can be written there ({_reason(error)}); choose another place") from None
+        raise ClcaError(f"{path}: nothing can be written there ({reason(error)}); choose another place") from None
     with folder:
         temporary = Path(folder.name, path.name)
         try:
@@ -34,10 +34,4 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            raise WorkError(
-                f"{path} could not be written ({_reason(error)}); what was there before is whole"
-            ) from error
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+            raise WorkError(f"{path} could not be written ({reason(error)}); what was there before is whole") from error

@@ -5,11 +5,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.explain import explain
 from clca.model import TokenReducedViT
 from clca.report.explanation import draw_explanation
-from clca.training.run_folder import reason, write_json
+from clca.training.run_folder import write_json
 
 _LONGEST = 80  # bytes of an image's name in those of its files: file systems end at 255
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from clca.errors import WorkError
-from clca.training.run_folder import reason, replacing
+from clca.errors import WorkError, reason
+from clca.training.run_folder import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 
 
 class Server(uvicorn.Server):
@@ -69,8 +69,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ClcaError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from None
+        where = f"{host} port {port} ({reason(error)})"
+        raise ClcaError(f"cannot listen on {where}; choose another --port or --host") from None
     return found
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 
 BEAT, PATIENCE, FORGOTTEN = 10.0, 90.0, 3600.0
 """Seconds between heartbeats; of no heartbeat until a claim is stale; behind the file server until it is so at once."""
@@ -303,9 +303,7 @@ def claim(
     except (FileNotFoundError, NotADirectoryError):
         raise ClcaError(f"{folder}: no such folder, so there is no run to claim; make the run's folder first") from None
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "no space left" if full else (error.strerror or str(error)).lower()
-        raise WorkError(f"{folder}: the run cannot be claimed ({reason})") from error
+        raise WorkError(f"{folder}: the run cannot be claimed ({reason(error)})") from error
     return Claim(folder, generation, owner, beat=beat, on_lost=on_lost)
 
 
@@ -334,7 +332,7 @@ def _look(folder: Path) -> _Found | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise WorkError(f"{folder}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+        raise WorkError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
 def _newest(folder: Path) -> _Found | None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.training.flags import flat_settings
 
 NOT_IN_A_STUDY = frozenset({"out", "seed", "track"})
@@ -236,7 +236,7 @@ def _read_yaml(path: Path) -> Any:
         listed = ", ".join(shipped())
         raise ClcaError(f"{path}: no such study; give a file, or one of those shipped: {listed}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClcaError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise ClcaError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _unique_keys() -> Any:

@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from clca.errors import ClcaError, WorkError
-from clca.training.run_folder import reason
+from clca.errors import ClcaError, WorkError, reason
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
 PRETRAINING = "pretraining-"

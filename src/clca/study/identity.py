@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.config import ModelConfig
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.training.config import NOT_PART_OF_A_RUN, DataConfig, TrainConfig
 
 COMPUTES = 1
@@ -102,4 +102,4 @@ def weights_fingerprint(path: str) -> str:
         with open(Path(path).expanduser(), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise ClcaError(f"weights {path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise ClcaError(f"weights {path}: cannot be read ({reason(error)})") from None

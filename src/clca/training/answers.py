@@ -11,9 +11,9 @@ from typing import IO, Literal
 from rich.console import Console
 from rich.table import Table
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.training.prediction import Prediction
-from clca.training.run_folder import reason, replacing
+from clca.training.run_folder import replacing
 
 
 def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "jsonl"], out: Path | None) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from clca import data as data_room
 from clca.costing import cost
 from clca.data.transforms import Normalization, from_preprocess
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
 from clca.training.batches import end_workers, eval_loader, reading_processes
@@ -27,7 +27,7 @@ from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
 from clca.training.metrics import answer
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
-from clca.training.run_folder import own_images, reason, replacing, write_csv, write_json
+from clca.training.run_folder import own_images, replacing, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS
 
 ROWS_SHOWN = 30

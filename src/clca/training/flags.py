@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from clca.config import ModelConfig
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.training.config import DataConfig, TrainConfig
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ def read_file(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClcaError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise ClcaError(f"--config {path}: cannot be read ({reason(error)})") from None
     if not isinstance(content, dict):
         raise ClcaError(f"--config {path}: holds no settings; write one a line, such as lr: 0.0001")
     if isinstance(content.get("train"), dict):  # a run's config.json

@@ -5,7 +5,6 @@ full disk leaves the previous one whole.
 """
 
 import csv
-import errno
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.training.config import TrainConfig, identity
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
@@ -89,12 +88,6 @@ def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heads)
         writer.writerows(rows)
-
-
-def reason(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left"
-    return (error.strerror or str(error)).lower()
 
 
 @contextmanager
@@ -182,7 +175,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: no {CONFIG} there, so it is no run; name the folder that clca train wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise ClcaError(f"{path}: cannot be read ({error})") from None
+        raise ClcaError(f"{path}: cannot be read ({reason(error)})") from None
     if not isinstance(content, dict):
         raise ClcaError(f"{path}: is not a run's configuration")
     return content

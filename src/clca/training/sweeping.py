@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clca.config import validated
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
 from clca.training.evaluation import Judged
-from clca.training.run_folder import reason, replacing, write_csv, write_json
+from clca.training.run_folder import replacing, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS, by_rate, read_numbers, standard_error
 
 FORMAT = "clca-sweep-1"

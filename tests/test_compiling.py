@@ -49,7 +49,9 @@ def test_inference_is_one_graph_for_every_batch(reduction: str) -> None:
             if not size:
                 model.compile(backend=graphs)
             torch.testing.assert_close(model(images), eager)
-    assert graphs.frame_count == 1
+    # Before PyTorch 2.13 fused attention with a mask takes one image for a case of its own (docs/performance.md).
+    apart = reduction in ("ats", "tome") and torch.__version__ < (2, 13)
+    assert graphs.frame_count == 1 + apart
 
 
 @pytest.mark.parametrize("reduction", clca.list_reductions())

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clca import halves
-from clca.linear import feed_forward, fuses, linear, trains_by_products
+from clca.hooks import has_hooks, is_hooked, with_hooks
+from clca.linear import does_nothing, feed_forward, fuses, linear, trains_by_products
 from clca.pieces import attention, in_pieces, packed_attention
 from clca.reductions.base import Evidence, Selection, exact, take
 
 
 def splits(block: nn.Module) -> bool:
     """Whether this module understands the block, so that a reduction can act between attention and MLP."""
-    return type(block) in (Block, ResPostBlock) and type(block.attn) is Attention
+    # By the forward, not the class: fully_shard makes a class of its own of every block that it shards.
+    return type(block).forward in (Block.forward, ResPostBlock.forward) and type(block.attn) is Attention
 
 
 def faster_here(x: Tensor) -> bool:
@@ -49,7 +51,7 @@ def attention_half(
     """
     if policy is None and not needs and halves.suits_attention(block, x):
         return halves.attention_half(block, x, key_bias), Evidence()
-    if type(block) is ResPostBlock:
+    if isinstance(block, ResPostBlock):
         attended, evidence = attend(cast(Attention, block.attn), x, key_bias, policy, needs)
         return x + block.drop_path1(block.norm1(attended)), evidence
     attended, evidence = attend(block.attn, block.norm1(x), key_bias, policy, needs)
@@ -79,16 +81,17 @@ class Projected:
 def selects_rows(block: nn.Module, fuses: bool) -> bool:
     """Whether `project` and `attend_selected` may stand for `attention_half` and a selection behind it.
 
-    The projections must be plain linear layers; to fuse tokens before the output projection it must be the next thing
-    that happens to them, without dropout of single entries.
+    The projections must be plain linear layers, and nobody may wait for what is not computed; to fuse tokens before the
+    output projection it must be the next thing that happens to them, without dropout of single entries.
     """
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
     attn = block.attn
     if attn.gate is not None or type(attn.qkv) is not nn.Linear or type(attn.proj) is not nn.Linear:
         return False
-    dropout = attn.training and attn.proj_drop.p > 0
-    return not fuses or (isinstance(attn.norm, nn.Identity) and not dropout)
+    if any(map(has_hooks, (block, attn, attn.qkv, attn.proj))):
+        return False
+    return not fuses or (isinstance(attn.norm, nn.Identity) and does_nothing(attn.proj_drop))
 
 
 def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], every_query: bool) -> Projected:
@@ -171,7 +174,7 @@ def mlp_half(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it. x: [B, N, C]"""
     if halves.suits_mlp(block, x):
         return halves.mlp_half(block, x)
-    if type(block) is ResPostBlock:
+    if isinstance(block, ResPostBlock):
         return x + block.drop_path2(block.norm2(feed_forward(block.mlp, x)))
     return x + block.drop_path2(block.ls2(feed_forward(block.mlp, block.norm2(x))))
 
@@ -184,6 +187,21 @@ def attend(
     needs: Set[str] = frozenset(),
 ) -> tuple[Tensor, Evidence]:
     """timm's `Attention.forward` with a key bias, and evidence that never needs [B, H, N, N]; see `attention_half`."""
+    if not is_hooked(attn):
+        return _attend(attn, x, key_bias, policy, needs)
+    found: list[Evidence] = []
+
+    def forward(x: Tensor) -> Tensor:
+        x, evidence = _attend(attn, x, key_bias, policy, needs)
+        found.append(evidence)
+        return x
+
+    return with_hooks(attn, forward, x), found[-1]
+
+
+def _attend(
+    attn: Attention, x: Tensor, key_bias: Tensor | None, policy: Tensor | None, needs: Set[str]
+) -> tuple[Tensor, Evidence]:
     B, N, _ = x.shape
     gate = attn.gate(x).sigmoid() if attn.gate is not None else None
     qkv = linear(attn.qkv, x)

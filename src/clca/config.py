@@ -48,6 +48,10 @@ class ModelConfig(BaseModel):
     cla_width: int = Field(2, ge=1)
     backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name; PEFT asks it of what a model calls `config`."""
+        return self.model_dump()
+
 
 def validated(**fields: Any) -> ModelConfig:
     """Build a `ModelConfig`; a wrong field raises a `ClcaError` of one line instead of pydantic's report."""

@@ -17,20 +17,19 @@ import torch
 from timm.layers import Attention, LayerNorm, LayerScale
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from clca import pieces, products
+from clca.hooks import has_hooks
 from clca.linear import (
     does_nothing,
     fuses,
-    has_hooks,
     is_one,
     is_plain,
     linear,
     trains_by_products,
 )
 from clca.pieces import in_pieces
-from clca.products import NO_NORM, Norm, Sums, outer, product, write
+from clca.products import NO_NORM, Norm, Sums, first_order, outer, product, write
 from clca.reductions.base import Selection
 
 WIDE_IN_INFERENCE = 4 * products.WIDE
@@ -280,7 +279,7 @@ class _AttentionHalf(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, qkv, out, key_bias, parts, attended, log_sums = ctx.saved_tensors
         heads, grad = parts.shape[2], grad.contiguous()
@@ -324,7 +323,7 @@ class _Projection(torch.autograd.Function):
         return parts, cls_attention
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor, grad_cls: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, qkv, parts, cls_attention = ctx.saved_tensors
         into_heads = _IntoHeads(Norm(gamma, beta, ctx.eps), qkv, None, parts.shape[2])
@@ -368,7 +367,7 @@ class _AttendFused(torch.autograd.Function):
         return out.flatten(2)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         parts, order, fused, key_bias, out, log_sums, pooled = ctx.saved_tensors
         batch, _, heads, tokens, width = parts.shape
@@ -412,7 +411,7 @@ class _Select(torch.autograd.Function):
         return Selection(kept, fused).of(x)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, fused = ctx.saved_tensors
         last = grad[:, -1:]
@@ -438,7 +437,7 @@ def _together(parts: Tensor) -> Tensor:
 
 def _kept_first(kept: Tensor, tokens: int) -> Tensor:
     """All positions, [B, N], those of `kept` [B, M] first."""
-    others = torch.ones(len(kept), tokens, dtype=torch.bool).scatter_(1, kept, False)
+    others = torch.ones(len(kept), tokens, dtype=torch.bool, device=kept.device).scatter_(1, kept, False)
     return torch.cat([kept, others.nonzero()[:, 1].view(len(kept), -1)], dim=1)
 
 

@@ -20,11 +20,13 @@ from typing import Any, TypeGuard
 import torch
 from timm.layers import DropPath, Mlp, PatchEmbed
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from clca import products
+from clca.hooks import has_global_hooks, has_hooks
 
 _PACKS = products.ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 _PACKED_FOR = 1024  # rows; laid out for one row, weights serve all other counts badly, and the reverse does not hold
@@ -111,6 +113,8 @@ def _ordinary(x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
         and torch._C._functorch.maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and not has_global_hooks()
     )
 
 
@@ -132,7 +136,7 @@ def linear(layer: Any, x: Tensor, part: slice = slice(None), gelu: bool = False)
             return F.gelu(x) if gelu else x
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         names: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
-        rows = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *names)
+        rows = torch.ops.mkldnn._linear_pointwise(rows, weight, products.dense(bias), *names)
         return rows.view(*x.shape[:-1], rows.shape[-1])
     if trains_by_products(x) and is_plain(layer):
         weight, bias = layer.weight[part], None if layer.bias is None else layer.bias[part]
@@ -233,6 +237,7 @@ def is_plain(layer: nn.Module) -> bool:
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == torch.float32
+        and layer.weight.layout == torch.strided
         and not has_hooks(layer)
     )
 
@@ -244,9 +249,3 @@ def does_nothing(module: Any) -> bool:
     if type(module) is nn.Dropout:
         return (not module.training or module.p == 0) and not has_hooks(module)
     return type(module) is nn.Identity and not has_hooks(module)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of it would call somebody else too."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(map(bool, hooks)) or hasattr(module, "parametrizations")

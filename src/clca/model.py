@@ -20,6 +20,7 @@ from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
+from clca.hooks import has_hooks, is_replaced, with_hooks
 from clca.linear import embed_patches
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
@@ -301,13 +302,27 @@ class TokenReducedViT(nn.Module):
             if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
                 return self._select(block, x, None, state)
         plain = reduction is None and state.key_bias is None and policy is None
-        if plain and not (self._has_own_rounding and splits(block) and faster_here(x)):
+        faster = self._has_own_rounding and splits(block) and faster_here(x)
+        if plain and not (faster and not has_hooks(block) and not has_hooks(cast(Any, block).attn)):
             return self._call(block, x)
+        if not splits(block):
+            raise ClcaError(
+                f"block {index} has become a {type(block).__name__}, inside which no tokens can be reduced: wrap the "
+                "whole model, or shard by torch.distributed.fsdp.fully_shard, which leaves a block what it is"
+            )
+        if is_replaced(block) or is_replaced(cast(Any, block).attn):
+            warnings.warn(
+                f"a new forward of block {index} or of its attention is not called: it is reduced inside", stacklevel=2
+            )
         needs = reduction.needs if reduction is not None else _NOTHING
-        x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)
-        if reduction is not None:
-            x = reduction.reduce(x, evidence, state)
-        return self._call(mlp_half, block, x)
+
+        def halves(x: Tensor) -> Tensor:
+            x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)
+            if reduction is not None:
+                x = reduction.reduce(x, evidence, state)
+            return self._call(mlp_half, block, x)
+
+        return with_hooks(block, halves, x)
 
     def _select(self, block: nn.Module, x: Tensor, reduction: Reduction | None, state: TokenState) -> Tensor:
         """A block that puts out a selection of its tokens, by the reduction or without one CLS alone."""
@@ -332,7 +347,8 @@ class TokenReducedViT(nn.Module):
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(function, *args)
+            # The reentrant way would cut the gradient of whatever is returned inside of another object.
+            return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

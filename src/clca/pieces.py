@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clca import products
 from clca.linear import unobserved
-from clca.products import product
+from clca.products import first_order, product
 
 PIECE = 2**21
 """The most attention weights that are held at once: 4 MiB of them in bfloat16; of float32 half as many."""
@@ -73,7 +72,7 @@ class _Apart(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *others = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
@@ -92,7 +91,7 @@ class _Packed(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, *others = ctx.saved_tensors
         grads = torch.empty_like(qkv)

@@ -10,11 +10,11 @@ activation is computed anew in the backward pass instead of being kept. The numb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from clca.cpu import this_cpu
@@ -50,7 +50,37 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [M, K] times b [K, N], plus a bias [N]; either may be the transpose of a contiguous tensor."""
     if not (b.is_contiguous() or b.mT.is_contiguous()):  # oneDNN would take a thousand times as long
         b = b.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(a, b.mT, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, b.mT, dense(bias), "none", [], "")
+
+
+def dense(bias: Tensor | None) -> Tensor | None:
+    """A bias [N] as oneDNN reads it: one entry behind the other, whatever its strides say."""
+    return None if bias is None else bias.contiguous()
+
+
+_Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def first_order(backward: _Backward) -> _Backward:
+    """A backward pass that computes a gradient, in the precision of its operands, but no gradient of it.
+
+    PyTorch's `once_differentiable` refuses too late: with `torch.autograd.grad(..., inputs)` it counts the second
+    derivative as zero.
+    """
+
+    @wraps(backward)
+    def checked(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        batched = torch._C._functorch.maybe_current_level() is not None
+        if torch.is_grad_enabled() or batched:
+            what = "batched gradients" if batched else "gradients of gradients (create_graph=True)"
+            raise RuntimeError(
+                f"clca's own layers compute no {what}: run the forward pass inside "
+                "torch.backends.mkldnn.flags(enabled=False), and PyTorch's layers are used instead"
+            )
+        with torch.autocast("cpu", enabled=False):  # a backward pass inside of autocast is still that of its forward
+            return backward(ctx, *grads)
+
+    return checked
 
 
 class Norm(NamedTuple):
@@ -127,7 +157,7 @@ class _Linear(torch.autograd.Function):
         return product(x, weight.mT, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
@@ -163,7 +193,7 @@ class _FeedForward(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, w1, w2, *wide = ctx.saved_tensors
         norm = Norm(gamma, beta, ctx.eps)

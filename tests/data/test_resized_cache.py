@@ -429,9 +429,7 @@ def test_a_full_disk_is_said_and_all_images_are_still_looked_at(photos, cache, m
     dataset = opened(photos)
     bad.write_text("hello") if after < 8 else noise(1).save(bad)
     outcome = use_cache([dataset], progress=False)
-    assert outcome.problem == (
-        f"the resized images are not cached: {cache} cannot be written (no space left)"
-    )
+    assert outcome.problem == (f"the resized images are not cached: {cache} cannot be written (no space left)")
     assert [one.path for one in outcome.bad] == ([bad] if after < 8 else [])
     assert outcome.unread == []
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []

@@ -45,11 +45,15 @@ class ATS(Reduction):
         scores = scores / (scores.sum(dim=1, keepdim=True) + 1e-6)
         points = self.sample_points(state, scores.device).to(scores.dtype)
         sampled = torch.zeros_like(scores, dtype=torch.bool)
-        sampled = sampled.scatter(1, _nearest(scores.cumsum(dim=1), points), True)
+        sampled = sampled.scatter(
+            1, _nearest(scores.cumsum(dim=1), points), 1
+        )  # no True, which torch.jit.trace cannot put into its graph
 
         count = sampled.sum(dim=1)  # [B]
         width = min(len(points), num_tokens - prefix)
-        if not (torch.compiler.is_compiling() or scores.is_cuda):  # a GPU would have to stand still to tell
+        if not (
+            torch.compiler.is_compiling() or torch.jit.is_tracing() or scores.is_cuda
+        ):  # a GPU would have to stand still to tell
             width = int(count.max()) if len(count) else 0
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix

@@ -12,6 +12,7 @@ from clca.reductions.base import Evidence, Reduction, TokenState, descending, ex
 from clca.reductions.registry import register_reduction
 
 _ROWS = 512
+_LAST = 2**20  # a rank behind all others
 
 
 @register_reduction("tome")
@@ -43,7 +44,7 @@ class ToMe(Reduction):
         # Where each token goes: merged ones to their target, the rest behind the prefix, even places first.
         position = torch.arange(num_tokens, device=x.device)
         rank = position + num_tokens * (position % 2) * (position >= state.prefix)
-        rank = rank.expand(batch, -1).scatter(1, sources, 4 * num_tokens)
+        rank = rank.expand(batch, -1).scatter(1, sources, _LAST)
         survivors = rank.argsort(dim=1)[:, : num_tokens - r]  # [B, N - r]
         places = position[: num_tokens - r].expand(batch, -1)
         new_index = torch.zeros_like(rank).scatter(1, survivors, places)

@@ -103,3 +103,18 @@ def test_a_new_keep_rate_holds_for_a_compiled_model() -> None:
         model.keep_rate = 0.2
         torch.testing.assert_close(model(images), model.forward(images))
         assert not torch.allclose(model(images), before)
+
+
+def test_images_that_do_not_fit_are_told_as_by_the_eager_model() -> None:
+    model = _model("evit").eval()
+    model.compile(backend="eager")
+    with pytest.raises(clca.ClcaError, match="images of 40×40 pixels given to a model for 32×32"):
+        model(torch.zeros(2, 3, 40, 40))
+
+
+def test_what_the_compiler_cannot_do_is_a_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("evit").eval()
+    monkeypatch.setattr(type(model.blocks[1].mlp), "forward", lambda self, x: (torch._dynamo.graph_break(), x)[1])
+    model.compile(backend="eager")
+    with pytest.raises(clca.WorkError, match=r"torch\.compile failed .*: go on without --compile"):
+        model(torch.zeros(2, 3, 32, 32))

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.utils.prune
 from timm.layers import set_reentrant_ckpt, use_reentrant_ckpt
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import clca
 from clca import products
@@ -259,3 +261,27 @@ def test_tracing_is_exact(reduction: str, images: Tensor) -> None:
 def test_the_settings_are_a_dictionary_for_libraries_that_ask() -> None:
     model = _model("topk")
     assert validated(**model.config.to_dict()) == model.config
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("reduction", clca.list_reductions())
+def test_blocks_that_are_sharded_are_gathered_before_their_parts_are_used(
+    reduction: str, mesh: Any, images: Tensor
+) -> None:
+    model, whole = _model(reduction, cla=False).train(), _model(reduction, cla=False).train()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for each in (model, whole):
+        torch.manual_seed(2)  # DynamicViT's noise
+        each(images).square().sum().backward()
+    for (name, shard), (_, parameter) in zip(model.named_parameters(), whole.named_parameters(), strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(shard.grad.full_tensor(), parameter.grad, atol=1e-4, rtol=1e-3, msg=name)

@@ -33,6 +33,8 @@ def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tenso
             try:
                 return call(images)
             except torch._dynamo.exc.TorchDynamoException as error:
+                with torch.no_grad():
+                    module.forward(images)  # images that do not fit are told by the model itself
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise WorkError(f"torch.compile failed ({reason}): go on without --compile") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -42,6 +43,25 @@ def with_hooks(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
     """
     if not is_hooked(module):
         return forward(x)
+    if torch.compiler.is_compiling():
+        return _traced(module, forward, x)
     twin: Any = object.__new__(type(module))
     twin.__dict__ = {**module.__dict__, "forward": forward, "_compiled_call_impl": None}
     return twin(x)
+
+
+def _traced(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`with_hooks` for the compiler, which sees no hooks of a module that was not there before; forward hooks alone."""
+    given: Any = (x,)
+    for key, hook in module._forward_pre_hooks.items():
+        if key in module._forward_pre_hooks_with_kwargs:
+            told = hook(module, given, {})
+            given = given if told is None else told[0]
+        else:
+            told = hook(module, given)
+            given = given if told is None else told if isinstance(told, tuple) else (told,)
+    out = forward(*given)
+    for key, hook in module._forward_hooks.items():
+        told = hook(module, given, {}, out) if key in module._forward_hooks_with_kwargs else hook(module, given, out)
+        out = out if told is None else told
+    return out

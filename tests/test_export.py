@@ -3,6 +3,8 @@
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 import clca
 from clca.cli import main
@@ -248,13 +251,13 @@ def test_check_sees_another_model(tmp_path: Path) -> None:
 def test_a_file_that_disagrees_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import clca.export.run as module
 
-    def wrong(model: clca.TokenReducedViT, path: Path) -> Path:
+    def wrong(model: clca.TokenReducedViT, name: str) -> ExportedProgram:
         with torch.no_grad():
             other = clca.from_pretrained(run)
             other.get_classifier().bias.add_(1.0)  # type: ignore[union-attr,operator,arg-type]
-        return export_pt2(other, path)
+        return capture(other, name)
 
-    monkeypatch.setattr(module, "export_pt2", wrong)
+    monkeypatch.setattr(module, "capture", wrong)
     before = tmp_path / "model.pt2"
     before.write_text("whole")
     with pytest.raises(WorkError, match="was not kept"):
@@ -369,6 +372,21 @@ def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_disk_without_room_ends_in_one_line(run: Path, tmp_path: Path) -> None:
+    # A largest size of files stands for the full disk; in a process of its own, which torch's writer would end.
+    code = (
+        "import resource, sys; from clca.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
+        "for file in sys.argv[2:]: print(main(['export', sys.argv[1], '--to', file[-4:].strip('.'), '--out', file]))"
+    )
+    files = [tmp_path / "new.pt2", tmp_path / "new.onnx"]
+    ended = subprocess.run([sys.executable, "-c", code, run, *files], capture_output=True, text=True)
+    assert ended.stdout.split() == ["1", "1"], ended.stderr
+    told = [line for line in ended.stderr.splitlines() if not line.endswith("…")]
+    whole = "could not be written (file too large); what was there before is whole"
+    assert told == [f"clca: {file} {whole}" for file in files]
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_images_it_is_checked_on_drawn_ones(nameless: Path, tmp_path: Path) -> None:

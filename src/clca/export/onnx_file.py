@@ -44,7 +44,9 @@ def export_onnx(model: TokenReducedViT, path: str | Path, *, int8: bool = False)
         ClcaError: The packages of `clca[onnx]` are missing, or nothing can be written there.
         WorkError: The model cannot be exported, with the operator or line at fault.
     """
-    save_onnx(model, build_onnx(model), path, int8=int8)
+    proto = build_onnx(model)
+    with replacing(Path(path)) as temporary:
+        save_onnx(model, proto, temporary, int8=int8)
     return Path(path)
 
 
@@ -58,11 +60,10 @@ def build_onnx(model: TokenReducedViT) -> Any:
     return to_onnx(capture(model, name), name)
 
 
-def save_onnx(model: TokenReducedViT, proto: Any, path: str | Path, *, int8: bool = False) -> None:
-    """Write what `build_onnx` made, with the model's metadata."""
-    with replacing(Path(path)) as temporary:
-        more = {"opset": OPSET, "quantization": INT8 if int8 else None}
-        _save(quantized(proto, temporary.parent) if int8 else proto, temporary, describe(model, **more))
+def save_onnx(model: TokenReducedViT, proto: Any, path: Path, *, int8: bool = False) -> None:
+    """Write what `build_onnx` made, with the model's metadata; `path` is half-written if that fails."""
+    more = {"opset": OPSET, "quantization": INT8 if int8 else None}
+    _save(quantized(proto, path.parent) if int8 else proto, path, describe(model, **more))
 
 
 def need_onnx() -> None:

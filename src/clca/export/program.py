@@ -47,12 +47,18 @@ def export_pt2(model: TokenReducedViT, path: str | Path) -> Path:
     Raises:
         WorkError: The model cannot be exported, with the operator or line at fault; or the file cannot be written.
     """
-    path = Path(path)
     program = capture(model, called(model))
-    text = json.dumps(describe(model))
-    with replacing(path) as temporary, quiet(), open(temporary, "wb") as file:
-        torch.export.save(program, file, extra_files={METADATA_FILE: text})
-    return path
+    with replacing(Path(path)) as temporary:
+        save_pt2(model, program, temporary)
+    return Path(path)
+
+
+def save_pt2(model: TokenReducedViT, program: ExportedProgram, path: Path) -> None:
+    """Write what `capture` made of the model, with its metadata; `path` is half-written if that fails."""
+    content = io.BytesIO()  # writing a file itself, torch ends the whole process where the disk is full
+    with quiet():
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(describe(model))})
+    path.write_bytes(content.getbuffer())
 
 
 def capture(model: nn.Module, name: str, img_size: tuple[int, int] | None = None, channels: int = 3) -> ExportedProgram:

@@ -14,7 +14,7 @@ from clca.export.check import Agreement, check_exported
 from clca.export.loaded import load_exported
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
-from clca.export.program import export_pt2
+from clca.export.program import called, capture, save_pt2
 from clca.export.whole_file import replacing
 from clca.hub import from_pretrained
 from clca.measure import Spread, interleaved
@@ -118,7 +118,8 @@ def export_run(
     with replacing(path) as temporary:
         tell(f"exporting to {to}")
         if to == "pt2":
-            files = {"float32": export_pt2(model, temporary)}
+            files = {"float32": temporary}
+            save_pt2(model, capture(model, called(model)), temporary)
         else:
             proto = build_onnx(model)
             files = {"float32": temporary.with_name("float32") if int8 else temporary}

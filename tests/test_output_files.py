@@ -13,7 +13,7 @@ import pytest
 import clca
 from clca.cli import main
 from clca.errors import WorkError
-from clca.training.run_folder import replacing, write_csv
+from clca.training.run_folder import FILES, refuse_run_file, replacing, write_csv
 
 
 @pytest.fixture
@@ -99,6 +99,50 @@ def test_an_open_file_that_is_appended_to_keeps_what_it_holds(tmp_path: Path, te
         write_csv(Path(f"/dev/fd/{file.fileno()}"), ["a", "b"], [[1, 2]])
 
     assert (tmp_path / "all.csv").read_text() == "kept\na,b\n1,2\n"
+
+
+@pytest.mark.parametrize("command", [["export", "--to", "pt2"], ["predict", "leaf.png"]])
+@pytest.mark.parametrize(
+    "out",
+    [
+        *(f"run/{name}" for name in FILES),  # last.ckpt is not there, but would be taken for the run's
+        "other/model.safetensors",
+        "other/../run/config.json",
+        "folder/config.json",
+        "file",
+        "weights",
+    ],
+)
+def test_what_a_run_is_made_of_is_not_written_over(
+    command: list[str], out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "other"):
+        Path(folder).mkdir()
+        for name in {*FILES} - {"last.ckpt"}:
+            Path(folder, name).write_text("{}")
+    Path("run/model.safetensors").rename("weights")
+    Path("run/model.safetensors").symlink_to("../weights")
+    Path("folder").symlink_to("run")
+    Path("file").symlink_to("other/summary.json")
+    before = {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
+
+    assert main([command[0], "run", *command[1:], "--out", out]) == 2
+
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert f"clca: --out {out}: is a file of the run or saved model in " in told
+    assert {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_other_names_beside_a_run_and_in_other_folders_are_free(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        folder.mkdir()
+    for name in ("config.json", "model.onnx"):  # exported before
+        (run / name).write_text("{}")
+    for out in (run / "model.onnx", run / "new.pt2", other / "model.safetensors", Path("/dev/stdout")):
+        refuse_run_file(out, run)
 
 
 # This device is written to by its open file alone, never by its name: a regular file must not take its place.

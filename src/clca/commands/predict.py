@@ -62,7 +62,11 @@ def run(argv: Sequence[str]) -> int:
     from clca.errors import ClcaError
     from clca.training import predict as classify
     from clca.training.answers import write_answers
+    from clca.training.run_folder import refuse_run_file
 
+    out = Path(chosen["out"]) if chosen["out"] else None
+    if out is not None:
+        refuse_run_file(out, Path(chosen["run"]))
     model, explanations, keep_rate = chosen["run"], None, rate(chosen["keep_rate"])
     if chosen["explain"] is not None:
         from clca.hub import from_pretrained
@@ -99,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
                 bad += 1
                 print(f"clca: {answer.path}: {error}", file=sys.stderr)
 
-    write_answers(readable(), chosen["format"], Path(chosen["out"]) if chosen["out"] else None)
+    write_answers(readable(), chosen["format"], out)
     if explanations is not None:
         print(f"what it looked at is in {explanations.folder}", file=sys.stderr)
     if bad:

@@ -19,6 +19,7 @@ from clca.export.whole_file import replacing
 from clca.hub import from_pretrained
 from clca.measure import Spread, interleaved
 from clca.model import TokenReducedViT
+from clca.training.run_folder import refuse_run_file
 
 KINDS = ("onnx", "pt2")
 INT8_AGREEMENT = 0.9
@@ -96,7 +97,8 @@ def export_run(
         tell: Told what is being done.
 
     Raises:
-        ClcaError: There is no such run or image, or what is asked for does not go together.
+        ClcaError: There is no such run or image, what is asked for does not go together, or `out` is one of the files
+            that a run is made of.
         WorkError: The model cannot be exported, or the file does not agree with PyTorch; nothing is left of it.
     """
     if to not in KINDS:
@@ -105,6 +107,9 @@ def export_run(
         raise ClcaError(f"int8 is made for ONNX only: export to onnx, or to {to} without int8")
     if to == "onnx":
         need_onnx()
+    folder = Path(run) if Path(run).is_dir() else Path()
+    path = Path(out) if out is not None else folder / f"model{'-int8' if int8 else ''}.{to}"
+    refuse_run_file(path, folder)
     model = from_pretrained(run)
     if model.classes is None or model.preprocess is None:
         raise ClcaError(
@@ -112,8 +117,6 @@ def export_run(
         )
     if keep_rate is not None:
         model.keep_rate = keep_rate
-    folder = Path(run) if Path(run).is_dir() else Path()
-    path = Path(out) if out is not None else folder / f"model{'-int8' if int8 else ''}.{to}"
     pictures = find_pictures(model, run, images)
     with replacing(path) as temporary:
         tell(f"exporting to {to}")

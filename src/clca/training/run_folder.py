@@ -25,6 +25,7 @@ CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
     "last.ckpt",
     "summary.json",
 )
+FILES = (CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY)
 
 State = Literal["new", "started", "finished"]
 
@@ -71,6 +72,22 @@ def _is_stream(path: Path) -> bool:
     return (os.path.exists(path) and not os.path.isfile(path)) or str(path).startswith(
         ("/dev/std", "/dev/fd/", "/proc/")
     )
+
+
+def refuse_run_file(out: Path, run: Path) -> None:
+    """Refuse a file to write to that is one of those a run or a saved model is made of, also through links.
+
+    Args:
+        out: The file, there or not.
+        run: The run at hand; others are known by the `config.json` beside `out`.
+
+    Raises:
+        ClcaError: It is one.
+    """
+    target = Path(os.path.realpath(out))
+    for folder in (run, out.parent, target.parent):
+        if (folder / CONFIG).is_file() and str(target) in (os.path.realpath(folder / name) for name in FILES):
+            raise ClcaError(f"--out {out}: is a file of the run or saved model in {folder}; choose another name")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from clca import factory
 from clca.backbones import PAPER_BACKBONES, Backbone
 
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
+CLASSES = ["Merlot", "Pinot noir", "Riesling", "Syrah", "Tannat"]
 DEIT = "deit_tiny_patch16_224"
 URL = "https://weights.example.invalid/tiny-linear.pth.tar"
 
@@ -44,14 +45,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_round_trip(reduction: str, settings: dict[str, Any], tmp_path: Path) -> None:
     rate = 1.0 if reduction == "none" else (0.9, 0.5)
     model = make(reduction=reduction, keep_rate=rate, locations=[1, 2], in_chans=1, **settings)
-    model.classes, model.preprocess = ["Merlot", "Pinot noir"], {"img_size": 16, "mean": (0.5,)}
+    model.classes, model.preprocess = CLASSES, {"img_size": 16, "mean": (0.5,)}
     model.save_pretrained(tmp_path / "new" / "folder")
     again = clca.from_pretrained(tmp_path / "new" / "folder")
     images = torch.randn(3, 1, 16, 16)
     assert torch.equal(again(images), model(images))
     assert not again.training
     assert again.config == model.config
-    assert (again.classes, again.preprocess) == (["Merlot", "Pinot noir"], {"img_size": 16, "mean": [0.5]})
+    assert (again.classes, again.preprocess) == (CLASSES, {"img_size": 16, "mean": [0.5]})
 
 
 def test_what_else_the_config_says_is_kept(tmp_path: Path) -> None:
@@ -107,6 +108,12 @@ def _write(text: str) -> Any:
     return lambda folder: (folder / "config.json").write_text(text)
 
 
+def _name(classes: Any) -> Any:
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"classes": classes})
+    )
+
+
 def _edit(**fields: Any) -> Any:
     def edit(folder: Path) -> None:
         content = json.loads((folder / "config.json").read_text())
@@ -135,6 +142,10 @@ def _edit(**fields: Any) -> Any:
         (_edit(num_classes=9), "model.safetensors is of another model: of another shape: cla_head.classifier"),
         (_edit(cla=False), "model.safetensors is of another model: missing: norm.weight"),
         (_edit(reduction="sit", keep_rate=0.5), "model.safetensors is of another model: missing: reductions.0"),
+        (_name(CLASSES[1:]), "config.json: classes has 4 names and the model 5 outputs"),
+        (_name([*CLASSES, "Viognier"]), "config.json: classes has 6 names and the model 5 outputs"),
+        (_name("fives"), "config.json: classes must be a list of names, not 'fives'"),
+        (_name([1, 2, 3, 4, 5]), "config.json: classes must be a list of names"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "not a readable weight file"),
     ],
 )
@@ -144,6 +155,23 @@ def test_damaged_folders(damage: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(clca.ClcaError, match=words) as refused:
         clca.from_pretrained(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_classes_that_do_not_fit_are_not_saved(tmp_path: Path) -> None:
+    model = make()
+    model.classes = CLASSES[1:]
+    with pytest.raises(clca.ClcaError, match="the model: classes has 4 names and the model 5 outputs"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cla", [True, False])
+def test_a_model_for_features_names_no_classes(cla: bool, tmp_path: Path) -> None:
+    model = make(num_classes=0, cla=cla)
+    model.save_pretrained(tmp_path)
+    again, images = clca.from_pretrained(tmp_path), torch.randn(2, 3, 16, 16)
+    assert again.classes is None
+    assert torch.equal(again(images), model(images))
 
 
 @pytest.mark.parametrize("where", ["/no/such/folder", "runs/no/such", "no such", ""])

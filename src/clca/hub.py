@@ -33,7 +33,8 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
         folder: Made if it is missing; what else its `config.json` says is kept.
 
     Raises:
-        ClcaError: If the model was not made by name and cannot be made again, or the folder cannot be written.
+        ClcaError: If the model was not made by name and cannot be made again, `classes` does not name each of its
+            outputs, or the folder cannot be written.
         WorkError: If writing fails half-way (a full disk); what was there before is then whole.
     """
     folder = Path(folder)
@@ -55,6 +56,7 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
 
 def _as_json(model: TokenReducedViT) -> dict[str, Any]:
     """What `config.json` says of a model, in JSON's types."""
+    _check_classes(model, "the model")
     try:
         config = json.loads(model.config.model_dump_json())
     except (ValueError, TypeError) as error:
@@ -90,7 +92,20 @@ def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:
     model = build(config)
     load_strict(model, read_state_dict(weights_file), str(weights_file))
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
+    _check_classes(model, str(config_file))
     return model.eval()
+
+
+def _check_classes(model: TokenReducedViT, where: str) -> None:
+    """Refuse names of classes that are not one for each of the model's outputs; a model need not name them."""
+    classes = model.classes
+    if classes is None:
+        return
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ClcaError(f"{where}: classes must be a list of names, not {str(classes)[:60]!r}")
+    if len(classes) != model.num_classes:
+        found = f"classes has {len(classes)} names and the model {model.num_classes} outputs"
+        raise ClcaError(f"{where}: {found}; name each output once")
 
 
 def push_to_hub(model: TokenReducedViT, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

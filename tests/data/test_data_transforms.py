@@ -1,5 +1,6 @@
 """Transforms: the published recipe, reproducible from torch's seed, and a dict that rebuilds the evaluation."""
 
+import math
 import random
 
 import numpy as np
@@ -183,3 +184,27 @@ def test_mistakes_are_named():
         from_preprocess({key: value for key, value in preprocess_dict(32).items() if key not in ("resize", "std")})
     with pytest.raises(ClcaError, match="'cubic'"):
         from_preprocess({**preprocess_dict(32), "interpolation": "cubic"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        *(({"mean": value}, "mean must be three numbers, not ") for value in ("x", 3, None, [0.5], ["a", 0, 0])),
+        ({"mean": [math.nan, 0.5, 0.5]}, "mean must be three numbers, not "),
+        ({"std": [0.5, 0.5, 0]}, "std must be three numbers above 0, not "),
+        *(({"resize": value}, f"resize {value!r} is not a positive") for value in ("x", 36.5, None, 0, [36, 36])),
+        ({"img_size": "32"}, "image size '32' is not a positive"),
+        ({"square": "no"}, "square must be true or false, not 'no'"),
+        ({"interpolation": ["bicubic"]}, "unknown interpolation ['bicubic']"),
+    ],
+)
+def test_a_damaged_preprocess_is_named(damage, told):
+    with pytest.raises(ClcaError) as refused:
+        from_preprocess({**preprocess_dict(32), **damage})
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("damaged", ["x", [1, 2]])
+def test_a_preprocess_that_is_no_settings_is_named(damaged):
+    with pytest.raises(ClcaError, match="preprocess must be settings by name"):
+        from_preprocess(damaged)

@@ -16,6 +16,7 @@ from PIL import Image
 from small_endpoint import CLASSES, TOLERANCE, alone, by_class, make_app, photo, tiny_model
 
 import clca
+from clca.data.transforms import preprocess_dict
 from clca.errors import ClcaError
 from clca.serve import ServeSettings, create_app
 
@@ -133,6 +134,13 @@ def test_no_model_or_one_without_classes_is_refused() -> None:
     bare.classes = None
     with pytest.raises(ClcaError, match="classes"):
         create_app({"bare": bare}, ServeSettings(device="cpu"))
+
+
+def test_a_model_whose_preprocessing_is_damaged_is_refused() -> None:
+    damaged = tiny_model()
+    damaged.preprocess = preprocess_dict(32) | {"img_size": "x"}
+    with pytest.raises(ClcaError, match="image size 'x'"):
+        create_app({"damaged": damaged}, ServeSettings(device="cpu"))
 
 
 # -- hostile images --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Where only scaling and normalisation follow the crop and flip, a transform can l
 does them once a batch on the model's device: a batch of bytes is put together and moved in a quarter of the memory.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -139,12 +140,19 @@ def from_preprocess(preprocess: dict[str, Any], *, normalize: bool = True) -> Tr
         normalize: False gives uint8 and leaves scaling and normalisation to `Normalization`.
 
     Raises:
-        ClcaError: Where a key is missing or the interpolation unknown.
+        ClcaError: Where a key is missing, a value is not of its kind, or the interpolation is unknown.
     """
+    if not isinstance(preprocess, dict):
+        raise ClcaError(f"the model's preprocess must be settings by name, not {str(preprocess)[:60]!r}")
     missing = [key for key in ("img_size", "resize", "interpolation", "mean", "std", "square") if key not in preprocess]
     if missing:
         raise ClcaError(f"the model's preprocess lacks {', '.join(missing)}: was it saved by clca?")
     _check_size(preprocess["img_size"])
+    _check_size(preprocess["resize"], "the model's preprocess: resize")
+    for key in ("mean", "std"):
+        _check_channels(key, preprocess[key])
+    if not isinstance(preprocess["square"], bool):
+        raise ClcaError(f"the model's preprocess: square must be true or false, not {preprocess['square']!r}")
     resize = _resize(preprocess["resize"], preprocess["square"], preprocess["interpolation"])
     rest = [v2.CenterCrop(preprocess["img_size"]), *_to_tensor(preprocess["mean"], preprocess["std"], normalize)]
     if preprocess["square"]:
@@ -157,7 +165,7 @@ def _resize_for(img_size: int) -> int:
 
 
 def _resize(size: int, square: bool, interpolation: str = "bicubic") -> v2.Resize:
-    known = {mode.value for mode in InterpolationMode}
+    known = [mode.value for mode in InterpolationMode]
     if interpolation not in known:
         raise ClcaError(f"unknown interpolation {interpolation!r}: choose from {', '.join(sorted(known))}")
     return v2.Resize([size, size] if square else [size], InterpolationMode(interpolation), antialias=True)
@@ -217,6 +225,15 @@ class _ChannelsFirst(torch.nn.Module):
         return tv_tensors.wrap(image.contiguous(), like=image)
 
 
-def _check_size(img_size: int) -> None:
-    if not isinstance(img_size, int) or isinstance(img_size, bool) or img_size < 1:
-        raise ClcaError(f"image size {img_size!r} is not a positive whole number of pixels")
+def _check_size(size: int, what: str = "image size") -> None:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ClcaError(f"{what} {size!r} is not a positive whole number of pixels")
+
+
+def _check_channels(what: str, values: Sequence[float]) -> None:
+    """One number for each of red, green and blue; deviations are divided by."""
+    above = -math.inf if what == "mean" else 0
+    three = isinstance(values, (list, tuple)) and len(values) == 3
+    if not three or not all(isinstance(value, (int, float)) and above < value < math.inf for value in values):
+        kind = "numbers" if what == "mean" else "numbers above 0"
+        raise ClcaError(f"the model's preprocess: {what} must be three {kind}, not {str(values)[:60]!r}")

@@ -30,7 +30,7 @@ class ServedModel:
         folder: Where it comes from, if that is a folder.
 
     Raises:
-        ClcaError: If the model does not say its classes or preprocessing.
+        ClcaError: If the model does not say its classes or preprocessing, or says something impossible.
     """
 
     def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator, folder: Path | None = None) -> None:
@@ -38,11 +38,11 @@ class ServedModel:
             raise ClcaError(f"{name} does not say its classes and preprocessing: set model.classes and .preprocess")
         self.name, self.folder, self._accelerator = name, folder, accelerator
         self.classes = list(model.classes)
-        self.image_size = int(model.preprocess["img_size"])
         self.backbone, self.reduction = model.config.backbone, model.config.reduction
         self.keep_rate: Rates = model.keep_rate
         self.cost: Cost = cost(model)
         self.transform = from_preprocess(model.preprocess, normalize=False)
+        self.image_size: int = model.preprocess["img_size"]
         self._normalize = Normalization(model.preprocess)
         self.model = model.to(accelerator.device).eval()
         prepacked(self.model).__enter__()  # never left: the weights do not change, and what is kept goes with them

@@ -1,11 +1,13 @@
 """Exported files: they compute what the model does, say how to be used, and are there whole or not at all."""
 
 import io
-import json
 import pickle
+import re
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -146,22 +148,72 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_run(run, out=tmp_path_factory.mktemp("exported") / "leaf.onnx").path
 
 
-def test_a_stranger_classifies_from_the_metadata_alone(run: Path, exported: Path, photos: Path) -> None:
-    session = onnxruntime.InferenceSession(exported)
-    told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    numbers, name = told["preprocess"], told["input"]["name"]
-    rows = []
-    for file in sorted((photos / "test").rglob("*.png")):
-        image = Image.open(file).convert("RGB").resize((numbers["resize"],) * 2, Image.Resampling.BICUBIC)
-        first = round((numbers["resize"] - numbers["img_size"]) / 2)
-        image = image.crop((first, first, first + numbers["img_size"], first + numbers["img_size"]))
-        pixels = (np.asarray(image, np.float32) / 255 - np.float32(numbers["mean"])) / np.float32(numbers["std"])
-        (logits,) = session.run([told["output"]["name"]], {name: pixels.transpose(2, 0, 1)[None]})
-        odds = np.exp(logits[0] - logits[0].max())
-        rows.append((told["classes"][odds.argmax()], (odds / odds.sum()).max()))
-    answers = list(clca.predict(run, photos / "test", device="cpu", precision="no"))
-    assert [row[0] for row in rows] == [answer.classes[0] for answer in answers]
-    np.testing.assert_allclose([row[1] for row in rows], [a.probabilities[0] for a in answers], atol=1e-4)
+def _as_png(pixels: np.ndarray, **more: Any) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", **more)
+    return content.getvalue()
+
+
+def _deep_colour(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel [H, W, C], two channels being grey with alpha, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _all_kinds() -> dict[str, bytes]:
+    """A dark leaf on bright ground as each kind of image that has to be brought to 8-bit RGB; none of them square."""
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 120, (44, 60, 4), dtype=np.uint8)
+    rgba[10:30, 20:50, 3] = rng.integers(200, 255, (20, 30))
+    deep = rgba.astype(np.uint16) * 257
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    palette = Image.fromarray(rgba[..., :3]).quantize(16)
+    content = io.BytesIO()
+    palette.save(content, "PNG", transparency=3)
+    return {
+        "RGB": _as_png(rgba[..., :3]),
+        "turned": _as_png(rgba[..., :3], exif=turned),
+        "RGBA": _as_png(rgba),
+        "LA": _as_png(rgba[..., [0, 3]]),
+        "palette": content.getvalue(),
+        "16-bit grey": _as_png(deep[..., 0] + 77),
+        "16-bit LA": _deep_colour(deep[..., [0, 3]] + 77),
+        "16-bit RGB": _deep_colour(deep[..., :3] + 77),
+        "16-bit RGBA": _deep_colour(deep + 77),
+    }
+
+
+@pytest.mark.parametrize("changed", [{}, {"square": False, "interpolation": "bilinear"}])
+def test_the_manuals_own_lines_give_the_scores_of_predict(
+    changed: dict[str, Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "export.md"
+    found = re.search(r"```python\n(import json\n\nimport numpy .*?)```", page.read_text(), re.DOTALL)
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/vines", "new"):
+        Path(folder).mkdir(parents=True)
+    model = clca.from_pretrained(run)
+    assert model.preprocess is not None
+    model.preprocess |= changed
+    export_onnx(model, "runs/vines/model.onnx")
+    for kind, content in _all_kinds().items():
+        Path("new/leaf.jpg").write_bytes(content)
+        names: dict[str, Any] = {}
+        exec(found[1], names)
+        (answer,) = clca.predict(model, "new/leaf.jpg", device="cpu", precision="no")
+        assert answer.error is None
+        scores = dict(zip(names["told"]["classes"], names["probabilities"], strict=True))
+        expected = dict(zip(answer.classes, answer.probabilities, strict=True))
+        assert scores == pytest.approx(expected, abs=1e-5), kind
 
 
 def test_the_file_says_what_it_is_and_nothing_of_this_machine(run: Path, exported: Path) -> None:
@@ -172,6 +224,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(run: Path, exporte
     assert file.preprocess is not None
     assert model.preprocess.items() <= file.preprocess.items()
     assert any("37 × 37" in step and "bicubic" in step for step in file.preprocess["steps"])
+    assert "round(value / 257)" in file.preprocess["steps"][0]
     assert file.metadata["config"]["reduction"] == "evit"
     assert file.metadata["gmacs"] == pytest.approx(clca.cost(model).gmacs, abs=1e-6)
     assert (file.metadata["opset"], file.metadata["keep_rate"]) == (18, 0.5)

@@ -64,13 +64,13 @@ def run(make_run: Callable[..., str]) -> str:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clca.tune.MOST_ROUNDS", 5)
+    monkeypatch.setattr("clca.tune.running.MOST_ROUNDS", 5)
 
 
 @pytest.fixture(scope="module")
 def tuned(run: str, make_run: Callable[..., str], photos: Path) -> Tuning:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clca.tune.MOST_ROUNDS", 5)
+        patch.setattr("clca.tune.running.MOST_ROUNDS", 5)
         runs = [run, make_run("patchmerger"), make_run("none", keep_rate=1.0)]
         return tune(
             runs, Budget("latency_ms", 1e6), data=photos, keep_rates=(0.1, 1.0, 0.5), img_sizes=(48,), workers=0,

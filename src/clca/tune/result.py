@@ -1,0 +1,239 @@
+"""What tuning found: candidates, the choice among them, and the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from clca.measure import Spread, command, versions
+from clca.training.run_folder import make_writable, replacing, write_csv, write_json
+
+WIDE = 100
+JSON, CSV, PICTURE = "tune.json", "tune.csv", "frontier.png"
+
+Measure = Literal["latency_ms", "gmacs", "images_per_second"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `value` milliseconds a batch or GMACs an image, or at least `value` images a second."""
+
+    measure: Measure
+    value: float
+
+    def __str__(self) -> str:
+        return {
+            "latency_ms": f"at most {self.value:g} ms",
+            "gmacs": f"at most {self.value:g} GMACs",
+            "images_per_second": f"at least {self.value:g} images/s",
+        }[self.measure]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run at one keep rate and size.
+
+    Attributes:
+        run, reduction, keep_rate, img_size: What it is.
+        trained_size: Whether the run was trained at this size.
+        top1: Share of the validation images that are right, 0 … 1.
+        error: Standard error of that.
+        latency: Milliseconds a batch.
+        images_per_second: From the median.
+        gmacs: Multiply-accumulates of one image in 10⁹, as the published method counts them.
+        tokens: Tokens after the last block.
+    """
+
+    run: str
+    reduction: str
+    keep_rate: float | tuple[float, ...]
+    img_size: int
+    trained_size: bool
+    top1: float
+    error: float
+    latency: Spread
+    images_per_second: float
+    gmacs: float
+    tokens: float
+
+    def cost(self, measure: Measure) -> float:
+        """What the budget limits; for images a second, the seconds of one, so that less is always cheaper."""
+        if measure == "images_per_second":
+            return 1 / self.images_per_second
+        return self.latency.median if measure == "latency_ms" else self.gmacs
+
+    def fits(self, budget: Budget) -> bool:
+        limit = 1 / budget.value if budget.measure == "images_per_second" else budget.value
+        return self.cost(budget.measure) <= limit
+
+    @property
+    def rates(self) -> str:
+        """The keep rate as the command line takes it."""
+        several = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
+        return " ".join(f"{rate:g}" for rate in several)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` found.
+
+    Attributes:
+        budget: What was asked for.
+        points: Every candidate, runs in the order given, keep rates falling.
+        chosen: The best within the budget, None where nothing fits.
+        most_accurate: The most accurate within the budget; not the chosen one if that is as good and cheaper.
+        data, images: The validation images, and how many.
+        batch_size: Of the measured latency.
+        notes: What a reader must know.
+    """
+
+    budget: Budget
+    points: list[Point]
+    chosen: Point | None
+    most_accurate: Point | None
+    data: str
+    images: int
+    batch_size: int
+    machine: dict[str, Any]
+    notes: list[str]
+
+    def advice(self) -> str:
+        """What to do, in a line; where nothing fits, what comes closest."""
+        best = self.chosen
+        if best is None:
+            near = min(self.points, key=lambda point: point.cost(self.budget.measure))
+            return (
+                f"nothing is within {self.budget}: closest is {near.run} at keep rate {near.rates}, "
+                f"{near.img_size} px: {_costs(near)}, top-1 {near.top1:.1%}"
+            )
+        if not best.trained_size:
+            return f"train at this size: clca train … --reduction {best.reduction} --img-size {best.img_size}"
+        rate = "" if best.reduction == "none" else f" --keep-rate {best.rates}"
+        return f"clca predict {best.run} IMAGES{rate}"
+
+    def reason(self) -> str | None:
+        """Why the chosen one was chosen."""
+        best, top = self.chosen, self.most_accurate
+        if best is None or top is None:
+            return None
+        what = (
+            f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px: {_told(best)}, {_costs(best)}"
+        )
+        if best is top:
+            return f"most accurate with {self.budget}: {what}"
+        there = "" if top.run == best.run else f"{top.run} at "
+        return (
+            f"with {self.budget}: {what}; {there}keep rate {top.rates} has {top.top1:.1%}, "
+            f"which is within the standard error, and is dearer: {_costs(top)}"
+        )
+
+    def render(self, console: Console) -> None:
+        """Print table, reason, advice and notes."""
+        console.print(_table(self, console.width >= WIDE))
+        for line in [self.reason(), self.advice() if self.chosen else None, *self.notes]:
+            if line is not None:
+                console.print(line, highlight=False, markup=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `tune.json`."""
+        return {
+            "format": "clca-tune-1", "command": command(), "machine": self.machine, "versions": versions(),
+            "budget": vars(self.budget), "images": self.images, "batch_size": self.batch_size,
+            "points": [_flat(point) for point in self.points],
+            "chosen": None if self.chosen is None else _flat(self.chosen),
+            "reason": self.reason(), "advice": self.advice(), "notes": self.notes,
+        }  # fmt: skip
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write `tune.json`, `tune.csv` and `frontier.png`.
+
+        Raises:
+            ClcaError: The folder cannot be written.
+            WorkError: A file could not be written; its predecessor is whole.
+        """
+        from clca.report.frontier import draw_frontier
+
+        make_writable(folder)
+        write_json(folder / JSON, json.loads(json.dumps(self.as_dict())))
+        rows = [_flat(point) for point in self.points]
+        write_csv(folder / CSV, list(rows[0]), (row.values() for row in rows))
+        with replacing(folder / PICTURE) as temporary:
+            draw_frontier(temporary, self, frontier(self.points, self.budget.measure))
+        return [folder / name for name in (JSON, CSV, PICTURE)]
+
+
+def choose(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
+    """The most accurate within the budget, and the cheapest that its standard error does not tell from it."""
+    fitting = [point for point in points if point.fits(budget)]
+    if not fitting:
+        return None, None
+    top = max(fitting, key=lambda point: (point.top1, -point.cost(budget.measure)))
+    as_good = [point for point in fitting if point.top1 >= top.top1 - top.error]
+    return top, min(as_good, key=lambda point: (point.cost(budget.measure), -point.top1))
+
+
+def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
+    """The points that no other beats in both accuracy and cost, from cheap to dear."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost(measure), -point.top1)):
+        if not best or point.top1 > best[-1].top1:
+            best.append(point)
+    return best
+
+
+def _told(point: Point) -> str:
+    return f"top-1 {point.top1:.1%} ± {point.error:.1%}"
+
+
+def _costs(point: Point) -> str:
+    return f"{point.latency.median:.1f} ms, {point.images_per_second:.1f} images/s, {point.gmacs:.2f} GMACs"
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    numbers = dict(vars(point))
+    latency = numbers.pop("latency")
+    numbers["run"] = Path(point.run).name
+    numbers["keep_rate"] = point.rates if isinstance(point.keep_rate, tuple) else point.keep_rate
+    return numbers | {f"latency_ms_{name}": value for name, value in vars(latency).items()}
+
+
+def _table(tuning: Tuning, wide: bool) -> Table:
+    runs = list(dict.fromkeys(point.run for point in tuning.points))
+    untrained = any(not point.trained_size for point in tuning.points)
+    title = f"{tuning.images} validation images, batch {tuning.batch_size}, {tuning.budget}"
+    if len(runs) > 1:
+        title = "\n".join([*(f"{number}: {run}" for number, run in enumerate(runs, start=1)), title])
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for name in ["", *(["run"] if len(runs) > 1 else []), "reduction"]:
+        table.add_column(name, no_wrap=True)
+    # A narrow terminal has no room for both; the one that the budget speaks of stays.
+    left_out = "" if wide else "p90" if tuning.budget.measure == "images_per_second" else "images/s"
+    columns = [name for name in ("px", "keep", "top-1", "ms", "p90", "images/s", "GMACs", "tokens") if name != left_out]
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in tuning.points:
+        mark = "→" if point is tuning.chosen else "" if point.fits(tuning.budget) else "×"
+        cells = [mark, *([str(1 + runs.index(point.run))] if len(runs) > 1 else []), point.reduction]
+        values = {
+            "px": f"{point.img_size}" + ("" if point.trained_size else "*"),
+            "keep": point.rates,
+            "top-1": f"{point.top1:.1%} ± {point.error:.1%}",
+            "ms": f"{point.latency.median:.1f}",
+            "p90": f"{point.latency.p90:.1f}",
+            "images/s": f"{point.images_per_second:.1f}",
+            "GMACs": f"{point.gmacs:.2f}",
+            "tokens": f"{point.tokens:.0f}",
+        }
+        table.add_row(*cells, *(values[name] for name in columns))
+    table.caption = "→ chosen  × over the budget" + ("  * not trained at this size" if untrained else "")
+    table.caption_justify = "left"
+    return table

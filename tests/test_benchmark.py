@@ -265,6 +265,31 @@ def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> Non
     assert "run" in found.as_dict()["config"]["models"]  # and not where it lies
 
 
+@pytest.mark.parametrize("reduction", ["patchmerger", "sit"])
+def test_a_run_with_a_keep_rate_a_location_is_measured_weighed_told_and_drawn(reduction: str, tmp_path: Path) -> None:
+    rates = (0.8, 0.6, 0.4)
+    for size in (32, 64):
+        clca.create_model(
+            "vit_tiny_patch16_224", **TINY, img_size=size, num_classes=5, reduction=reduction, keep_rate=rates
+        ).save_pretrained(str(tmp_path / f"run{size}"))
+    runs = tuple(str(tmp_path / f"run{size}") for size in (32, 64))
+    found = benchmark(BenchmarkConfig(**(SMALL | {"models": runs, "memory": True}), rounds=1))
+    assert [(row.candidate.keep_rate, row.error) for row in found.rows] == [(1.0, None), (rates, None)] * 2
+    found.growth = [running.Growth(found.rows[1].candidate, (4, 16), 1.0, 1.0, None)]
+    slow = replace(found.rows[1], speed_up=Spread(0.5, 0.5, 0.5))
+    found.rows[1] = slow
+    console = Console(width=80, record=True, file=io.StringIO())
+    found.render(console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{reduction} 0.8 0.6 0.4 is slower than dense" in text
+    assert "speedup.png" in [path.name for path in found.write(tmp_path / "out")]
+    content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert content["rows"][1]["keep_rate"] == content["growth"][0]["keep_rate"] == list(rates)
+    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open()))
+    assert [row["keep_rate"] for row in rows] == ["1", "0.8 0.6 0.4"] * 2
+
+
 def test_memory_is_weighed_alone() -> None:
     found = benchmark(BenchmarkConfig(**(SMALL | {"memory": True}), reductions=("evit",), keep_rates=(0.5,), rounds=1))
     dense, evit = found.rows

@@ -53,6 +53,12 @@ class ModelConfig(BaseModel):
         return self.model_dump()
 
 
+def spelled(keep_rate: float | tuple[float, ...]) -> str:
+    """A keep rate, or one a location, as the command line takes it."""
+    rates = keep_rate if isinstance(keep_rate, tuple) else (keep_rate,)
+    return " ".join(f"{rate:g}" for rate in rates)
+
+
 def validated(**fields: Any) -> ModelConfig:
     """Build a `ModelConfig`; a wrong field raises a `ClcaError` of one line instead of pydantic's report."""
     try:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from clca.backbones import resolve
 from clca.compiling import compiled_call
+from clca.config import spelled
 from clca.costing import cost
 from clca.errors import ClcaError
 from clca.factory import create_model, reduce_tokens
@@ -39,7 +40,7 @@ class Candidate:
     img_size: int
     batch_size: int
     reduction: str
-    keep_rate: float
+    keep_rate: float | tuple[float, ...]
     precision: str = "fp32"
     mode: str = "eager"
     training: bool = False
@@ -51,6 +52,11 @@ class Candidate:
     def name(self) -> str:
         """Unique among the candidates of a benchmark."""
         return " ".join(str(value) for value in vars(self).values())
+
+    @property
+    def setting(self) -> str:
+        """Reduction and keep rate."""
+        return f"{self.reduction} {spelled(self.keep_rate)}"
 
     @property
     def baseline(self) -> Candidate:

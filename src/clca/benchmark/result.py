@@ -16,6 +16,7 @@ from rich.table import Table
 
 from clca.benchmark.candidates import DENSE, Candidate, is_run
 from clca.benchmark.config import BenchmarkConfig
+from clca.config import spelled
 from clca.measure import Spread
 from clca.training.run_folder import make_writable, replacing, write_csv, write_json
 
@@ -133,7 +134,7 @@ class Benchmark:
             console.print(_table(title, rows, console.width >= WIDE))
             for row in rows:
                 if row.error is not None:
-                    _say(console, f"{row.candidate.reduction} {row.candidate.keep_rate:g} failed: {row.error}")
+                    _say(console, f"{row.candidate.setting} failed: {row.error}")
             for line in _verdicts(rows):
                 _say(console, line)
             console.print()
@@ -226,7 +227,7 @@ def _verdicts(rows: list[Row], where: str = "") -> list[str]:
     for row in rows:
         if row.candidate.reduction == DENSE or row.speed_up is None or row.share is None:
             continue
-        name, speed = f"{row.candidate.reduction} {row.candidate.keep_rate:g}{where}", row.speed_up.median
+        name, speed = f"{row.candidate.setting}{where}", row.speed_up.median
         if speed < 1:
             lines.append(f"{name} is slower than dense: {speed:.2f} × its speed")
         elif row.share < LOSES_BELOW:
@@ -250,7 +251,7 @@ def _table(title: str, rows: list[Row], wide: bool) -> Table:
         columns += ["MiB", "memory"] if wide else ["memory"]
     table.add_column("reduction", no_wrap=True)
     for name in columns:
-        table.add_column("p10–p90" if name == "ms range" else name, justify="right", no_wrap=True)
+        table.add_column("p10–p90" if name == "ms range" else name, justify="right", no_wrap=name != "keep")
     for row in rows:
         cells = _cells(row)
         empty = row.error is not None
@@ -268,7 +269,7 @@ def _cells(row: Row) -> dict[str, str]:
     time, speed = row.milliseconds, row.speed_up
     form = ".0f" if time is not None and time.median >= 100 else ".1f"
     return {
-        "keep": f"{row.candidate.keep_rate:g}",
+        "keep": spelled(row.candidate.keep_rate),
         "GMACs": one(row.gmacs, ".2f"),
         "made": one(row.computed_gmacs, ".2f"),
         "ms": one(time.median if time else None, form),
@@ -298,14 +299,15 @@ def _growth_table(growth: list[Growth]) -> Table:
         candidate = line.candidate
         memory = "" if line.memory is None else f"{line.memory:.2f}"
         setting = f"{candidate.precision}, {candidate.mode}"
-        cells = (f"{candidate.keep_rate:g}", str(candidate.batch_size), setting, f"{line.macs:.2f}", f"{line.time:.2f}")
+        rate = spelled(candidate.keep_rate)
+        cells = (rate, str(candidate.batch_size), setting, f"{line.macs:.2f}", f"{line.time:.2f}")
         table.add_row(candidate.reduction, *cells, memory)
     return table
 
 
 def _flat(row: Row) -> dict[str, Any]:
     """A row for a table: a spread as three numbers."""
-    numbers = row.as_dict()
+    numbers = row.as_dict() | {"keep_rate": spelled(row.candidate.keep_rate)}
     for name, value in list(numbers.items()):
         if name in ("milliseconds", "speed_up", "over_eager", "over_fp32"):
             del numbers[name]

@@ -32,6 +32,7 @@ from clca.measure import (
     using_threads,
     versions,
 )
+from clca.training.stored_evaluations import by_rate
 
 LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
 PASSES_OF_A_STEP = 3  # the backward pass multiplies twice as much as the forward pass
@@ -143,7 +144,8 @@ class _Group:
     def weight(self) -> float:
         """About how long it takes, in no particular unit."""
         # Making a model and counting its MACs takes about as long as three images of 224 px.
-        return sum(c.batch_size * c.img_size**2 * (0.3 + 0.7 * c.keep_rate) + 3 * 224**2 for c in self.candidates)
+        kept = {c: 0.3 + 0.7 * by_rate(c.keep_rate)[0] for c in self.candidates}
+        return sum(c.batch_size * c.img_size**2 * share + 3 * 224**2 for c, share in kept.items())
 
     def run(self, until: float, meter: Meter, done: float, share: float) -> None:
         """Measure until about `until`; this group is `share` of all the work, of which `done` was done before."""
@@ -201,7 +203,7 @@ class _Group:
         for candidate in self.candidates:
             if candidate.name in self.errors or candidate.mode != "eager":
                 continue
-            show(f"memory of {candidate.reduction} {candidate.keep_rate:g}", 2)
+            show(f"memory of {candidate.setting}", 2)
             try:
                 peak = peak_memory(run_alone, candidate, self.config.seed, device=candidate.device)
             except WorkError as error:

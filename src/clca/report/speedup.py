@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clca.config import spelled
 from clca.reductions import list_reductions
+from clca.training.stored_evaluations import by_rate
 
 if TYPE_CHECKING:
     from clca.benchmark.result import Row
@@ -76,7 +78,8 @@ def _panel(axes: Any, title: str, rows: Sequence[Row], handles: dict[str, Any]) 
         axis.set_ticks(ticks, [f"{tick:g}×" for tick in ticks])
         axis.set_ticks([], minor=True)
     for name in dict.fromkeys(row.candidate.reduction for row in rows):
-        own = sorted((row for row in rows if row.candidate.reduction == name), key=lambda row: -row.candidate.keep_rate)
+        own = [row for row in rows if row.candidate.reduction == name]
+        own.sort(key=lambda row: by_rate(row.candidate.keep_rate), reverse=True)
         x = [row.mac_ratio for row in own]
         y = [row.speed_up.median for row in own if row.speed_up]
         ends = [[row.speed_up.median - row.speed_up.p10 for row in own if row.speed_up],
@@ -84,8 +87,8 @@ def _panel(axes: Any, title: str, rows: Sequence[Row], handles: dict[str, Any]) 
         style = style_of(name)
         axes.errorbar(x, y, yerr=ends, fmt="none", ecolor=style["color"], elinewidth=0.8, zorder=2)
         (handles[name],) = axes.plot(x, y, lw=0.9, zorder=3, **style)
-    rates = sorted({row.candidate.keep_rate for row in rows}, reverse=True)
-    listed = ", ".join(f"{rate:g}" for rate in rates)
+    rates = sorted({row.candidate.keep_rate for row in rows}, key=by_rate, reverse=True)
+    listed = ", ".join(map(spelled, rates))
     axes.set_xlabel(f"times fewer MACs (keep rate {listed})", color=_INK)
     axes.set_ylabel("times faster than dense", color=_INK)
     head, _, tail = title.partition(", ")

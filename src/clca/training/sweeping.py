@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
 
-from clca.config import validated
+from clca.config import spelled, validated
 from clca.errors import ClcaError, WorkError, reason
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
@@ -53,7 +53,7 @@ class Swept:
     @property
     def rates(self) -> str:
         """The keep rate as the command line takes it."""
-        return " ".join(f"{rate:g}" for rate in _several(self.keep_rate))
+        return spelled(self.keep_rate)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _sweep(
     points: list[Swept] = []
     try:
         for rate, folder, numbers in zip(rates, folders, known, strict=True):
-            told = f"keep rate {' '.join(f'{each:g}' for each in _several(rate))}"
+            told = f"keep rate {spelled(rate)}"
             if numbers is not None:
                 _say(console, f"{told}: taken from {folder}")
             else:
@@ -259,10 +259,6 @@ def _make(room: Path) -> None:
         room.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkError(f"{room}: cannot be made ({reason(error)})") from error
-
-
-def _several(rate: Rate) -> tuple[float, ...]:
-    return rate if isinstance(rate, tuple) else (rate,)
 
 
 def _plain(rate: Rate) -> float | list[float]:

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from clca.config import spelled
 from clca.measure import Spread, command, versions
 from clca.training.run_folder import make_writable, replacing, write_csv, write_json
 
@@ -76,8 +77,7 @@ class Point:
     @property
     def rates(self) -> str:
         """The keep rate as the command line takes it."""
-        several = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,)
-        return " ".join(f"{rate:g}" for rate in several)
+        return spelled(self.keep_rate)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _table(tuning: Tuning, wide: bool) -> Table:
     left_out = "" if wide else "p90" if tuning.budget.measure == "images_per_second" else "images/s"
     columns = [name for name in ("px", "keep", "top-1", "ms", "p90", "images/s", "GMACs", "tokens") if name != left_out]
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=name != "keep")
     for point in tuning.points:
         mark = "→" if point is tuning.chosen else "" if point.fits(tuning.budget) else "×"
         cells = [mark, *([str(1 + runs.index(point.run))] if len(runs) > 1 else []), point.reduction]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -262,7 +263,30 @@ def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> Non
     )
     torch.testing.assert_close(one.cla_head.state_dict(), own.cla_head.state_dict())
     assert (one.keep_rate, other.keep_rate) == (1.0, 0.25)
-    assert "run" in found.as_dict()["config"]["models"]  # and not where it lies
+    assert found.as_dict()["config"]["models"] == [saved.parent.name]  # and not where it lies
+
+
+def test_runs_of_one_name_are_told_apart(saved: Path) -> None:
+    again = saved.parent / "again" / "run"
+    shutil.copytree(saved, again)
+    config = BenchmarkConfig(**(SMALL | {"models": (str(saved), str(again))}), keep_rates=(0.5,), rounds=1)
+    found = benchmark(config)
+    assert [len(rows) for _, rows in found.groups()] == [2, 2]
+    names = [saved.parent.name, "again"]
+    assert found.as_dict()["config"]["models"] == names
+    assert [row["model"] for row in found.as_dict()["rows"]] == [names[0], names[0], names[1], names[1]]
+    assert "label" not in found.as_dict()["rows"][0]
+
+
+def test_what_is_named_twice_is_measured_once(saved: Path) -> None:
+    runs = (str(saved), f"{saved}/")
+    config = BenchmarkConfig(
+        models=runs, reductions=("evit", "topk", "evit"), keep_rates=(0.5, 0.1, 0.5), img_sizes=(32, 32),
+        batch_sizes=(1, 2, 1), precisions=("fp32", "fp32"), modes=("eager", "eager"),
+    )  # fmt: skip
+    assert (config.models, config.reductions, config.keep_rates) == (runs[:1], ("evit", "topk"), (0.5, 0.1))
+    assert (config.img_sizes, config.batch_sizes) == ((32,), (1, 2))
+    assert (config.precisions, config.modes) == (("fp32",), ("eager",))
 
 
 @pytest.mark.parametrize("reduction", ["patchmerger", "sit"])
@@ -344,6 +368,8 @@ def test_presets_are_settings() -> None:
 def test_the_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["benchmark", "--reductions", "evid", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert main(["benchmark", "--models", "", "--out", str(tmp_path)]) == 2
+    assert "--models '': the name of a run or model is empty" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["benchmark", "--quick", "--out", str(tmp_path / "file")]) == 2
     assert "nothing can be written there" in capsys.readouterr().err

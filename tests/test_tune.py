@@ -108,6 +108,29 @@ def test_numbers_of_cost(tuned: Tuning) -> None:
     assert dense.images_per_second == pytest.approx(1000 / dense.latency.median)
 
 
+def test_a_run_named_twice_is_one_candidate(run: str, photos: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clca.tune.running.MOST_ROUNDS", 1)
+        found = tune(
+            [run, f"{run}/", run], Budget("gmacs", 1), data=photos, keep_rates=(0.5, 0.5), workers=0, device="cpu",
+            precision="no",
+        )  # fmt: skip
+    assert [(point.run, point.keep_rate) for point in found.points] == [(run, 0.5)]
+    with pytest.raises(ClcaError, match="the name of a run or model is empty"):
+        tune([run, ""], Budget("gmacs", 1))
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [tmp_path / name / "run" for name in ("a", "b")]
+    for folder in runs:
+        folder.mkdir(parents=True)
+    points = [replace(point(0.9, 10), run=str(folder)) for folder in runs]
+    found = Tuning(Budget("gmacs", 9), points, points[1], points[1], "photos", 9, 1, {}, []).as_dict()
+    assert [row["run"] for row in found["points"]] == ["a", "b"]
+    assert found["chosen"]["run"] == "b"
+    assert found["chosen"]["path"] == str(runs[1])
+
+
 def test_another_size_resamples_positions_and_nothing_else(run: str) -> None:
     model = clca.from_pretrained(run)
     larger = at_size(model, 48)
@@ -191,6 +214,7 @@ def test_the_command_writes_and_advises(run: str, photos: Path, capsys: pytest.C
     rows = list(csv.DictReader((folder / "tune.csv").open()))
     assert [float(row["top1"]) for row in rows] == [p["top1"] for p in content["points"]]
     assert content["chosen"] in content["points"]
+    assert {(row["run"], row["path"]) for row in rows} == {("evit", run)}
     assert content["budget"] == {"measure": "gmacs", "value": 1000.0}
 
 

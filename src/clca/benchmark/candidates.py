@@ -34,7 +34,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model in one setting; the fields are those of `BenchmarkConfig`, one value each."""
+    """One model in one setting; the fields are those of `BenchmarkConfig`, one value each.
+
+    `label` is what tables call the model, where that is not its name.
+    """
 
     model: str
     img_size: int
@@ -47,6 +50,12 @@ class Candidate:
     cla: bool = True
     clc: bool = True
     device: str = "cpu"
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model as tables call it."""
+        return self.label or self.model
 
     @property
     def name(self) -> str:

@@ -8,9 +8,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from clca.config import Rate
 from clca.reductions import list_reductions, reduction_class
+from clca.training.run_folder import distinct
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Mode = Literal["eager", "cudagraph", "compiled", "onnx"]
+Once = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+"""Of values that are named twice, the first: none is measured twice."""
 
 
 def _is_reduction(name: str) -> str:
@@ -24,6 +27,8 @@ def _all_reductions() -> tuple[str, ...]:
 
 class BenchmarkConfig(BaseModel):
     """What `clca.benchmark.benchmark` measures; everything left away takes about ten minutes on two cores.
+
+    What is named twice is measured once.
 
     Attributes:
         models: Names of timm ViTs, or run folders, whose own weights and settings are then used.
@@ -46,15 +51,15 @@ class BenchmarkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: tuple[str, ...] = Field(("vit_small_patch16_224",), min_length=1)
-    img_sizes: tuple[PositiveInt, ...] = Field((448,), min_length=1)
-    reductions: tuple[Annotated[str, AfterValidator(_is_reduction)], ...] = Field(
+    models: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(("vit_small_patch16_224",), min_length=1)
+    img_sizes: Annotated[tuple[PositiveInt, ...], Once] = Field((448,), min_length=1)
+    reductions: Annotated[tuple[Annotated[str, AfterValidator(_is_reduction)], ...], Once] = Field(
         default_factory=_all_reductions, min_length=1
     )
-    keep_rates: tuple[Rate, ...] = Field((0.7, 0.5, 0.25, 0.1), min_length=1)
-    batch_sizes: tuple[PositiveInt, ...] = Field((8, 1), min_length=1)
-    precisions: tuple[Precision, ...] = Field(("fp32",), min_length=1)
-    modes: tuple[Mode, ...] = Field(("eager",), min_length=1)
+    keep_rates: Annotated[tuple[Rate, ...], Once] = Field((0.7, 0.5, 0.25, 0.1), min_length=1)
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Once] = Field((8, 1), min_length=1)
+    precisions: Annotated[tuple[Precision, ...], Once] = Field(("fp32",), min_length=1)
+    modes: Annotated[tuple[Mode, ...], Once] = Field(("eager",), min_length=1)
     training: bool = False
     cla: bool = True
     clc: bool = True

@@ -14,11 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clca.benchmark.candidates import DENSE, Candidate, is_run
+from clca.benchmark.candidates import DENSE, Candidate
 from clca.benchmark.config import BenchmarkConfig
 from clca.config import spelled
 from clca.measure import Spread
-from clca.training.run_folder import make_writable, replacing, write_csv, write_json
+from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
 
 LOSES_BELOW = 0.8
 """Share of the MAC ratio below which a row is named as one that falls short."""
@@ -78,7 +78,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         numbers = asdict(self)
         setting = numbers.pop("candidate")
-        setting["model"] = short_name(self.candidate.model)
+        setting["model"] = setting.pop("label") or self.candidate.model
         return {**setting, **numbers, "images_per_second": self.images_per_second, "share_of_mac_ratio": self.share}
 
 
@@ -159,10 +159,10 @@ class Benchmark:
     def as_dict(self) -> dict[str, Any]:
         """The content of `benchmark.json`."""
         config = json.loads(self.config.model_dump_json())
-        config["models"] = [short_name(model) for model in self.config.models]
+        config["models"] = list(told_apart(self.config.models).values())
         growth = [
             {**{k: v for k, v in asdict(g).items() if k != "candidate"}, "reduction": g.candidate.reduction}
-            | {"model": short_name(g.candidate.model), "keep_rate": g.candidate.keep_rate}
+            | {"model": g.candidate.title, "keep_rate": g.candidate.keep_rate}
             for g in self.growth
         ]
         return {
@@ -200,16 +200,11 @@ class Benchmark:
         return written
 
 
-def short_name(model: str) -> str:
-    """A run's folder without the folders above."""
-    return Path(model).resolve().name if is_run(model) else model
-
-
 def title_of(candidate: Candidate) -> str:
     """The setting that rows of one table share."""
     work = "training step" if candidate.training else "inference"
     size = f"{candidate.img_size} px, batch {candidate.batch_size}"
-    return f"{short_name(candidate.model)}, {size}, {candidate.precision}, {candidate.mode}, {work}"
+    return f"{candidate.title}, {size}, {candidate.precision}, {candidate.mode}, {work}"
 
 
 def exponent(patches: tuple[int, ...], values: tuple[float, ...]) -> float:

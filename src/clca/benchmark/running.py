@@ -17,7 +17,7 @@ from rich.console import Console
 from clca.benchmark.candidates import DENSE, DTYPES, Candidate, Workshop, check, counts, is_run, run_alone
 from clca.benchmark.config import BenchmarkConfig
 from clca.benchmark.progress import Meter
-from clca.benchmark.result import Benchmark, Growth, Row, exponent, short_name
+from clca.benchmark.result import Benchmark, Growth, Row, exponent
 from clca.errors import ClcaError, WorkError
 from clca.hub import from_pretrained
 from clca.measure import (
@@ -32,6 +32,7 @@ from clca.measure import (
     using_threads,
     versions,
 )
+from clca.training.run_folder import told_apart
 from clca.training.stored_evaluations import by_rate
 
 LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
@@ -56,8 +57,8 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
         raise ClcaError("--precisions fp16 needs a GPU; on a CPU choose fp32 or bf16")
     if "cudagraph" in config.modes and device == "cpu":
         raise ClcaError("--modes cudagraph needs a GPU of NVIDIA's; on a CPU choose eager, compiled or onnx")
-    groups = [_Group(list(_candidates(config, model, batch, device)), config)
-              for model, batch in product(config.models, config.batch_sizes)]  # fmt: skip
+    groups = [_Group(list(_candidates(config, model, label, batch, device)), config)
+              for (model, label), batch in product(told_apart(config.models).items(), config.batch_sizes)]  # fmt: skip
     seen = set[Any]()
     for candidate in (candidate for group in groups for candidate in group.candidates):
         key = candidate.model, candidate.img_size, candidate.reduction, candidate.keep_rate
@@ -92,7 +93,7 @@ def _best_rates(config: BenchmarkConfig, device: str, before: dict[str, float]) 
     return {name: max(before.get(name, 0), matrix_rate(DTYPES[name], device)) for name in config.precisions}
 
 
-def _candidates(config: BenchmarkConfig, model: str, batch: int, device: str) -> Iterator[Candidate]:
+def _candidates(config: BenchmarkConfig, model: str, label: str, batch: int, device: str) -> Iterator[Candidate]:
     """The candidates of a group, in the order of the table."""
     sizes: tuple[int, ...] = config.img_sizes
     reductions, cla, clc = config.reductions, config.cla, config.clc
@@ -109,7 +110,7 @@ def _candidates(config: BenchmarkConfig, model: str, batch: int, device: str) ->
     for size, precision, mode in product(sizes, config.precisions, modes):
         if precision != "fp32" and mode == "onnx":
             continue
-        dense = Candidate(model, size, batch, DENSE, 1.0, precision, mode, config.training, cla, clc, device)
+        dense = Candidate(model, size, batch, DENSE, 1.0, precision, mode, config.training, cla, clc, device, label)
         yield dense
         if mode not in config.modes:  # the eager dense model alone, to compare with
             continue
@@ -151,7 +152,7 @@ class _Group:
         """Measure until about `until`; this group is `share` of all the work, of which `done` was done before."""
         begin = monotonic()
         first = self.candidates[0]
-        what = f"{short_name(first.model)}, batch {first.batch_size}"
+        what = f"{first.title}, batch {first.batch_size}"
 
         asked, worked = self.config.rounds, 0
         # A candidate is called once to warm up and once a round; its memory takes about as long as two calls.
@@ -257,7 +258,7 @@ class _Group:
         """How few the rounds were, where they were few."""
         count, asked = len(self.found), self.config.rounds
         first = self.candidates[0]
-        what = f"{short_name(first.model)}, batch {first.batch_size}"
+        what = f"{first.title}, batch {first.batch_size}"
         if interrupted and count < (asked or FAIR_ROUNDS):
             return [f"{what}: interrupted after {count} rounds"]
         if asked is None and count < FAIR_ROUNDS and set(self.errors) != {c.name for c in self.candidates}:

@@ -41,7 +41,7 @@ def draw_frontier(path: Path, tuning: Tuning, best: Sequence[Point]) -> None:
         own = [point for point in tuning.points if (point.run, point.img_size) == (run, size)]
         colour, marker = STYLES[number % len(STYLES)]
         late = [point.latency.p90 - point.latency.median for point in own]
-        name = f"{Path(run).name}: {own[0].reduction}, {size} px" + ("" if own[0].trained_size else " (not trained)")
+        name = f"{tuning.names[run]}: {own[0].reduction}, {size} px" + ("" if own[0].trained_size else " (not trained)")
         axes.errorbar(
             [_x(point, measure) for point in own], [100 * point.top1 for point in own],
             xerr=[[0.0] * len(own), late] if measure == "latency_ms" else None,

@@ -258,5 +258,5 @@ def _flag(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return " ".join(str(part) for part in value)
+        return " ".join(str(part) or "''" for part in value)
     return str(value) if not isinstance(value, BaseModel) else ""

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -242,6 +243,48 @@ def own_images(run: str | Path) -> OwnImages | None:
     if started_in is not None and not os.path.exists(root) and os.path.exists(there := os.path.join(started_in, root)):
         root = there
     return OwnImages(own.root, root, own.source, own.train_split)
+
+
+def distinct(runs: Iterable[str]) -> tuple[str, ...]:
+    """Runs and models without those that were named before; two paths of one folder name one run.
+
+    Raises:
+        ClcaError: A name is empty.
+    """
+    found: dict[str, str] = {}
+    for run in runs:
+        if not run.strip():
+            raise ClcaError("the name of a run or model is empty: name a folder or a model")
+        found.setdefault(os.path.realpath(run) if os.path.isdir(run) else run, run)
+    return tuple(found.values())
+
+
+def told_apart(runs: Iterable[str]) -> dict[str, str]:
+    """A name for each that no other has: its folder's, with as many of the folders above as that takes.
+
+    A folder called `run`, as a study makes them, goes by the one above. What is no folder here keeps its name.
+    """
+    tails = {run: _tails(run) for run in runs}
+    chosen = dict.fromkeys(tails, 0)
+    while True:
+        names = {run: tails[run][number] for run, number in chosen.items()}
+        count = Counter(names.values())
+        alike = [run for run, name in names.items() if count[name] > 1 and chosen[run] + 1 < len(tails[run])]
+        if not alike:
+            return names
+        for run in alike:
+            chosen[run] += 1
+
+
+def _tails(run: str) -> list[str]:
+    """What a run may be called, shortest first."""
+    if not os.path.isdir(run):
+        return [run]
+    parts = Path(run).resolve().parts
+    tails = ["/".join(parts[-count:]) for count in range(1, len(parts))]
+    if parts[-1] == "run" and len(parts) > 2:
+        return [name for tail in tails[1:] for name in (tail.removesuffix("/run"), tail)]
+    return tails or [run]
 
 
 class MetricsLog:

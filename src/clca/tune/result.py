@@ -14,7 +14,7 @@ from rich.table import Table
 
 from clca.config import spelled
 from clca.measure import Spread, command, versions
-from clca.training.run_folder import make_writable, replacing, write_csv, write_json
+from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
 
 WIDE = 100
 JSON, CSV, PICTURE = "tune.json", "tune.csv", "frontier.png"
@@ -146,10 +146,20 @@ class Tuning:
         return {
             "format": "clca-tune-1", "command": command(), "machine": self.machine, "versions": versions(),
             "budget": vars(self.budget), "images": self.images, "batch_size": self.batch_size,
-            "points": [_flat(point) for point in self.points],
-            "chosen": None if self.chosen is None else _flat(self.chosen),
+            "points": self._rows(), "chosen": None if self.chosen is None else self._row(self.chosen),
             "reason": self.reason(), "advice": self.advice(), "notes": self.notes,
         }  # fmt: skip
+
+    @property
+    def names(self) -> dict[str, str]:
+        """A short name of each run, which no other has."""
+        return told_apart(dict.fromkeys(point.run for point in self.points))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [self._row(point) for point in self.points]
+
+    def _row(self, point: Point) -> dict[str, Any]:
+        return {"run": self.names[point.run], "path": point.run} | _flat(point)
 
     def write(self, folder: Path) -> list[Path]:
         """Write `tune.json`, `tune.csv` and `frontier.png`.
@@ -162,7 +172,7 @@ class Tuning:
 
         make_writable(folder)
         write_json(folder / JSON, json.loads(json.dumps(self.as_dict())))
-        rows = [_flat(point) for point in self.points]
+        rows = self._rows()
         write_csv(folder / CSV, list(rows[0]), (row.values() for row in rows))
         with replacing(folder / PICTURE) as temporary:
             draw_frontier(temporary, self, frontier(self.points, self.budget.measure))
@@ -199,7 +209,7 @@ def _costs(point: Point) -> str:
 def _flat(point: Point) -> dict[str, Any]:
     numbers = dict(vars(point))
     latency = numbers.pop("latency")
-    numbers["run"] = Path(point.run).name
+    del numbers["run"]
     numbers["keep_rate"] = point.rates if isinstance(point.keep_rate, tuple) else point.keep_rate
     return numbers | {f"latency_ms_{name}": value for name, value in vars(latency).items()}
 

@@ -31,7 +31,7 @@ from clca.model import TokenReducedViT
 from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
-from clca.training.run_folder import own_images
+from clca.training.run_folder import distinct, own_images
 from clca.tune.result import Budget, Point, Tuning, choose
 from clca.weights import load_strict
 
@@ -56,7 +56,7 @@ def tune(
     """Measure runs at several keep rates, and name the most accurate on the validation images within a budget.
 
     Args:
-        runs: Run folders, or saved models' folders or hub ids, all of the same classes.
+        runs: Run folders, or saved models' folders or hub ids, all of the same classes; one named twice counts once.
         budget: What it may cost.
         data: Other images than those of the first run; their validation split is used, by the library's rule where
             the set has none.
@@ -74,6 +74,7 @@ def tune(
     """
     if not runs:
         raise ClcaError("no run to tune: name at least one run folder")
+    runs = distinct(map(str, runs))
     if not (math.isfinite(budget.value) and budget.value > 0):
         raise ClcaError(f"a budget of {budget.value:g} makes no sense: give a number above 0")
     if batch_size < 1 or not keep_rates:
@@ -81,7 +82,7 @@ def tune(
     accelerator = make_accelerator(device=device, precision=precision)
     workers = reading_processes(workers)
     notes: list[str] = []
-    groups = [group for run in runs for group in _of_run(str(run), keep_rates, img_sizes, notes)]
+    groups = [group for run in runs for group in _of_run(run, keep_rates, img_sizes, notes)]
     root, source = _images_of(runs[0], data, notes)
     with using_threads(threads), Meter(console) as meter, torch.no_grad(), ExitStack() as stack:
         for model in (model for group in groups for model in group.models):

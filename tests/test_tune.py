@@ -18,6 +18,7 @@ from rich.console import Console
 
 import clca
 from clca.cli import main
+from clca.config import spelled
 from clca.data.transforms import preprocess_dict
 from clca.errors import ClcaError
 from clca.measure import Spread
@@ -88,6 +89,21 @@ def test_every_run_rate_and_size_is_a_candidate(tuned: Tuning) -> None:
     assert any("patchmerger depend on the keep rate" in note for note in tuned.notes)
     assert any("patchmerger depend on the image size" in note for note in tuned.notes)
     assert tuned.images == 12
+
+
+@pytest.mark.parametrize("own", [0.3, (0.8, 0.6, 0.4)])
+def test_the_rate_that_a_run_was_trained_with_is_a_candidate(
+    own: Any, make_run: Callable[..., str], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clca.tune.running.MOST_ROUNDS", 1)
+    found = tune(
+        [make_run(keep_rate=own)], Budget("gmacs", 1), data=photos, keep_rates=(1.0, 0.1), workers=0, device="cpu",
+        precision="no",
+    )  # fmt: skip
+    assert [point.keep_rate for point in found.points] == [1.0, own, 0.1]
+    console = Console(width=80, record=True, file=StringIO())
+    found.render(console)
+    assert spelled(own) in console.export_text()
 
 
 def test_accuracy_is_that_of_evaluate(tuned: Tuning, run: str, photos: Path) -> None:

@@ -32,6 +32,7 @@ from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
 from clca.training.run_folder import distinct, own_images
+from clca.training.stored_evaluations import by_rate
 from clca.tune.result import Budget, Point, Tuning, choose
 from clca.weights import load_strict
 
@@ -60,7 +61,7 @@ def tune(
         budget: What it may cost.
         data: Other images than those of the first run; their validation split is used, by the library's rule where
             the set has none.
-        keep_rates: To try, for reductions that take another at run time; the others are tried with their own.
+        keep_rates: To try beside a run's own, for reductions that take another at run time.
         img_sizes: Sizes to try beside a run's own, without training: the position table is resampled.
         batch_size: Images at once, when latency is measured.
         workers: Processes that read images; None: one a core, at most 8.
@@ -172,7 +173,7 @@ def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], not
         raise ClcaError(f"{run}: the saved model does not say its classes and preprocessing, so it cannot be tuned")
     own = int(model.patch_embed.img_size[0])
     fixed = any(getattr(reduction, "fixed_counts", False) for reduction in model.reductions)
-    rates: list[Any] = sorted(set(keep_rates), reverse=True)
+    rates: list[Any] = sorted({model.keep_rate, *map(float, keep_rates)}, key=by_rate, reverse=True)
     if model.config.reduction == "none":
         rates = [model.keep_rate]
     elif fixed:

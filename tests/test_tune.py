@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -190,8 +191,42 @@ def test_the_advice_fits_what_was_chosen() -> None:
     several = point(0.9, 10, keep_rate=(0.5, 0.25, 0.1))
     advice = [Tuning(Budget("gmacs", 9), [p], p, p, "photos", 9, 1, {}, []).advice() for p in (dense, other, several)]
     assert advice[0] == "clca predict run IMAGES"
-    assert advice[1].startswith("train at this size: clca train … --reduction evit --img-size 224")
+    assert advice[1] == "train at this size: clca train … --reduction evit --keep-rate 0.5 --img-size 224 --out NEW"
     assert advice[2].endswith("--keep-rate 0.5 0.25 0.1")
+
+
+def test_the_advice_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / ("a folder of vines " * 6)
+    chosen = point(0.9, 10, run=str(folder))
+    found = Tuning(
+        Budget("gmacs", 9), [chosen], chosen, chosen, "photos", 9, 1, {}, [], options=("--precision", "bf16")
+    )
+    console = Console(width=80, file=StringIO())
+    found.render(console)
+    words = ["clca", "predict", str(folder), "IMAGES", "--keep-rate", "0.5", "--precision", "bf16"]
+    assert words in [shlex.split(line) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_a_run_is_trained_at_another_size_with_the_settings_it_has(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model": {"backbone": "vit_tiny_patch16_224", "reduction": "evit"}, "data": {"root": str(photos)}}
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"train": settings}))
+    chosen = point(0.9, 10, run=str(folder), keep_rate=(0.8, 0.6, 0.4), img_size=32, trained_size=False)
+    advice = Tuning(Budget("gmacs", 9), [chosen], chosen, chosen, "photos", 9, 1, {}, []).advice()
+    words = shlex.split(advice.removeprefix("train at this size: clca "))
+    assert words == [
+        *("train", "--config", str(folder / "config.json"), "--keep-rate", "0.8", "0.6", "0.4"),
+        *("--img-size", "32", "--out", "NEW"),
+    ]
+    assert main([*words[:-1], str(tmp_path / "new"), "--epochs", "0"]) == 2  # all else is understood
+    assert capsys.readouterr().err.startswith("clca: --epochs 0: ")
+
+
+def test_a_budget_is_told_in_plain_numbers() -> None:
+    assert str(Budget("images_per_second", 1e6)) == "at least 1000000 images/s"
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=12))
@@ -211,7 +246,10 @@ def test_the_table_fits_the_terminal(tuned: Tuning, width: int) -> None:
     slow = [replace(p, latency=Spread(1234.5, 1000.0, 2345.6), gmacs=123.45) for p in tuned.points]
     replace(tuned, points=slow).render(console)
     text = console.export_text()
-    assert max(map(len, text.splitlines())) <= width
+    paths = [*(f"{number}: {run}" for number, run in enumerate(tuned.names, start=1)), tuned.advice()]
+    lines = text.splitlines()
+    assert set(paths) <= set(lines)  # each on a line of its own
+    assert max(len(line) for line in lines if line not in paths) <= width
     assert "48*" in text
     assert "patchmerger" in text
     assert "1234.5" in text
@@ -232,6 +270,10 @@ def test_the_command_writes_and_advises(run: str, photos: Path, capsys: pytest.C
     assert content["chosen"] in content["points"]
     assert {(row["run"], row["path"]) for row in rows} == {("evit", run)}
     assert content["budget"] == {"measure": "gmacs", "value": 1000.0}
+    assert content["data"] == str(photos)
+    assert content["device"] == "cpu"
+    assert content["precision"] in ("no", "bf16")  # what auto is here
+    assert content["advice"].endswith("--device cpu")  # as asked for; no precision was
 
 
 @pytest.mark.usefixtures("quick")
@@ -241,7 +283,7 @@ def test_a_budget_that_nothing_meets_names_the_closest(
     argv = ["tune", run, "--data", str(photos), "--keep-rates", "1", "0.1", "--workers", "0", "--out", str(tmp_path)]
     assert main([*argv, "--device", "cpu", "--gmacs", "1e-6"]) == 2
     told = capsys.readouterr().err
-    assert "nothing is within at most 1e-06 GMACs: closest is" in told
+    assert "nothing meets the budget of at most 1e-06 GMACs: closest is" in told
     assert "at keep rate 0.1" in told
     assert json.loads((tmp_path / "tune.json").read_text())["chosen"] is None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from clca.config import spelled
+from clca.errors import ClcaError
 from clca.measure import Spread, command, versions
-from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
+from clca.training.run_folder import CONFIG, make_writable, own_images, replacing, told_apart, write_csv, write_json
 
 WIDE = 100
 JSON, CSV, PICTURE = "tune.json", "tune.csv", "frontier.png"
@@ -30,10 +33,11 @@ class Budget:
     value: float
 
     def __str__(self) -> str:
+        value = f"{self.value:.10g}"
         return {
-            "latency_ms": f"at most {self.value:g} ms",
-            "gmacs": f"at most {self.value:g} GMACs",
-            "images_per_second": f"at least {self.value:g} images/s",
+            "latency_ms": f"at most {value} ms",
+            "gmacs": f"at most {value} GMACs",
+            "images_per_second": f"at least {value} images/s",
         }[self.measure]
 
 
@@ -91,7 +95,10 @@ class Tuning:
         most_accurate: The most accurate within the budget; not the chosen one if that is as good and cheaper.
         data, images: The validation images, and how many.
         batch_size: Of the measured latency.
+        machine: Where it was measured.
         notes: What a reader must know.
+        device, precision: In which it was measured, accuracy too.
+        options: What was asked of device and precision, as `clca predict` takes it.
     """
 
     budget: Budget
@@ -103,6 +110,9 @@ class Tuning:
     batch_size: int
     machine: dict[str, Any]
     notes: list[str]
+    device: str = "cpu"
+    precision: str = "no"
+    options: tuple[str, ...] = ()
 
     def advice(self) -> str:
         """What to do, in a line; where nothing fits, what comes closest."""
@@ -110,13 +120,14 @@ class Tuning:
         if best is None:
             near = min(self.points, key=lambda point: point.cost(self.budget.measure))
             return (
-                f"nothing is within {self.budget}: closest is {near.run} at keep rate {near.rates}, "
+                f"nothing meets the budget of {self.budget}: closest is {near.run} at keep rate {near.rates}, "
                 f"{near.img_size} px: {_costs(near)}, top-1 {near.top1:.1%}"
             )
-        if not best.trained_size:
-            return f"train at this size: clca train … --reduction {best.reduction} --img-size {best.img_size}"
-        rate = "" if best.reduction == "none" else f" --keep-rate {best.rates}"
-        return f"clca predict {best.run} IMAGES{rate}"
+        rate = [] if best.reduction == "none" else ["--keep-rate", *best.rates.split()]
+        if best.trained_size:
+            return shlex.join(["clca", "predict", best.run, "IMAGES", *rate, *self.options])
+        size = ["--img-size", str(best.img_size)]
+        return f"train at this size: clca train {_trained_as(best)} {shlex.join([*rate, *size])} --out NEW"
 
     def reason(self) -> str | None:
         """Why the chosen one was chosen."""
@@ -136,16 +147,22 @@ class Tuning:
 
     def render(self, console: Console) -> None:
         """Print table, reason, advice and notes."""
+        if len(self.names) > 1:
+            for number, run in enumerate(self.names, start=1):
+                _say(console, f"{number}: {run}", whole=True)
         console.print(_table(self, console.width >= WIDE))
-        for line in [self.reason(), self.advice() if self.chosen else None, *self.notes]:
-            if line is not None:
-                console.print(line, highlight=False, markup=False)
+        if self.chosen is not None:
+            _say(console, str(self.reason()))
+            _say(console, self.advice(), whole=True)
+        for line in self.notes:
+            _say(console, line)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `tune.json`."""
         return {
             "format": "clca-tune-1", "command": command(), "machine": self.machine, "versions": versions(),
-            "budget": vars(self.budget), "images": self.images, "batch_size": self.batch_size,
+            "budget": vars(self.budget), "data": self.data, "images": self.images,
+            "device": self.device, "precision": self.precision, "batch_size": self.batch_size,
             "points": self._rows(), "chosen": None if self.chosen is None else self._row(self.chosen),
             "reason": self.reason(), "advice": self.advice(), "notes": self.notes,
         }  # fmt: skip
@@ -198,6 +215,19 @@ def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
     return best
 
 
+def _trained_as(point: Point) -> str:
+    """The settings of a run as `clca train` takes them, or of a model that has none for training its reduction."""
+    with suppress(ClcaError):
+        if own_images(point.run) is not None:
+            return shlex.join(["--config", str(Path(point.run) / CONFIG)])
+    return f"… --reduction {point.reduction}"
+
+
+def _say(console: Console, line: str, whole: bool = False) -> None:
+    """Print a line; `whole`: without breaks where the terminal ends, so that a command or path can be copied."""
+    console.print(line, highlight=False, markup=False, soft_wrap=whole)
+
+
 def _told(point: Point) -> str:
     return f"top-1 {point.top1:.1%} ± {point.error:.1%}"
 
@@ -215,11 +245,9 @@ def _flat(point: Point) -> dict[str, Any]:
 
 
 def _table(tuning: Tuning, wide: bool) -> Table:
-    runs = list(dict.fromkeys(point.run for point in tuning.points))
+    runs = list(tuning.names)
     untrained = any(not point.trained_size for point in tuning.points)
     title = f"{tuning.images} validation images, batch {tuning.batch_size}, {tuning.budget}"
-    if len(runs) > 1:
-        title = "\n".join([*(f"{number}: {run}" for number, run in enumerate(runs, start=1)), title])
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
     )

@@ -102,7 +102,13 @@ def tune(
     if few < LEAST_ROUNDS:
         notes.append(f"only {few} rounds of timing")
     top, chosen = choose(points, budget)
-    return Tuning(budget, points, chosen, top, str(root), labels, batch_size, told, notes)
+    asked = {"--device": device, "--precision": precision}
+    return Tuning(
+        budget, points, chosen, top, str(root), labels, batch_size, told, notes,
+        device=accelerator.device.type,
+        precision=accelerator.mixed_precision,
+        options=tuple(word for flag, value in asked.items() if value != "auto" for word in (flag, value)),
+    )  # fmt: skip
 
 
 @dataclass

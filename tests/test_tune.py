@@ -307,6 +307,19 @@ def test_wrong_requests_are_refused_in_one_line(
     assert what in told
 
 
+def test_images_that_have_moved_are_asked_for(make_run: Callable[..., str], photos: Path, tmp_path: Path) -> None:
+    run = Path(make_run())
+    saved = json.loads((run / "config.json").read_text())
+    settings = {"model": saved["model"], "data": {"root": str(tmp_path / "gone")}}
+    (run / "config.json").write_text(json.dumps(saved | {"train": settings}))
+    budget, here = Budget("gmacs", 5), {"workers": 0, "device": "cpu"}
+    with pytest.raises(ClcaError, match=r"no longer at .*gone, where it was trained; name where they are: .*--data"):
+        tune([str(run)], budget, **here)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clca.tune.running.MOST_ROUNDS", 1)
+        assert tune([str(run)], budget, data=photos, keep_rates=(0.5,), **here).images == 12  # type: ignore[arg-type]
+
+
 def test_runs_and_images_that_do_not_belong_together_are_refused(
     run: str, make_run: Callable[..., str], photos: Path, tmp_path: Path
 ) -> None:

@@ -231,6 +231,11 @@ def _images_of(run: str | Path, data: str | Path | None, notes: list[str]) -> tu
     own = own_images(run)
     if data is None and own is None:
         raise ClcaError(f"{run}: does not say what it was trained on; name the images: clca tune RUN --data DATA")
+    if data is None and own is not None and not (data_room.is_leaves(own.root) or Path(own.root).expanduser().exists()):
+        raise ClcaError(
+            f"{run}: its images are no longer at {own.root}, where it was trained; name where they are: "
+            "clca tune RUN --data DATA"
+        )
     if own is not None and own.train_split == "train_val" and (data is None or str(data) in (own.name, own.root)):
         notes.append(f"{run} was trained on these validation images: its accuracy is flattered, hold some back")
     return (str(data), None) if data is not None else (own.root, own.source)  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ from clca.benchmark import GROWTH, QUICK, Benchmark, BenchmarkConfig, Row, bench
 from clca.benchmark.candidates import DENSE, Candidate, Workshop
 from clca.benchmark.result import exponent
 from clca.cli import main
+from clca.errors import WorkError
 from clca.measure import Spread
 
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
@@ -321,6 +322,26 @@ def test_memory_is_weighed_alone() -> None:
     # The weights of ViT-Ti in float32 and a little more.
     assert 20 < dense.peak_mib < 200
     assert evit.memory_ratio == pytest.approx(evit.peak_mib / dense.peak_mib)
+
+
+def test_where_memory_cannot_be_measured_the_times_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def weigh(_: Any, candidate: Candidate, *args: Any, **kwargs: Any) -> int:
+        if candidate.reduction == "evit":
+            raise WorkError("its process ended with code -9; out of memory?")
+        return 2**20
+
+    monkeypatch.setattr(running, "peak_memory", weigh)
+    found = benchmark(BenchmarkConfig(**(SMALL | {"memory": True}), reductions=("evit",), keep_rates=(0.5,), rounds=1))
+    dense, evit = found.rows
+    assert (dense.peak_mib, dense.error, evit.error) == (1.0, None, None)
+    assert evit.speed_up is not None
+    assert (evit.peak_mib, evit.memory_ratio) == (None, None)
+    console = Console(width=120, record=True, file=io.StringIO())
+    found.render(console)
+    told = "evit 0.5: its memory could not be measured: its process ended with code -9; out of memory?"
+    assert told in console.export_text()
+    found.write(tmp_path)
+    assert "code -9" in json.loads((tmp_path / "benchmark.json").read_text())["rows"][1]["memory_error"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ class Row:
         peak_mib: Memory above what the process held before the model was made, in MiB.
         memory_ratio: That over the dense model's.
         efficiency: Share of the machine's measured matrix rate, 0 … 1; a training step counts as three passes.
-        error: Why there are no numbers.
+        memory_error: Why memory could not be measured.
+        error: Why there are no numbers at all.
     """
 
     candidate: Candidate
@@ -64,6 +65,7 @@ class Row:
     peak_mib: float | None = None
     memory_ratio: float | None = None
     efficiency: float | None = None
+    memory_error: str | None = None
     error: str | None = None
 
     @property
@@ -135,6 +137,8 @@ class Benchmark:
             for row in rows:
                 if row.error is not None:
                     _say(console, f"{row.candidate.setting} failed: {row.error}")
+                if row.memory_error is not None:
+                    _say(console, f"{row.candidate.setting}: its memory could not be measured: {row.memory_error}")
             for line in _verdicts(rows):
                 _say(console, line)
             console.print()

@@ -140,6 +140,7 @@ class _Group:
     errors: dict[str, str] = field(default_factory=dict)
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
+    unweighed: dict[str, str] = field(default_factory=dict)
 
     @property
     def weight(self) -> float:
@@ -196,9 +197,7 @@ class _Group:
             self._weigh(show)
 
     def _failed(self, name: str, error: Exception) -> None:
-        text = " ".join(str(error).split())
-        kind = "" if isinstance(error, (ClcaError, WorkError)) else f"{type(error).__name__}: "
-        self.errors[name] = (kind + (text if len(text) <= 160 else text[:157] + "…")).removesuffix(": ")
+        self.errors[name] = _in_short(error)
 
     def _weigh(self, show: Any) -> None:
         for candidate in self.candidates:
@@ -208,7 +207,7 @@ class _Group:
             try:
                 peak = peak_memory(run_alone, candidate, self.config.seed, device=candidate.device)
             except WorkError as error:
-                self._failed(candidate.name, error)
+                self.unweighed[candidate.name] = _in_short(error)
                 continue
             self.peaks[candidate.name] = peak / 2**20
 
@@ -251,6 +250,7 @@ class _Group:
             over_fp32=over(replace(candidate, precision="fp32")) if candidate.precision != "fp32" else None,
             peak_mib=peak,
             memory_ratio=peak / dense_peak if peak and dense_peak else None,
+            memory_error=self.unweighed.get(name),
             efficiency=1000 * candidate.batch_size * made * passes / milliseconds.median / rate,
         )
 
@@ -266,6 +266,12 @@ class _Group:
                 f"{what}: only {count} rounds fitted into --minutes {self.config.minutes:g}, so p10–p90 says little"
             ]
         return []
+
+
+def _in_short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, (ClcaError, WorkError)) else f"{type(error).__name__}: "
+    return (kind + (text if len(text) <= 160 else text[:157] + "…")).removesuffix(": ")
 
 
 def _growth(rows: list[Row]) -> list[Growth]:

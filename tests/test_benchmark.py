@@ -371,6 +371,9 @@ def test_wrong_settings_are_refused_by_name(field: str, value: Any, what: str) -
         ({"img_sizes": (33,)}, "33 is not a multiple"),
         ({"precisions": ("fp16",), "device": "cpu"}, "fp16 needs a GPU"),
         ({"modes": ("eager", "cudagraph"), "device": "cpu"}, "cudagraph needs a GPU"),
+        ({"modes": ("onnx",), "precisions": ("bf16",)}, "--precisions bf16 and --modes onnx do not go together"),
+        ({"modes": ("onnx",), "training": True}, "--training and --modes onnx do not go together"),
+        ({"batch_sizes": (1,), "training": True}, "--training and --batch-sizes 1 do not go together.*--no-cla"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(
@@ -379,6 +382,69 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
     monkeypatch.setattr(running, "rounds", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(clca.ClcaError, match=what):
         benchmark(BenchmarkConfig(**(SMALL | {"device": "cpu"} | changes), reductions=("evit",)))
+
+
+def test_onnx_without_its_packages_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "rounds", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(clca.ClcaError, match=r"onnxruntime: pip install 'clca\[onnx\]'"):
+        benchmark(BenchmarkConfig(**SMALL, modes=("onnx",), reductions=("evit",), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured", "told"),
+    [
+        (
+            {"precisions": ("bf16", "fp32"), "modes": ("eager", "onnx")},
+            {("bf16", "eager", 2), ("fp32", "eager", 2), ("fp32", "onnx", 2)},
+            "left out: --precisions bf16 and --modes onnx do not go together",
+        ),
+        (  # not even the dense model in bf16, which nothing would be compared with
+            {"precisions": ("bf16", "fp32"), "modes": ("onnx",)},
+            {("fp32", "eager", 2), ("fp32", "onnx", 2)},
+            "left out: --precisions bf16 and --modes onnx do not go together",
+        ),
+        ({"batch_sizes": (2, 1), "training": True}, {("fp32", "eager", 2)}, "left out: --training and --batch-sizes 1"),
+        ({"batch_sizes": (2, 1), "training": True, "cla": False}, {("fp32", "eager", 2), ("fp32", "eager", 1)}, None),
+    ],
+)
+def test_of_a_mixed_request_what_cannot_be_is_left_out_and_said(
+    changes: dict[str, Any], measured: set[Any], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SMALL | {"reductions": ("evit",), "keep_rates": (0.5,), "rounds": 1} | changes
+    monkeypatch.setattr(Workshop, "_onnx", lambda *_: lambda: None)  # exported in tests/test_export.py
+    console = Console(width=80, file=io.StringIO())
+    found = benchmark(BenchmarkConfig(**settings, device="cpu"), console)
+    assert {(c.precision, c.mode, c.batch_size) for c in (row.candidate for row in found.rows)} == measured
+    assert [row.error for row in found.rows] == [None] * len(found.rows)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line for line in lines if line.startswith("left out")] == [n for n in found.notes if n.startswith("left")]
+    assert any(line.startswith(told) for line in lines) if told else not lines
+
+
+@pytest.mark.parametrize(
+    ("argv", "batches"),
+    [
+        ([], (8, 1)),
+        (["--training"], (8,)),
+        (["--training", "--quick"], (8,)),
+        (["--growth"], (1,)),
+        (["--training", "--growth"], (2,)),
+        (["--training", "--growth", "--batch-sizes", "4"], (4,)),
+    ],
+)
+def test_training_is_not_measured_with_one_image_unless_asked(
+    argv: list[str], batches: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[BenchmarkConfig] = []
+
+    def stop(config: BenchmarkConfig) -> Benchmark:
+        asked.append(config)
+        raise clca.ClcaError("enough")
+
+    monkeypatch.setattr("clca.benchmark.benchmark", stop)
+    assert main(["benchmark", *argv, "--out", str(tmp_path)]) == 2
+    assert [config.batch_sizes for config in asked] == [batches]
 
 
 def test_presets_are_settings() -> None:

@@ -76,3 +76,6 @@ QUICK = {"img_sizes": (224,), "keep_rates": (0.5, 0.1), "batch_sizes": (8, 1), "
 
 GROWTH = {"img_sizes": (224, 448, 896), "keep_rates": (0.1,), "batch_sizes": (1,)}
 """What `--growth` sets: how time and memory grow with the number of patches."""
+
+TRAINING, GROWTH_TRAINING = {"batch_sizes": (8,)}, {"batch_sizes": (2,)}
+"""What `--training` sets, alone and with `--growth`: one image is too few for the aggregation head."""

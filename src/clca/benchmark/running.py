@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import product
 from time import monotonic
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from clca.benchmark.candidates import DENSE, DTYPES, Candidate, Workshop, check, counts, is_run, run_alone
+from clca.benchmark.candidates import DTYPES, Candidate, Workshop, counts, is_run, run_alone
 from clca.benchmark.config import BenchmarkConfig
 from clca.benchmark.progress import Meter
+from clca.benchmark.requested import requested
 from clca.benchmark.result import Benchmark, Growth, Row, exponent
 from clca.errors import ClcaError, WorkError
-from clca.hub import from_pretrained
 from clca.measure import (
     Spread,
     bandwidth,
@@ -32,7 +30,6 @@ from clca.measure import (
     using_threads,
     versions,
 )
-from clca.training.run_folder import told_apart
 from clca.training.stored_evaluations import by_rate
 
 LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
@@ -53,22 +50,14 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
         ClcaError: A model, size or setting that cannot be; found before anything is measured.
     """
     device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
-    if "fp16" in config.precisions and device == "cpu":
-        raise ClcaError("--precisions fp16 needs a GPU; on a CPU choose fp32 or bf16")
-    if "cudagraph" in config.modes and device == "cpu":
-        raise ClcaError("--modes cudagraph needs a GPU of NVIDIA's; on a CPU choose eager, compiled or onnx")
-    groups = [_Group(list(_candidates(config, model, label, batch, device)), config)
-              for (model, label), batch in product(told_apart(config.models).items(), config.batch_sizes)]  # fmt: skip
-    seen = set[Any]()
-    for candidate in (candidate for group in groups for candidate in group.candidates):
-        key = candidate.model, candidate.img_size, candidate.reduction, candidate.keep_rate
-        if key not in seen:
-            seen.add(key)
-            check(candidate)
+    wanted, left_out = requested(config, device)
+    groups = [_Group(candidates, config) for candidates in wanted]
     rates, copying, interrupted = dict[str, float](), math.nan, False
     deadline = monotonic() + 60 * config.minutes
     with using_threads(config.threads), _compiling(config), Meter(console) as meter:
         told = machine()
+        for line in left_out:
+            meter.console.print(line, highlight=False, markup=False, soft_wrap=True)
         try:
             meter.show(0, "the machine's rates")
             rates, copying = _best_rates(config, device, {}), bandwidth(device)
@@ -81,7 +70,7 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
         except KeyboardInterrupt:
             interrupted = True
     rows = [row for group in groups for row in group.rows(rates)]
-    notes = [note for group in groups for note in group.notes(interrupted)]
+    notes = left_out + [note for group in groups for note in group.notes(interrupted)]
     if any(row.candidate.reduction == "ats" for row in rows):
         notes.append("ATS: how many tokens it keeps depends on image and weights; measured on noise"
                      + ("" if all(map(is_run, config.models)) else " with random weights"))  # fmt: skip
@@ -91,32 +80,6 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
 def _best_rates(config: BenchmarkConfig, device: str, before: dict[str, float]) -> dict[str, float]:
     """The matrix rates, the best so far of each: what else runs on the machine can only lower them."""
     return {name: max(before.get(name, 0), matrix_rate(DTYPES[name], device)) for name in config.precisions}
-
-
-def _candidates(config: BenchmarkConfig, model: str, label: str, batch: int, device: str) -> Iterator[Candidate]:
-    """The candidates of a group, in the order of the table."""
-    sizes: tuple[int, ...] = config.img_sizes
-    reductions, cla, clc = config.reductions, config.cla, config.clc
-    rates: tuple[Any, ...] = config.keep_rates
-    if is_run(model):
-        own = from_pretrained(model)
-        height, width = own.patch_embed.img_size
-        if height != width:
-            raise ClcaError(f"{model}: takes oblong images, {height}×{width}: only square ones are measured")
-        sizes, reductions, cla, clc = (height,), (own.config.reduction,), own.config.cla, own.config.clc
-        if any(getattr(reduction, "fixed_counts", False) for reduction in own.reductions):
-            rates = (own.keep_rate,)
-    modes = config.modes if "eager" in config.modes else ("eager", *config.modes)
-    for size, precision, mode in product(sizes, config.precisions, modes):
-        if precision != "fp32" and mode == "onnx":
-            continue
-        dense = Candidate(model, size, batch, DENSE, 1.0, precision, mode, config.training, cla, clc, device, label)
-        yield dense
-        if mode not in config.modes:  # the eager dense model alone, to compare with
-            continue
-        for reduction in reductions:
-            for rate in rates if reduction != "none" else (1.0,):
-                yield replace(dense, reduction=reduction, keep_rate=rate)
 
 
 def _compiling(config: BenchmarkConfig) -> AbstractContextManager[Any]:

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
           clca benchmark --quick
           clca benchmark --models vit_base_patch16_224 --reductions evit topk --batch-sizes 1 --precisions fp32 bf16
           clca benchmark --modes eager compiled onnx --reductions evit --keep-rates 0.25
-          clca benchmark --training --batch-sizes 8
+          clca benchmark --training --reductions evit topk
           clca benchmark --growth --reductions evit
           clca benchmark --models runs/first --keep-rates 1 0.5 0.1
 
@@ -49,13 +49,15 @@ def run(argv: Sequence[str]) -> int:
             reductions: Left away: all. A run is measured with its own.
             keep_rates: Shares of tokens kept. Left away: 0.7 0.5 0.25 0.1.
             img_sizes: Pixels a side. Left away: 448. A run is measured at its own.
-            batch_sizes: Images at once. Left away: 8 1.
+            batch_sizes: Images at once. Left away: 8 1; with --training 8.
             precisions: fp32, or bf16 or fp16 by autocast. Left away: fp32.
             modes: eager, cudagraph (captured and replayed, on a GPU), compiled by torch.compile, or onnx (in ONNX
-                Runtime). Left away: eager.
+                Runtime, in fp32 and not with --training). Left away: eager.
             quick: All reductions at 224 px and two keep rates, without memory, in under two minutes on two cores.
-            growth: 224, 448 and 896 px, batch 1, keep rate 0.1: exponents of time and memory in the number of patches.
-            training: Measure training steps (forward, backward, AdamW) instead of inference.
+            growth: 224, 448 and 896 px, batch 1 (with --training 2), keep rate 0.1: exponents of time and memory in the
+                number of patches.
+            training: Measure training steps (forward, backward, AdamW) instead of inference; the aggregation head needs
+                two images at once.
             cla: Cross-Layer Aggregation head.
             clc: Cross-Layer Cache.
             minutes: Time to fill with rounds, at least three. Left away: 10.
@@ -71,12 +73,15 @@ def run(argv: Sequence[str]) -> int:
     out = Path(chosen.pop("out"))
     from rich.console import Console
 
-    from clca.benchmark import GROWTH, QUICK, BenchmarkConfig
+    from clca.benchmark import GROWTH, GROWTH_TRAINING, QUICK, TRAINING, BenchmarkConfig
     from clca.benchmark import benchmark as measure
     from clca.training.run_folder import make_writable
 
     given = {name: value for name, value in chosen.items() if value is not None and value != ()}
-    preset = (QUICK if given.pop("quick") else {}) | (GROWTH if given.pop("growth") else {})
+    quick, growth = given.pop("quick"), given.pop("growth")
+    preset = (QUICK if quick else {}) | (GROWTH if growth else {})
+    if given["training"]:
+        preset |= GROWTH_TRAINING if growth else TRAINING
     weigh = given.pop("memory")
     if weigh != "auto":
         given["memory"] = weigh == "yes"

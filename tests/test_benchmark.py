@@ -98,6 +98,32 @@ def test_growth_over_sizes(result: Benchmark) -> None:
     assert exponent((196, 784, 3136), tuple(3 * p**1.25 for p in (196, 784, 3136))) == pytest.approx(1.25)
 
 
+def test_growth_says_of_which_model_setting_and_patches(result: Benchmark, tmp_path: Path) -> None:
+    first = Candidate("vit_small_patch16_224", 896, 1, "evit", 0.1)
+    other = replace(first, model="vit_small_patch14_dinov2", batch_size=8, precision="bf16", mode="compiled")
+    growth = [running.Growth(first, (196, 784), 1.1, 1.2, 0.3), running.Growth(other, (256, 1024), 1.3, 1.4, None)]
+    found = replace(result, growth=growth)
+    console = Console(width=80, record=True, file=io.StringIO())
+    found.render(console)
+    text = console.export_text()
+    assert "vit_small_patch16_224: exponent in the number of patches (196, 784)" in text
+    assert "vit_small_patch14_dinov2: exponent in the number of patches (256, 1024)" in text
+    found.write(tmp_path)
+    told = json.loads((tmp_path / "benchmark.json").read_text())["growth"]
+    names = ("model", "batch_size", "precision", "mode", "training", "patches", "time")
+    assert [[line[name] for name in names] for line in told] == [
+        ["vit_small_patch16_224", 1, "fp32", "eager", False, [196, 784], 1.2],
+        ["vit_small_patch14_dinov2", 8, "bf16", "compiled", False, [256, 1024], 1.4],
+    ]
+
+
+def test_a_title_wider_than_its_table_stays_a_line(result: Benchmark) -> None:
+    named = [replace(row, candidate=replace(row.candidate, label="a name of a run " * 8)) for row in result.rows]
+    console = Console(width=80, record=True, file=io.StringIO())
+    replace(result, rows=named).render(console)
+    assert f"{'a name of a run ' * 8}, 32 px, batch 2, fp32, eager, inference" in console.export_text().splitlines()
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_tables_fit_the_terminal(result: Benchmark, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())

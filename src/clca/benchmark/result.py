@@ -94,6 +94,14 @@ class Growth:
     time: float
     memory: float | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Of the candidate all but the size, of which there are several."""
+        numbers = asdict(self)
+        setting = numbers.pop("candidate")
+        del setting["img_size"]
+        setting["model"] = setting.pop("label") or self.candidate.model
+        return {**setting, **numbers}
+
 
 @dataclass
 class Benchmark:
@@ -133,7 +141,7 @@ class Benchmark:
     def render(self, console: Console) -> None:
         """Print machine, tables, what falls short, and notes."""
         for title, rows in self.groups():
-            console.print(_table(title, rows, console.width >= WIDE))
+            _titled(console, title, _table(rows, console.width >= WIDE))
             for row in rows:
                 if row.error is not None:
                     _say(console, f"{row.candidate.setting} failed: {row.error}")
@@ -142,8 +150,8 @@ class Benchmark:
             for line in _verdicts(rows):
                 _say(console, line)
             console.print()
-        if self.growth:
-            console.print(_growth_table(self.growth))
+        for title, lines in groupby(self.growth, key=_growth_title):
+            _titled(console, title, _growth_table(list(lines)))
         if any(row.mac_ratio for row in self.rows):
             _say(console, LEGEND)
         rates = ", ".join(f"{rate:.0f} GMAC/s {name}" for name, rate in self.matrix_rate.items())
@@ -164,15 +172,11 @@ class Benchmark:
         """The content of `benchmark.json`."""
         config = json.loads(self.config.model_dump_json())
         config["models"] = list(told_apart(self.config.models).values())
-        growth = [
-            {**{k: v for k, v in asdict(g).items() if k != "candidate"}, "reduction": g.candidate.reduction}
-            | {"model": g.candidate.title, "keep_rate": g.candidate.keep_rate}
-            for g in self.growth
-        ]
         return {
             "format": "clca-benchmark-1", "command": self.command, "machine": self.machine, "versions": self.versions,
             "config": config, "matrix_rate_gmacs": self.matrix_rate, "bandwidth_gb": self.bandwidth,
-            "rows": [row.as_dict() for row in self.rows], "growth": growth, "falls_short": self.falls_short(),
+            "rows": [row.as_dict() for row in self.rows], "growth": [line.as_dict() for line in self.growth],
+            "falls_short": self.falls_short(),
             "notes": self.notes, "interrupted": self.interrupted,
         }  # fmt: skip
 
@@ -220,6 +224,12 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=False)
 
 
+def _titled(console: Console, title: str, table: Table) -> None:
+    """Print a title and its table; rich would break the title where the table is narrower."""
+    console.print(title, style="table.title", highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+
+
 def _verdicts(rows: list[Row], where: str = "") -> list[str]:
     """One line for every row that is slower than dense, or far below its MAC ratio."""
     lines = []
@@ -234,10 +244,8 @@ def _verdicts(rows: list[Row], where: str = "") -> list[str]:
     return lines
 
 
-def _table(title: str, rows: list[Row], wide: bool) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
-    )
+def _table(rows: list[Row], wide: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     comparing = [name for name in ("× eager", "× fp32") if any(_cells(row)[name] for row in rows)]
     columns = ["keep", "GMACs"]
     if wide and any(row.computed_gmacs is not None for row in rows):
@@ -285,12 +293,13 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
+def _growth_title(line: Growth) -> str:
+    """What lines of one table of exponents share: the model, and which numbers of patches."""
+    return f"{line.candidate.title}: exponent in the number of patches ({', '.join(map(str, line.patches))})"
+
+
 def _growth_table(growth: list[Growth]) -> Table:
-    patches = ", ".join(str(count) for count in growth[0].patches)
-    title = f"exponent in the number of patches ({patches})"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("reduction")
     for name in ("keep", "batch", "setting", "MACs", "time", "memory"):
         table.add_column(name, justify="left" if name == "setting" else "right")

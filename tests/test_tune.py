@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clca.config import spelled
 from clca.data.transforms import preprocess_dict
 from clca.errors import ClcaError
 from clca.measure import Spread
+from clca.report.frontier import frontier_figure
 from clca.training import evaluate
 from clca.tune import Budget, Point, Tuning, at_size, choose, frontier, tune
 
@@ -238,6 +239,29 @@ def test_the_frontier_is_what_nothing_beats(pairs: list[tuple[int, int]]) -> Non
         assert one.top1 < other.top1
     for other in points:
         assert any(b.top1 >= other.top1 and b.latency.median <= other.latency.median for b in best)
+
+
+@pytest.mark.parametrize(("runs", "sizes"), [(3, 1), (9, 1), (8, 2), (8, 3)])
+def test_the_picture_has_room_for_many_runs_and_sizes(runs: int, sizes: int) -> None:
+    points = []
+    for run, size, rate in product(range(runs), range(sizes), (1.0, 0.5, 0.1)):
+        changes = {"run": f"run-{run}", "keep_rate": rate, "img_size": 224 + 16 * size, "trained_size": size == 0}
+        points.append(point(0.5 + 0.02 * run, 5 + run + 3 * size + 9 * rate, **changes))
+    budget = Budget("latency_ms", 15)
+    top, chosen = choose(points, budget)
+    figure = frontier_figure(
+        Tuning(budget, points, chosen, top, "photos", 9, 1, {}, []), frontier(points, "latency_ms")
+    )
+    figure.canvas.draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert axes.get_window_extent().height / figure.dpi > 2.8  # inches
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert not box.overlaps(axes.get_window_extent())
+    drawn = [container.lines[0] for container in axes.containers]
+    looks = {(line.get_color(), line.get_marker(), line.get_markerfacecolor(), line.get_linestyle()) for line in drawn}
+    assert len(looks) == len(drawn) == runs * sizes
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from clca.report.speedup import STYLES
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from clca.tune import Point, Tuning
 
 _INK, _FAINT = "#222222", "#777777"
+_BEST = "Pareto frontier (numbers: keep rates)"
 _AXIS = {
     "latency_ms": "milliseconds a batch of {batch} (median, to the 90th percentile)",
     "gmacs": "GMACs an image",
@@ -28,29 +32,50 @@ def draw_frontier(path: Path, tuning: Tuning, best: Sequence[Point]) -> None:
         tuning: What `clca.tune.tune` found.
         best: Its frontier, from cheap to dear.
     """
+    frontier_figure(tuning, best).savefig(path, dpi=160, format="png")
+
+
+def family_style(number: int) -> dict[str, Any]:
+    """Colour, marker, filling and line of the number-th run and size; three times eight differ."""
+    again, first = divmod(number, len(STYLES))
+    colour, _ = STYLES[first]
+    _, marker = STYLES[(first + 3 * again) % len(STYLES)]  # a colour comes back with another marker
+    face, line = ((colour, "-"), ("white", "--"), ("#D8D8D8", ":"))[again % 3]
+    size = 9 if marker == "*" else 6.5
+    edge = _INK if face == colour else colour
+    return {"color": colour, "marker": marker, "markersize": size, "mfc": face, "mec": edge, "ls": line,
+            "mew": 0.5 if face == colour else 1.2}  # fmt: skip
+
+
+def frontier_figure(tuning: Tuning, best: Sequence[Point]) -> Figure:
+    """What `draw_frontier` draws; it grows with the legend, which leaves the picture itself its size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     measure, budget = tuning.budget.measure, tuning.budget.value
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained", facecolor="white")
+    families: dict[tuple[str, int], list[Point]] = {}
+    for point in tuning.points:
+        families.setdefault((point.run, point.img_size), []).append(point)
+    names = {
+        (run, size): f"{tuning.names[run]}: {own[0].reduction}, {size} px"
+        + ("" if own[0].trained_size else " (not trained)")
+        for (run, size), own in families.items()
+    }
+    width, columns, lines = _room(list(names.values()))
+    figure = Figure(figsize=(width, 4.1 + 0.2 * lines), layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    families = list(dict.fromkeys((point.run, point.img_size) for point in tuning.points))
-    for number, (run, size) in enumerate(families):
-        own = [point for point in tuning.points if (point.run, point.img_size) == (run, size)]
-        colour, marker = STYLES[number % len(STYLES)]
+    for number, (family, own) in enumerate(families.items()):
         late = [point.latency.p90 - point.latency.median for point in own]
-        name = f"{tuning.names[run]}: {own[0].reduction}, {size} px" + ("" if own[0].trained_size else " (not trained)")
         axes.errorbar(
             [_x(point, measure) for point in own], [100 * point.top1 for point in own],
             xerr=[[0.0] * len(own), late] if measure == "latency_ms" else None,
             yerr=[100 * point.error for point in own],
-            marker=marker, color=colour, markeredgecolor=_INK, markeredgewidth=0.5, markersize=6.5, elinewidth=0.8,
-            label=name, zorder=3, ls="-", lw=0.6,
+            label=names[family], elinewidth=0.8, lw=0.8, zorder=3, **family_style(number),
         )  # fmt: skip
     axes.plot([_x(p, measure) for p in best], [100 * p.top1 for p in best], color=_FAINT, lw=2.2, alpha=0.5, zorder=2,
-              label="none is both more accurate and cheaper (numbers: keep rates)")  # fmt: skip
+              label=_BEST)  # fmt: skip
     costs = [_x(point, measure) for point in tuning.points]
     if max([budget, *costs]) > 4 * min([budget, *costs]):
         axes.set_xscale("log")
@@ -83,11 +108,19 @@ def draw_frontier(path: Path, tuning: Tuning, best: Sequence[Point]) -> None:
     axes.set_ylabel("top-1, % (± standard error)", color=_INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8.5)
-    ends = [own[k] for run in families for k in (0, -1)
-            if (own := [p for p in tuning.points if (p.run, p.img_size) == run])]  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    ends = [own[k] for own in families.values() for k in (0, -1)]
     _label(axes, canvas, tuning.points, [*([chosen] if chosen is not None else []), *best, *ends], measure)
-    figure.savefig(path, dpi=160, format="png")
+    return figure
+
+
+def _room(names: list[str]) -> tuple[float, int, int]:
+    """Width of the figure in inches, and columns and lines of its legend, which names two things more."""
+    longest = max(map(len, [*names, _BEST]))
+    wide = len(names) > 8
+    width = 10.0 if wide else 7.2
+    columns = max(1, min(3 if wide else 2, int(width / (0.5 + 0.064 * longest))))
+    return width, columns, math.ceil((len(names) + 2) / columns)
 
 
 def _x(point: Point, measure: str) -> float:

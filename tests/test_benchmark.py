@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from clca.benchmark.result import exponent
 from clca.cli import main
 from clca.errors import WorkError
 from clca.measure import Spread
+from clca.report.speedup import speed_up_figure
 
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
 SMALL: dict[str, Any] = {"models": ("vit_tiny_patch16_224",), "img_sizes": (32,), "batch_sizes": (2,), "memory": False}
@@ -152,6 +154,21 @@ def test_files_are_whole_and_say_the_same(result: Benchmark, tmp_path: Path) -> 
         assert theirs["reduction"] == ours["reduction"]
     assert content["config"]["rounds"] == 3
     assert content["matrix_rate_gmacs"] == {"fp32": 50.0, "bf16": 50.0}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.9, 1.3), (0.9, 7.9), (0.05, 2.1), (0.2, 2.1), (0.9, 30), (0.001, 4)])
+def test_labels_of_the_picture_s_axes_do_not_touch(low: float, high: float) -> None:
+    slow = made_up(low / 0.9, high / 1.08)
+    panels: list[Any] = [("vit, 224 px", [slow, made_up(low / 0.9, high / 1.08, keep_rate=0.5)])]
+    figure = speed_up_figure(panels)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    for axis in (axes.xaxis, axes.yaxis):
+        boxes = [label.get_window_extent().padded(4) for label in axis.get_ticklabels()]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    ticks = axes.get_xticks()
+    assert 1 in ticks
+    assert min(ticks) < 5 * axes.get_xlim()[0]
 
 
 def made_up(speed: float, ratio: float, **changes: Any) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,18 @@ from clca.reductions import list_reductions
 from clca.training.stored_evaluations import by_rate
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from clca.benchmark.result import Row
 
 # Okabe and Ito's colours (grey for their yellow, which is lost in print), with a marker each, so that neither colour
 # vision nor colour print is needed.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
           ("#000000", "X"), ("#888888", "*"))  # fmt: skip
+# From close to wide.
+_TICKS = ([0.25, 0.35, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16],
+          [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)],
+          [10.0**power for power in range(-3, 4)])  # fmt: skip
 _INK, _FAINT = "#222222", "#777777"
 
 
@@ -37,6 +44,11 @@ def draw_speed_ups(path: Path, panels: Sequence[tuple[str, Sequence[Row]]], form
         panels: Title and rows of each panel; rows without a speed-up are left out.
         form: "png" or "pdf".
     """
+    speed_up_figure(panels).savefig(path, dpi=160, format=form)
+
+
+def speed_up_figure(panels: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
+    """What `draw_speed_ups` draws."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,7 +69,16 @@ def draw_speed_ups(path: Path, panels: Sequence[tuple[str, Sequence[Row]]], form
     handles["faster by as much"] = handles.pop("faster by as much")  # last
     across = min(len(handles), 2 * columns + 2)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=160, format=form)
+    return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, as many as have room for their labels on a logarithmic axis."""
+    for ticks in _TICKS:
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if all(math.log(b / a) >= 0.13 * math.log(high / low) for a, b in pairwise(ticks)):
+            break
+    return ticks
 
 
 def _panel(axes: Any, title: str, rows: Sequence[Row], handles: dict[str, Any]) -> None:
@@ -73,7 +94,7 @@ def _panel(axes: Any, title: str, rows: Sequence[Row], handles: dict[str, Any]) 
     (line,) = axes.plot([low, high], [low, high], color=_FAINT, lw=1, zorder=1)
     handles["faster by as much"] = line
     axes.text(high / 1.02, low * 1.01, "slower than dense", size=8, color=_FAINT, va="bottom", ha="right")
-    ticks = [tick for tick in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if low <= tick <= high]
+    ticks = _ticks(low, high)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [f"{tick:g}×" for tick in ticks])
         axis.set_ticks([], minor=True)

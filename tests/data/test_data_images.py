@@ -15,6 +15,7 @@ from PIL import Image
 from clca.data.check import verify_images
 from clca.data.images import read_image
 from clca.errors import ClcaError
+from forbidden import forbidden, readable_folder
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -66,6 +67,37 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
     assert np.array_equal(grey.ravel(), np.arange(256))
 
 
+def tiff(pixels: np.ndarray, photometric: int) -> bytes:
+    """A grey TIFF whose 0 is white (photometric 0) or black (1)."""
+    height, width = pixels.shape
+    bits, offset = 8 * pixels.itemsize, 8 + 2 + 12 * 8 + 4
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: offset, 278: height, 279: pixels.nbytes}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels.tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.dtype("<u2")])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grey_whose_zero_is_white_is_no_negative(tmp_path, kind, photometric):
+    levels = np.arange(256).reshape(16, 16)
+    (tmp_path / "scan.tif").write_bytes(tiff((levels * (np.iinfo(kind).max // 255)).astype(kind), photometric))
+
+    grey = np.asarray(read_image(tmp_path / "scan.tif"))[..., 0]
+
+    assert np.array_equal(grey, levels if photometric else 255 - levels)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_grey_that_is_transparent_is_laid_on_white(tmp_path, kind):
+    levels = np.arange(256).reshape(16, 16)
+    unit = np.iinfo(kind).max // 255
+    Image.fromarray((levels * unit).astype(kind)).save(tmp_path / "cutout.png", transparency=7 * unit)
+
+    grey = np.asarray(read_image(tmp_path / "cutout.png"))[..., 0]
+
+    assert np.array_equal(grey, np.where(levels == 7, 255, levels))
+
+
 def test_float_and_wide_pixels_are_refused_by_name(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((4, 4), 1_000_000, np.int32)).save(tmp_path / "wide.tif")
@@ -112,6 +144,33 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     assert np.array_equal(np.asarray(read_image(tmp_path / "phone.png")), np.asarray(upright))
 
 
+def exif_of(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data of tags (number, type, count, value of four bytes), as no library would write it."""
+    entries = b"".join(struct.pack("<HHI", *tag[:3]) + tag[3].ljust(4, b"\0") for tag in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [(0x0112, 3, 1, b"\6"), (0x011A, 2, 4, b"72")],  # a resolution as text: Pillow cannot write that again
+        [(0x0112, 3, 1, b"\6"), (0x0132, 5, 1, b"")],
+        [(0x0112, 3, 1, b"\6"), (0x0128, 8, 1, b"\xff\xff")],
+        [(0x0112, 3, 1, b"\6"), (0x0213, 2, 4, b"1")],
+        [(0x0112, 1, 1, b"\6")],  # a byte, where the standard has two
+    ],
+)
+def test_rotation_does_not_depend_on_the_rest_of_exif(tmp_path, tags):
+    upright = noise().resize((32, 16)).resize((64, 32))
+    sideways = upright.transpose(Image.Transpose.ROTATE_90)
+    sideways.save(tmp_path / "odd.jpg", quality=100, subsampling=0, exif=exif_of(*tags))
+
+    found = read_image(tmp_path / "odd.jpg")
+
+    assert found.size == (64, 32)
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(upright)).mean() < 2
+
+
 def test_broken_exif_leaves_the_picture(tmp_path):
     noise().save(tmp_path / "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
 
@@ -155,6 +214,24 @@ def test_truncated_files_are_refused(tmp_path, kind):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     assert "damaged or truncated" in refused(path) or "not an image" in refused(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_end_was_never_copied_is_refused(tmp_path, progressive):
+    """The disk space was reserved before; decoders take zeros for grey, and say nothing."""
+    path = tmp_path / "cut.jpg"
+    thumbnail = io.BytesIO()
+    noise().save(thumbnail, "JPEG")  # with an end marker of its own
+    noise(200, 200).save(path, quality=95, progressive=progressive, exif=b"Exif\0\0" + thumbnail.getvalue())
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    assert "damaged or truncated" in refused(path)
+
+    path.write_bytes(whole + bytes(70_000))  # what some cameras do
+    assert read_image(path).size == (200, 200)
+    path.write_bytes(whole[:-2] + bytes(500))  # and others leave the marker out
+    assert read_image(path).size == (200, 200)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -205,6 +282,25 @@ def test_missing_files_and_folders_are_named(tmp_path):
     assert "no such file" in refused(tmp_path / "gone.jpg")
     (tmp_path / "folder.jpg").mkdir()
     assert "a folder, no image file" in refused(tmp_path / "folder.jpg")
+
+
+def test_what_cannot_be_reached_is_told_for_what_it_is(tmp_path):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    noise().save(tmp_path / "a.png")
+
+    assert "many" in refused(tmp_path / "loop.jpg")  # levels of symbolic links, in the system's words
+    assert refused(tmp_path / ("x" * 300 + ".jpg")).endswith(": file name too long")
+    assert refused(tmp_path / "a.png" / "b.png").endswith(": not a directory")
+    assert "damaged" not in refused(tmp_path / "zero\0byte.jpg")
+
+
+@pytest.mark.parametrize("locked", ["a.png", "."])
+def test_what_may_not_be_read_is_told_so(locked):
+    with readable_folder() as parent:
+        (parent / "locked").mkdir()
+        noise().save(parent / "locked" / "a.png")
+        with forbidden(parent / "locked" / locked):
+            assert refused(parent / "locked" / "a.png").endswith("a.png: permission denied")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

@@ -42,7 +42,7 @@ from clca.data.resized_rows import ResizedRows
 from clca.data.transforms import ResizeFirst, SquareResize
 from clca.errors import ClcaError, reason
 
-READING = 1
+READING = 2
 """Raise it with every change of `read_image` or of the resize that changes a pixel: what was kept is then read anew."""
 
 _TICK = 0.02  # seconds: two changes of a file within one tick of a file system's clock look like one

@@ -39,6 +39,7 @@ from clca.demo_recipe import METHODS, DemoSettings, method_config, pretraining_c
 from clca.errors import ClcaError, reason
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
+from clca.paths import expanded
 from clca.processes import usable_cores
 from clca.report.survivors import draw_survivors, survivors
 from clca.side_by_side import Piece, RelayedDisplay, Steps, Tell, side_by_side
@@ -106,7 +107,7 @@ def run(
         WorkError: A file could not be written, or a process that trained died.
         Stopped: By SIGINT or SIGTERM, once all runs are saved.
     """
-    out, settings, console = Path(out).expanduser(), settings or DemoSettings(), console or Console()
+    out, settings, console = expanded(out), settings or DemoSettings(), console or Console()
     pretraining_config(out / PRETRAINING, seed, settings)  # refuses a seed that no run takes, before there is a folder
     _claim(out, seed, settings)
     result = _finished(out)

@@ -87,6 +87,21 @@ def test_everything_wrong_is_found_and_named(tmp_path):
         assert part in text
 
 
+def test_names_are_shown_as_they_are(tmp_path):
+    for name in ("[bold]", ":smile:", "red\x1b[31m"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            LEAVES.image(i).save(tmp_path / name / f"{i}{name}.png")
+        (tmp_path / name / f"bad{name}.png").touch()
+
+    text = rendered(check(tmp_path))
+
+    assert "\x1b" not in text
+    for name in ("[bold]", ":smile:", r"red\x1b[31m"):
+        for shown in (f" {name} ", f"{name}/0{name}.png", f"{name}/bad{name}.png"):
+            assert shown in text
+
+
 def test_classes_are_compared(tmp_path):
     for name, count in (("few", 1), ("many", 60), ("some", 5)):
         (tmp_path / "train" / name).mkdir(parents=True)

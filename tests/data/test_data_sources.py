@@ -1,17 +1,24 @@
 """Folders and CSV files: what is found, how it is split where nobody said how, and what is refused."""
 
+import io
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 import clca.data
+from clca.data.check import check
+from clca.data.sources import read_listing
 from clca.data.splits import split_by_rule, take_every_fifth
 from clca.data.transforms import eval_transform
 from clca.errors import ClcaError
+from clca.study.identity import images_fingerprint
+from forbidden import forbidden, readable_folder
 
 
 def put(*paths: Path) -> None:
@@ -194,6 +201,83 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     assert "is not a folder" in refused(tmp_path / "file.png", source="folder")
     assert "unknown split 'exam': choose from train, val, train_val, test" in refused(tmp_path / "gap", "exam")
     assert "unknown source 'imagenet': choose from folder, csv, cotton80" in refused(empty, source="imagenet")
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_links_that_lead_back_add_nothing(tmp_path, splits):
+    root = folder(tmp_path / "set", {split: {"merlot": 5, "pinot": 5} for split in splits})
+    expected = read_listing(root).splits
+    for split in splits:
+        for name, target in {
+            "self": ".", "again": "../merlot", "up": "..", "top": "../..", "all": "/", "other": "../pinot",
+            "whole": str(root),
+        }.items():  # fmt: skip
+            (root / split / "merlot" / name).symlink_to(target)
+
+    assert read_listing(root).splits == expected
+
+
+def test_links_to_elsewhere_are_followed(tmp_path):
+    root = folder(tmp_path / "set", {"": {"merlot": 2, "pinot": 2}})
+    put(tmp_path / "more" / "deep" / "a.png")
+    (root / "merlot" / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "deep" / "back").symlink_to("../../more")
+    (root / "gamay").symlink_to("pinot")  # who wants a folder under two names has it
+
+    listing = read_listing(root)
+
+    found = {(path, listing.classes[label]) for part in listing.splits.values() for path, label in part}
+    assert (root / "merlot" / "more" / "deep" / "a.png", "merlot") in found
+    assert len(found) == 3 + 2 + 2
+
+
+def test_folders_that_cannot_be_read_are_told_of():
+    with readable_folder() as parent:
+        root = folder(parent / "set", {"": {"merlot": 4, "pinot": 4}})
+        put(root / "merlot" / "sub" / "a.png")
+        with forbidden(root / "merlot" / "sub"):
+            line = f"{root}/merlot/sub: this folder cannot be read (permission denied): allow it, or move it away"
+            assert refused(root) == line
+            assert check(root).errors == [line]
+            assert len(read_listing(root).samples("train_val")) == 6
+        with forbidden(root / "merlot"):
+            assert refused(root).startswith(f"{root}/merlot: this folder cannot be read (permission denied)")
+        with forbidden(root):
+            assert refused(root) == f"{root}: cannot be read (permission denied)"
+            assert refused(root / "merlot") == f"{root}/merlot: cannot be read (permission denied)"
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path):
+    """As archives made elsewhere leave them; Python hands their bytes on as surrogates."""
+    names = [os.fsdecode(b"caf\xe9_%d.png" % i) for i in range(5)]
+    put(*(tmp_path / label / name for label in "ab" for name in names))
+
+    parts = read_listing(tmp_path).splits
+
+    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "val": 2, "test": 2}
+    assert images_fingerprint(str(tmp_path))
+    report = check(tmp_path)
+    assert r"a/caf\xe9_0.png" in report.near_empty
+    report.render(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8")))
+
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    put(tmp_path / os.fsdecode(b"caf\xe9") / "a.png")
+    assert "the name of the class b'caf\\xe9' is not UTF-8: rename it" in refused(tmp_path)
+
+
+def test_a_name_that_is_too_long_is_a_file_that_is_missing(tmp_path):
+    put(tmp_path / "a.png", tmp_path / "c.png")
+    (tmp_path / "list.csv").write_text(f"path,label\na.png,x\n{'b' * 300}.png,y\nc.png,y\n")
+
+    assert "1 file(s) missing, relative to the CSV file: bbb" in refused(tmp_path / "list.csv")
+
+
+def test_a_name_with_a_tilde_is_no_home_folder(tmp_path, monkeypatch):
+    put(*(tmp_path / name / f"{i}.png" for name in ("a", "b") for i in range(3)))
+    (tmp_path / "~set.csv").write_text("path,label\n" + "".join(f"{x}/{i}.png,{x}\n" for x in "ab" for i in range(3)))
+    monkeypatch.chdir(tmp_path)
+
+    assert clca.data.open("~set.csv").classes == ["a", "b"]
 
 
 def test_problems_can_be_waived(tmp_path):

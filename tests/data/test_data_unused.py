@@ -1,5 +1,6 @@
 """Images that lie in the folder of a data set and are left out are told of, and nothing else is."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -81,12 +82,40 @@ def test_what_is_no_image_or_hidden_is_left_alone(tmp_path):
         names = ["Thumbs.db", ".DS_Store", "._0.png", "._1.heic", ".hidden.heic", "README", "script.py"]
         names += [f"file.{ending}" for ending in ("txt", "csv", "json", "xml", "md", "yaml", "zip")]
         touch(*(folder / name for name in names))
-        touch(folder / "__MACOSX" / "0.png", folder / ".cache" / "0.heic", folder / "_aside" / "0.png")
+        touch(folder / "__MACOSX" / "0.png", folder / ".cache" / "0.heic")
     (tmp_path / "far").symlink_to(photos(tmp_path / ".elsewhere"))  # not followed: it may lead anywhere
 
     assert read_listing(tmp_path, "folder").unused == []
     assert warned(tmp_path) == []
     assert not any("left out" in line for line in check(tmp_path).warnings)
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "test")])
+def test_folders_that_are_set_aside_are_told_of(tmp_path, splits):
+    photos(tmp_path, *splits)
+    class_folder = tmp_path / (splits[0] if splits else "") / "a"
+    before = read_listing(tmp_path).splits
+    touch(tmp_path / "_aside" / "0.png", class_folder / "_raw" / "deep" / "1.jpg", class_folder / "_raw" / "2.heic")
+
+    assert read_listing(tmp_path).splits == before
+    [told] = warned(tmp_path)
+    assert "3 image(s) are left out because they lie in folders whose names begin with _: " in told
+    assert told.endswith("such as _aside/0.png; rename the folders if they belong to the set")
+    assert told.removeprefix(f"{tmp_path}: ") in check(tmp_path).warnings
+
+
+def test_photographs_without_an_ending_are_told_of(tmp_path):
+    photos(tmp_path, "train")
+    (tmp_path / "train" / "a" / "README").write_text("BM, not a bitmap")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "train" / "a" / "pipe")  # not waited for
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        Image.new("RGB", (6, 5)).save(tmp_path / "train" / "a" / f"IMG_{kind}", kind)
+
+    [told] = warned(tmp_path)
+
+    assert "4 image(s) are left out because their names do not end in .jpg or the like: 4 without an ending, " in told
+    assert told.endswith("such as train/a/IMG_JPEG; rename them")
 
 
 def test_only_who_opens_it_to_learn_from_is_warned(tmp_path):

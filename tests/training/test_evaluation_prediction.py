@@ -17,8 +17,10 @@ from clca.errors import ClcaError
 from clca.training import DataConfig, TrainConfig, device, evaluate, predict, train
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.metrics import Answers
+from clca.training.prediction import find_images
 from clca.training.run_folder import OwnImages, own_images
 from clca.training.stored_evaluations import evaluations
+from forbidden import forbidden, readable_folder
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,41 @@ def test_bad_files_are_told_among_good_ones(run: Path, images: Path, tmp_path: P
     assert [bool(answer.error) for answer in answers] == [True, False, True, True]
     assert "0 bytes" in str(answers[0].error)
     assert answers[1].classes
+
+
+def test_what_is_hidden_in_a_folder_is_no_image_but_what_is_named_is(tmp_path: Path) -> None:
+    names = ["a/leaf.jpg", "a/_aside/leaf.png", "a/~leaf.jpg"]
+    hidden = ["a/._leaf.jpg", ".leaf.jpg", ".thumbs/leaf.jpg", "__MACOSX/a/leaf.jpg"]
+    for name in names + hidden:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "back").symlink_to(".")
+
+    assert find_images([tmp_path]) == sorted(tmp_path / name for name in names)
+    assert find_images([tmp_path / name for name in hidden]) == [tmp_path / name for name in hidden]
+    assert find_images([tmp_path / ".thumbs"]) == [tmp_path / ".thumbs" / "leaf.jpg"]
+
+
+def test_names_that_lead_nowhere_are_told_with_what_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["~leaf.jpg", "x" * 300, "zero\0byte"]) == [
+        Path("~leaf.jpg"),
+        Path("x" * 300),
+        Path("zero\0byte"),
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_refused() -> None:
+    with readable_folder() as parent:
+        (parent / "sub").mkdir()
+        (parent / "leaf.jpg").touch()
+        with (
+            forbidden(parent / "sub"),
+            pytest.raises(ClcaError, match=r"/sub: this folder cannot be read \(permission"),
+        ):
+            find_images([parent])
 
 
 def test_patterns_are_expanded_and_nothing_is_refused(run: Path, images: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from clca.commands.parsing import parse
 from clca.commands.study_choice import chosen_runs
+from clca.paths import expanded
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 
     planned = expand(read_study(chosen["study"]), chosen["data_folder"])
     runs = chosen_runs(planned, chosen["only"], "")
-    out = Path(chosen["out"] or Path("runs") / planned.study.name).expanduser()
+    out = expanded(chosen["out"] or Path("runs") / planned.study.name)
     console = Console()
     found = overview(planned, runs, out)
     found.render_runs(console)

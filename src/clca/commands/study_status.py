@@ -1,10 +1,10 @@
 """`clca study status`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from clca.commands.parsing import parse
+from clca.paths import expanded
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
     from clca.study.status import study_status
 
-    out = Path(chosen["folder"]).expanduser()
+    out = expanded(chosen["folder"])
     found = study_status(out)
     found.render(Console(), every_failure=chosen["failed"])
     if chosen["table"]:

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from clca.data.duplicates import exact_duplicates, near_duplicates
 from clca.data.inspection import BadImage, Inspection, inspect_images, verify_images
 from clca.data.listing import Listing
 from clca.data.sources import read_listing
 from clca.data.unused import describe_unused
+from clca.paths import shown
 
 __all__ = ["CheckReport", "Duplicates", "check", "verify_images"]
 
@@ -92,9 +93,9 @@ class CheckReport(_Frozen):
             if rows:
                 _print(console, *_file_table(title, rows))
         for line in self.errors:
-            console.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+            console.print(shown(f"error: {line}"), style="red", markup=False, highlight=False, soft_wrap=True)
         for line in self.warnings:
-            console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            console.print(shown(f"warning: {line}"), style="yellow", markup=False, highlight=False, soft_wrap=True)
         if not self.errors and not self.warnings:
             console.print("Nothing to complain about.", style="green")
 
@@ -121,7 +122,7 @@ def check(
     bad = [image for image in looked if isinstance(image, BadImage)]
 
     def name(path: Path) -> str:
-        return str(path.relative_to(base) if path.is_relative_to(base) else path)
+        return shown(path.relative_to(base) if path.is_relative_to(base) else path)
 
     duplicates = [
         Duplicates(
@@ -221,7 +222,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _print(console: Console, title: str, table: Table) -> None:
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(title), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 
@@ -253,7 +254,7 @@ def _class_table(report: CheckReport) -> tuple[str, Table]:
     for split in report.counts:
         table.add_column(split, justify="right")
     for label in order:
-        table.add_row(escape(report.classes[label]), *(str(counts[label]) for counts in report.counts.values()))
+        table.add_row(Text(shown(report.classes[label])), *(str(counts[label]) for counts in report.counts.values()))
     return title, table
 
 
@@ -268,5 +269,5 @@ def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> tuple[str, Table
     hidden = f" (the first {_SHOWN} of {len(rows)})" if len(rows) > _SHOWN else ""
     table = Table(show_header=False)
     for path, reason in rows[:_SHOWN]:
-        table.add_row(escape(path), escape(reason))
+        table.add_row(Text(path), Text(shown(reason)))  # Text: brackets and colons in names are no markup
     return title + hidden, table

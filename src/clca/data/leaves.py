@@ -19,6 +19,7 @@ from PIL import Image
 from clca.data.inspection import track
 from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
 from clca.errors import ClcaError, WorkError, reason
+from clca.paths import expanded
 
 TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
     "vein_angle": (28.0, 72.0),
@@ -192,7 +193,7 @@ def write_leaves(
         ClcaError: For parameters out of range, or a folder that holds anything else.
         WorkError: Where the folder cannot be written.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     leaves = DrawnLeaves(cultivars, images, size, seed, difficulty, split="all", cache=False)
     parameters = {
         "format": _FORMAT, "cultivars": cultivars, "images": images, "size": size, "seed": seed,

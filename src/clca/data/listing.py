@@ -1,5 +1,6 @@
 """What every source of images produces: the class names, and which file with which label is in which split."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ SPLITS = ("train", "val", "train_val", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a data set, without opening one.
+    """All images of a data set, without decoding one.
 
     Attributes:
         root: Where it was read from.
@@ -20,7 +21,8 @@ class Listing:
         classes: Class names; a label is an index into them.
         splits: Image files and labels of "train", "val" and "test" (whichever there are), no image in two of them.
         problems: What keeps it from being used as it is, a line each: files missing, counts that do not fit.
-        unused: Images that lie there and are in no split: of formats that are not read, or outside the class folders.
+        unused: Images that lie there and are in no split: of formats that are not read, without an ending, outside the
+            class folders, or in folders whose names begin with _.
     """
 
     root: Path
@@ -61,12 +63,17 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
         A line for each of val and test that holds classes which training lacks.
 
     Raises:
-        ClcaError: For no images at all or a single class.
+        ClcaError: For no images at all, a single class, or a class whose name no file of a run could hold.
     """
     if not any(splits.values()):
         raise ClcaError(f"{root}: no images found")
     if len(classes) < 2:
         raise ClcaError(f"{root}: only one class ({classes[0]!r}): a classifier needs at least two")
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ClcaError(f"{root}: the name of the class {os.fsencode(name)!r} is not UTF-8: rename it") from None
     problems = []
     trained = {label for _, label in splits.get("train", [])}
     for name in ("val", "test"):

@@ -2,16 +2,19 @@
 
 import csv
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from clca.data.images import EXTENSIONS
 from clca.data.listing import Listing, check_classes, with_validation
 from clca.data.splits import Samples, split_by_rule
 from clca.data.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise
-from clca.data.unused import NOT_READ, describe_empty_class, describe_unused
-from clca.errors import ClcaError
+from clca.data.unused import NOT_READ, describe_empty_class, describe_unused, is_set_aside
+from clca.data.walking import Identity, enclosing, identity, is_hidden, visible_files
+from clca.errors import ClcaError, reason
+from clca.paths import expanded
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -20,19 +23,25 @@ SPLIT_NAMES = {
 }  # fmt: skip
 """Names of split folders (and values of a CSV's split column), in lower case, and the split each means."""
 
+_PHOTOGRAPH = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
+
 
 def read_listing(root: str | Path, source: str | None = None) -> Listing:
     """List the images under `root` with the named source, or with the one whose layout it has.
 
     Raises:
-        ClcaError: For a path that does not exist, an unknown source, or a layout that is none of those known.
+        ClcaError: For a path that does not exist or cannot be read, an unknown source, or a layout that is none of
+            those known.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     if source is not None and source not in SOURCES:
         raise ClcaError(f"unknown source {source!r}: choose from {', '.join([*SOURCES, 'leaves'])}")
-    if not root.exists():
-        raise ClcaError(f"{root}: no such file or folder")
-    return SOURCES[source or find_source(root)](root)
+    try:
+        if not root.exists():
+            raise ClcaError(f"{root}: no such file or folder")
+        return SOURCES[source or find_source(root)](root)
+    except OSError as error:
+        raise ClcaError(f"{error.filename or root}: cannot be read ({reason(error)})") from None
 
 
 def find_source(root: Path) -> str:
@@ -58,24 +67,28 @@ def read_folder(root: Path) -> Listing:
     if not root.is_dir():
         raise ClcaError(f"{root}: is not a folder")
     split_folders = _split_folders(root)
-    empty: list[str] = []
+    problems: list[str] = []
     if not split_folders:
         classes = _class_folders(root)
+        apart = _apart(root, {root: classes})
         unused = list(_images_beside(root, classes))
-        splits = split_by_rule(_images_of(root, classes, unused, empty))
+        splits = split_by_rule(_images_of(root, classes, apart, unused, problems))
     else:
         names = {split: _class_folders(folder) for split, folder in split_folders.items()}
         classes = sorted(set().union(*names.values()))
+        apart = _apart(root, {folder: names[split] for split, folder in split_folders.items()})
         index = {name: label for label, name in enumerate(classes)}
         splits = {}
         unused = list(_images_beside(root, [folder.name for folder in split_folders.values()]))
         for split, folder in split_folders.items():
             unused.extend(_images_beside(folder, names[split]))
-            found = _images_of(folder, names[split], unused, empty if split == "train" else [])
+            found = _images_of(folder, names[split], apart, unused, problems, may_be_empty=split != "train")
             splits[split] = [(path, index[names[split][label]]) for path, label in found]
     if unused and not any(splits.values()):
         raise ClcaError(f"{root}: no images to use: {'; '.join(describe_unused(root, unused))}")
-    problems = empty + check_classes(root, classes, splits)
+    if problems and not any(splits.values()):
+        raise ClcaError(problems[0])
+    problems += check_classes(root, classes, splits)
     return Listing(root, "folder", classes, with_validation(splits), problems, unused)
 
 
@@ -91,7 +104,7 @@ def read_csv(root: Path) -> Listing:
     rows, missing = [], []
     for line, row in _rows(file, required=("path", "label")):
         path = file.parent / row["path"]
-        if not path.is_file():
+        if not os.path.isfile(path):  # of a name that is too long, Path's own would raise an error
             missing.append(row["path"])
             continue
         given = (row.get("split") or "").lower()
@@ -144,9 +157,13 @@ def _csv_in(folder: Path) -> Path | None:
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Sub-folders in sorted order, without hidden ones and what archivers leave behind."""
+    """Sub-folders that may be classes or splits, in sorted order: none that is hidden or set aside by a leading _."""
+    return [path for path in _visible_folders(parent) if not path.name.startswith("_")]
+
+
+def _visible_folders(parent: Path) -> list[Path]:
     found = (path for path in parent.iterdir() if path.is_dir())
-    return sorted((path for path in found if path.name[0] not in "._"), key=lambda path: path.name)
+    return sorted((path for path in found if not is_hidden(path.name)), key=lambda path: path.name)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -169,44 +186,76 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images_of(folder: Path, classes: list[str], unused: list[Path], empty: list[str]) -> Samples:
+def _apart(root: Path, classes: dict[Path, list[str]]) -> set[Identity]:
+    """What no link in a class folder leads into: the class folders, all that they lie in, and what that lies in."""
+    folders = [path for parent, names in classes.items() for path in (parent, *(parent / name for name in names))]
+    return enclosing(root) | {found for path in folders if (found := identity(path)) is not None}
+
+
+def _images_of(
+    folder: Path,
+    classes: list[str],
+    apart: Collection[Identity],
+    unused: list[Path],
+    problems: list[str],
+    *,
+    may_be_empty: bool = False,
+) -> Samples:
     """The images of each class.
 
     Args:
         folder: Holds the class folders.
         classes: Their names.
-        unused: Is given the images of formats that are not read.
-        empty: Is given a line for each class without images.
+        apart: Folders that no link in them leads into.
+        unused: Is given the images that are left out.
+        problems: Is given a line for each folder that cannot be listed and each class without images.
+        may_be_empty: A class without images is no problem.
     """
+
+    def failed(error: OSError) -> None:
+        problems.append(f"{error.filename}: this folder cannot be read ({reason(error)}): allow it, or move it away")
+
     samples: Samples = []
     for label, name in enumerate(classes):
-        files = sorted(_image_files(folder / name))
-        unread = [path for path in files if path.suffix.lower() in NOT_READ]
-        unused += unread
-        if len(unread) == len(files):
-            empty.append(describe_empty_class(folder / name, unread))
-        samples.extend((path, label) for path in files if path.suffix.lower() not in NOT_READ)
+        before = len(problems)
+        files = visible_files(folder / name, followlinks=True, apart=apart, failed=failed)
+        images = sorted(path for path in files if _is_image(path))
+        left = [path for path in images if not _is_read(path) or is_set_aside(path.relative_to(folder / name))]
+        unused += left
+        if len(left) == len(images) and len(problems) == before and not may_be_empty:
+            problems.append(describe_empty_class(folder / name, left))
+        out = set(left)
+        samples.extend((path, label) for path in images if path not in out)
     return samples
 
 
 def _images_beside(folder: Path, known: Iterable[str]) -> Iterator[Path]:
     """The images in `folder` that lie in none of the known sub-folders."""
-    yield from (path for path in sorted(folder.iterdir()) if _is_image(path.name) and path.is_file())
-    for other in _folders(folder):
+    beside = (path for path in sorted(folder.iterdir()) if not is_hidden(path.name))
+    yield from (path for path in beside if path.is_file() and _is_image(path))
+    for other in _visible_folders(folder):
         if other.name not in known and not other.is_symlink():  # which may lead anywhere
-            yield from sorted(_image_files(other, followlinks=False))
+            yield from sorted(path for path in visible_files(other, followlinks=False) if _is_image(path))
 
 
-def _image_files(folder: Path, *, followlinks: bool = True) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=followlinks):
-        folders[:] = [name for name in folders if name[0] not in "._"]
-        yield from (Path(parent, name) for name in files if _is_image(name))
+def _is_read(path: Path) -> bool:
+    return os.path.splitext(path.name)[1].lower() in EXTENSIONS
 
 
-def _is_image(name: str) -> bool:
-    """Whether a file is an image by its name, of a format that is read or not."""
-    ending = os.path.splitext(name)[1].lower()
-    return name[0] != "." and (ending in EXTENSIONS or ending in NOT_READ)
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image by its name, of a format that is read or not; without an ending, by its content."""
+    ending = os.path.splitext(path.name)[1].lower()
+    return ending in EXTENSIONS or ending in NOT_READ or (not ending and _begins_as_a_photograph(path))
+
+
+def _begins_as_a_photograph(path: Path) -> bool:
+    try:
+        if not path.is_file():  # a FIFO would be waited for
+            return False
+        with path.open("rb") as file:
+            return _PHOTOGRAPH.match(file.read(12)) is not None
+    except OSError:
+        return False
 
 
 SOURCES: dict[str, Callable[[Path], Listing]] = {"folder": read_folder, "csv": read_csv}

@@ -11,9 +11,11 @@ Samples = list[tuple[Path, int]]
 
 def _by_name_hash(paths: Sequence[Path]) -> list[int]:
     """Positions in the order of the SHA-256 of file names: looks random, and is the same on every machine."""
-    return sorted(
-        range(len(paths)), key=lambda i: (hashlib.sha256(paths[i].name.encode()).digest(), paths[i].as_posix())
-    )
+    return sorted(range(len(paths)), key=lambda i: (_digest(paths[i].name), paths[i].as_posix()))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()  # the bytes of one that is not UTF-8
 
 
 def _per_class(samples: Samples) -> dict[int, list[int]]:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clca.errors import ClcaError
+from clca.paths import expanded
 
 VARIABLE = "CLCA_IMPORT"
 """Modules or .py files, separated by commas or as in PATH. Processes that a command starts inherit it."""
@@ -97,7 +98,7 @@ def _is_path(name: str) -> bool:
 
 def _located(name: str) -> str | None:
     """The absolute path of a file, also of a module in this folder; the name of an installed one; None if neither."""
-    beside = Path(name).expanduser() if _is_path(name) else Path(*name.split("."))
+    beside = expanded(name) if _is_path(name) else Path(*name.split("."))
     files = [beside] if beside.suffix == ".py" else [beside.with_name(f"{beside.name}.py"), beside / "__init__.py"]
     for file in files:
         if file.is_file():

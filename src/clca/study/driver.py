@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from clca.errors import ClcaError, WorkError
+from clca.paths import expanded
 from clca.study.claim import Watch, holder
 from clca.study.executors import Executor, InThisProcess
 from clca.study.folder import (
@@ -110,7 +111,7 @@ def run_study(
     runs = list(plan.runs if runs is None else runs)
     if absent := plan.absent_among(runs):
         raise ClcaError(f"{plan.study.name}: no such images: {', '.join(absent)} (see --data-folder)")
-    folder = Path(out if out is not None else Path("runs") / plan.study.name).expanduser().resolve()
+    folder = expanded(out if out is not None else Path("runs") / plan.study.name).resolve()
     make_writable(folder / RUNS)
     remove_remains(folder)
     describe_study(plan, folder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from clca.config import ModelConfig
 from clca.errors import ClcaError, reason
+from clca.paths import expanded
 from clca.training.config import NOT_PART_OF_A_RUN, DataConfig, TrainConfig
 
 COMPUTES = 1
@@ -77,7 +77,7 @@ def images_fingerprint(root: str, source: str | None = None) -> str | None:
         images = len(leaves) // len(leaves.classes)
         own = [len(leaves.classes), images, leaves.size, leaves.seed, leaves.difficulty]
         return "leaves:" + ",".join(f"{value:g}" for value in own)
-    if not Path(root).expanduser().exists():
+    if not expanded(root).exists():
         return None
     listing = read_listing(root, source)
     if listing.problems:
@@ -87,7 +87,8 @@ def images_fingerprint(root: str, source: str | None = None) -> str | None:
     for split in sorted(listing.splits):
         for path, label in sorted(listing.splits[split]):
             name = path.relative_to(below) if path.is_relative_to(below) else path.name
-            digest.update(f"{split}\t{listing.classes[label]}\t{name}\t{path.stat().st_size}\n".encode())
+            line = f"{split}\t{listing.classes[label]}\t{name}\t{path.stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -99,7 +100,7 @@ def weights_fingerprint(path: str) -> str:
         ClcaError: It cannot be read.
     """
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with open(expanded(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise ClcaError(f"weights {path}: cannot be read ({reason(error)})") from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from clca.config import ModelConfig
 from clca.errors import ClcaError
+from clca.paths import expanded
 from clca.study.config import StudyConfig
 from clca.study.folder import PRETRAINING
 from clca.study.identity import (
@@ -349,6 +350,6 @@ def arm(model: ModelConfig) -> str:
 
 def below(folder: str | None, root: str) -> str:
     """A data folder, below another if it is relative."""
-    if folder is None or root.startswith("leaves") or Path(root).expanduser().is_absolute():
+    if folder is None or root.startswith("leaves") or expanded(root).is_absolute():
         return root
-    return str(Path(folder).expanduser() / root)
+    return str(expanded(folder) / root)

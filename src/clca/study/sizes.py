@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from clca.errors import ClcaError
+from clca.paths import expanded
 from clca.training.config import DataConfig
 
 
@@ -34,7 +34,7 @@ def _size(root: str, source: str | None, train_split: str, split: str) -> SetSiz
 
         learned, judged = (DrawnLeaves.from_text(root, split=name) for name in (train_split, split))
         return SetSize(len(learned.classes), len(learned), len(judged))
-    if Path(root).expanduser().exists():
+    if expanded(root).exists():
         from clca.data.sources import read_listing
 
         listing = read_listing(root, source)

@@ -1,6 +1,7 @@
 """`predict(model, paths)`: what is in these photographs."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from clca.data.images import EXTENSIONS, read_image
 from clca.data.transforms import Normalization, from_preprocess
-from clca.errors import ClcaError
+from clca.data.walking import visible_files
+from clca.errors import ClcaError, reason
 from clca.hub import from_pretrained
 from clca.linear import prepacked
 from clca.model import TokenReducedViT
+from clca.paths import expanded
 from clca.training.device import make_accelerator
 
 
@@ -123,18 +126,21 @@ def _answers(
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Files as they are, folders searched through, patterns expanded; each file once, in order.
 
+    In folders, what is hidden or left by archivers (`._leaf.jpg`, `__MACOSX`) is no image, as in training.
+
     Raises:
-        ClcaError: A folder or pattern holds no image, or nothing was named.
+        ClcaError: A folder cannot be read, a folder or pattern holds no image, or nothing was named.
     """
     found: dict[Path, None] = {}
     for name in paths:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        path = expanded(name)
+        # os.path's own questions are answered with no where Path's raise an error, as for a name that is too long.
+        if os.path.isdir(path):
+            inside = sorted(file for file in _images_in(path) if os.path.isfile(file))
             if not inside:
                 raise ClcaError(f"{path}: no images in this folder")
-        elif not path.exists() and glob.has_magic(str(path)):
-            inside = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        elif not os.path.exists(path) and glob.has_magic(str(path)):
+            inside = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
             if not inside:
                 raise ClcaError(f"{path}: no file matches this pattern")
         else:
@@ -143,3 +149,11 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     if not found:
         raise ClcaError("no images were named")
     return list(found)
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    def failed(error: OSError) -> None:
+        raise ClcaError(f"{error.filename}: this folder cannot be read ({reason(error)}): allow it, or name the others")
+
+    files = visible_files(folder, followlinks=False, failed=failed)
+    return (file for file in files if file.suffix.lower() in EXTENSIONS)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,78 @@ def test_predict_reads_names_from_stdin_and_skips_bad_files(
         f"clca: {tmp_path / 'bad.jpg'}: is text, not an image",
         "clca: 1 of the files could not be read",
     ]
+
+
+@pytest.fixture(scope="module")
+def odd_names(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Names that are markup, an emoji, a colour of the terminal, two lines, not UTF-8, or long."""
+    folder = tmp_path_factory.mktemp("odd")
+    names = ["leaf[copy].jpg", ":smile:.jpg", "red\x1b[31m.jpg", "two\rlines.jpg", os.fsdecode(b"caf\xe9.jpg")]
+    files = [folder / name for name in (*names, "x" * 200 + ".jpg")]
+    for file in files:
+        shutil.copy(photos / "test" / "alder" / "0.png", file)
+    return sorted(files)
+
+
+def test_predict_shows_every_name_as_it_is(run: Path, odd_names: list[Path], tmp_path: Path) -> None:
+    table = tmp_path / "table.txt"
+    assert main(["predict", str(run), str(odd_names[0].parent), "--device", "cpu", "--out", str(table)]) == 0
+    told = table.read_text()
+    for name in (
+        "leaf[copy].jpg",
+        ":smile:.jpg",
+        r"red\x1b[31m.jpg",
+        r"two\rlines.jpg",
+        r"caf\xe9.jpg",
+        "x" * 200 + ".jpg",
+    ):
+        assert f"{odd_names[0].parent}/{name} " in told
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_predict_gives_every_name_back(
+    run: Path, odd_names: list[Path], tmp_path: Path, to_file: bool, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for form in ("csv", "jsonl"):
+        out = tmp_path / form
+        argv = ["predict", str(run), str(odd_names[0].parent), "--device", "cpu", "--top-k", "1", "--format", form]
+        assert main([*argv, *(["--out", str(out)] if to_file else [])]) == 0
+        written = out.read_bytes() if to_file else capfdbinary.readouterr().out
+        text = written.decode(errors="surrogateescape")
+        if form == "csv":
+            given = [row["path"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+            assert text.startswith("path,rank,class,probability\n")
+            assert text.count("\r") == 1
+        else:
+            assert written.decode()
+            given = [json.loads(line)["path"] for line in text.splitlines()]
+        assert [Path(name) for name in given] == odd_names
+
+
+def test_predict_takes_any_name_from_stdin(run: Path, odd_names: list[Path]) -> None:
+    names = [*map(os.fsencode, odd_names), b"y" * 300 + b".jpg"]
+    argv = [
+        sys.executable,
+        "-m",
+        "clca",
+        "predict",
+        str(run),
+        "-",
+        "--device",
+        "cpu",
+        "--format",
+        "csv",
+        "--top-k",
+        "1",
+    ]
+    done = subprocess.run(argv, input=b"\n".join(names), capture_output=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        f"clca: {'y' * 300}.jpg: file name too long",
+        "clca: 1 of the files could not be read",
+    ]
+    assert all(name in done.stdout for name in names[:-1])
 
 
 def test_data_leaves_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,10 @@ def run(argv: Sequence[str]) -> int:
     chosen = parse(cache, "clca data cache", argv)
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from clca.data.resized_room import cache_folder, cache_limit, cached_sets, clear_cache
+    from clca.paths import shown
 
     if chosen["clear"]:
         print(f"removed {_size(clear_cache())} from {cache_folder()}")
@@ -43,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
             table.add_column(name, justify="right")
         for one in sets:
             used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
-            table.add_row(one.root, f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
+            table.add_row(Text(shown(one.root)), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
         Console().print(table)
     total = sum(one.bytes for one in sets)
     print(f"{_size(total)} of at most {_size(int(cache_limit()))} in {cache_folder()}")

@@ -1,11 +1,13 @@
 """`clca predict`."""
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from clca.commands.parsing import parse, rate, refusing_useless_rate
+from clca.paths import expanded, shown
 
 if TYPE_CHECKING:
     from clca.training.prediction import Prediction
@@ -53,6 +55,8 @@ def run(argv: Sequence[str]) -> int:
         return dict(locals())
 
     chosen = parse(predict, "clca predict", argv)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # file names are bytes, of any encoding
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
     names = [
         name
         for given in chosen["images"]
@@ -72,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
         from clca.hub import from_pretrained
         from clca.report.explanation_files import ExplanationFiles
 
-        explanations = ExplanationFiles(Path(chosen["explain"]).expanduser())
+        explanations = ExplanationFiles(expanded(chosen["explain"]))
         model = from_pretrained(model)
     with refusing_useless_rate(chosen["run"], keep_rate):
         answers = classify(
@@ -101,7 +105,7 @@ def run(argv: Sequence[str]) -> int:
                 yield answer
             else:
                 bad += 1
-                print(f"clca: {answer.path}: {error}", file=sys.stderr)
+                print(f"clca: {shown(answer.path)}: {error}", file=sys.stderr)
 
     write_answers(readable(), chosen["format"], out)
     if explanations is not None:

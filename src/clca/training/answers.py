@@ -1,6 +1,7 @@
 """Predictions as a table, CSV or JSON lines."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable
@@ -10,10 +11,14 @@ from typing import IO, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clca.errors import ClcaError, reason
+from clca.paths import shown
 from clca.training.prediction import Prediction
 from clca.training.run_folder import replacing
+
+_UNLIMITED = 100_000  # columns of a table in a file: no name is cut
 
 
 def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "jsonl"], out: Path | None) -> None:
@@ -28,15 +33,20 @@ def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "
         ClcaError: The folder of `out` is missing or cannot be written to.
         WorkError: The file could not be written.
     """
-    writer = {"table": _table, "csv": _csv, "jsonl": _jsonl}[form]
+    # Names that are not UTF-8: CSV has their bytes again, and JSON the escapes that give them back in Python.
+    writer, errors = {
+        "table": (_table, "strict"), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
+    }[form]  # fmt: skip
     if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=errors)
         writer(answers, sys.stdout)
         return
     if not out.parent.is_dir() or out.is_dir():
         raise ClcaError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}")
     with replacing(out) as temporary:
         try:
-            file = open(temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
+            file = open(temporary, "w", encoding="utf-8", errors=errors, newline="")  # noqa: SIM115 (closed below)
         except OSError as error:
             raise ClcaError(f"--out {out}: cannot be written ({reason(error)})") from None
         with file if file is not None else nullcontext():
@@ -44,21 +54,34 @@ def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "
 
 
 def _table(answers: Iterable[Prediction], file: IO[str]) -> None:
-    table = Table("image", "class", title_justify="left")
+    table = Table(title_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
     table.add_column("probability", justify="right")
     for answer in answers:
-        names = "\n".join(answer.classes)
-        table.add_row(str(answer.path), names, "\n".join(f"{p:.1%}" for p in answer.probabilities), end_section=True)
+        names = Text("\n".join(map(shown, answer.classes)))  # Text: brackets and colons in names are no markup
+        probabilities = "\n".join(f"{p:.1%}" for p in answer.probabilities)
+        table.add_row(Text(shown(answer.path)), names, probabilities, end_section=True)
     if table.row_count:
-        Console(file=file, width=None if file.isatty() else 160).print(table)
+        Console(file=file, width=None if file.isatty() else _UNLIMITED).print(table)
 
 
 def _csv(answers: Iterable[Prediction], file: IO[str]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(_LineFeeds(file))
     writer.writerow(["path", "rank", "class", "probability"])
     for answer in answers:
         pairs = zip(answer.classes, answer.probabilities, strict=True)
         writer.writerows([answer.path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(pairs, 1))
+
+
+class _LineFeeds:
+    """Ends lines with a line feed alone; `csv`, told to do so, would not quote a carriage return in a name."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def _jsonl(answers: Iterable[Prediction], file: IO[str]) -> None:

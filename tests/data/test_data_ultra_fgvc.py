@@ -7,7 +7,14 @@ from PIL import Image
 
 import clca.data
 from clca.data.sources import read_listing
-from clca.data.ultra_fgvc import IMAGE_FOLDERS, STAGES, ULTRA_FGVC, Published, read_ultra_fgvc
+from clca.data.ultra_fgvc import (
+    IMAGE_FOLDERS,
+    STAGES,
+    ULTRA_FGVC,
+    Published,
+    looks_like_ultra_fgvc,
+    read_ultra_fgvc,
+)
 from clca.errors import ClcaError
 
 SMALL = Published(classes=12, train=36, test=36)
@@ -211,6 +218,30 @@ def test_the_published_totals_agree():
     assert sum(published.classes for published in sets) == 3526
     assert sum(published.train + published.test for published in sets) == 47114
     assert set(ULTRA_FGVC) < set(clca.data.SOURCES)
+
+
+def test_quoted_columns_are_columns(tmp_path):
+    """As R's write.csv has them, its row names included."""
+    put(tmp_path / "images", NUMERIC)
+    for split in ("train", "test"):
+        rows = [f'"{i}",{label_of(name) - 1},"{name}"' for i, name in enumerate(NUMERIC) if split in name]
+        (tmp_path / f"{split}.csv").write_text("\n".join(['"","class_id","dir"', *rows]) + "\n")
+
+    assert looks_like_ultra_fgvc(tmp_path)
+    listing = read_ultra_fgvc(tmp_path, "soygene", SMALL)
+    assert listing.problems == []
+    assert listing.source == "soygene"
+
+
+def test_annotations_that_are_not_utf8_are_named(tmp_path):
+    for root, file, content in (
+        (tmp_path / "a", "anno/train.txt", b"caf\xe9_1_train.png 1\n"),
+        (tmp_path / "b", "train.csv", b"class_id,dir\n0,caf\xe9_1_train.png\n"),
+    ):
+        (root / file).parent.mkdir(parents=True)
+        (root / file).write_bytes(content)
+        with pytest.raises(ClcaError, match=rf"{file}: is not a .* in UTF-8 \('utf-8' codec can't decode byte 0xe9"):
+            read_ultra_fgvc(root, "soygene")
 
 
 def test_mistakes_in_the_layout_are_named(tmp_path):

@@ -163,13 +163,20 @@ def _csv_files(root: Path) -> dict[str, Path]:
 
 
 def _header(file: Path) -> list[str]:
-    with file.open(encoding="utf-8-sig", errors="replace") as stream:
-        return [column.strip() for column in stream.readline().split(",")]
+    with file.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
+        try:
+            return [column.strip() for column in next(csv.reader(stream), [])]
+        except csv.Error:  # no table at all
+            return []
 
 
 def _read_annotation(file: Path) -> list[tuple[str, int]]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ClcaError(f"{file}: is not a text in UTF-8 ({error})") from None
     entries = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
@@ -180,15 +187,18 @@ def _read_annotation(file: Path) -> list[tuple[str, int]]:
 
 
 def _read_csv(file: Path) -> list[tuple[str, int]]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
-        entries = []
-        for row in reader:
-            label, name = (row["class_id"] or "").strip(), (row["dir"] or "").strip()
-            if not label.isdecimal() or not name:
-                raise ClcaError(f"{file}, line {reader.line_num}: expected a class_id from 0 and a dir")
-            entries.append((name, int(label)))
+    entries = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
+            for row in reader:
+                label, name = (row["class_id"] or "").strip(), (row["dir"] or "").strip()
+                if not label.isdecimal() or not name:
+                    raise ClcaError(f"{file}, line {reader.line_num}: expected a class_id from 0 and a dir")
+                entries.append((name, int(label)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error})") from None
     return entries
 
 

@@ -19,6 +19,8 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from clca import data
+from clca.cli import main
+from clca.config import ModelConfig
 from clca.data import resized_cache, resized_file, resized_room
 from clca.data.datasets import ImageDataset
 from clca.data.images import read_image
@@ -27,6 +29,7 @@ from clca.data.resized_file import SUFFIX, UNFINISHED, read_row_file
 from clca.data.resized_room import cache_folder, cached_sets, clear_cache
 from clca.data.transforms import ResizeFirst, eval_transform, from_preprocess, preprocess_dict, train_transform
 from clca.errors import ClcaError
+from clca.study.prices import Prices
 
 SIZE = 28  # resized to 32 × 32: 3072 bytes a row
 
@@ -317,6 +320,41 @@ def test_a_damaged_file_is_made_anew(photos, cache, reads, how):
     assert torch.equal(all_of(dataset), all_of(opened(photos)))
 
 
+@pytest.mark.parametrize("how", ["bytes changed", "cut off", "emptied"])
+def test_a_file_damaged_while_it_is_read_gives_no_wrong_pixel_and_ends_nothing(photos, cache, reads, how):
+    expected = all_of(opened(photos))
+    dataset = cached(photos)
+    [path] = row_files(cache)
+    if how == "bytes changed":
+        with path.open("r+b") as file:
+            file.seek(3 * 3072 + 100)
+            file.write(bytes(50))
+    else:
+        os.truncate(path, 3 * 3072 + 5 if how == "cut off" else 0)
+
+    assert torch.equal(all_of(dataset), expected)
+    assert not path.exists()  # what is damaged is made anew, once
+    del reads[:]
+    assert torch.equal(all_of(cached(photos)), expected)
+    assert len(reads) == 8
+    assert torch.equal(all_of(cached(photos)), expected)
+    assert len(reads) == 8
+
+
+def test_a_damaged_row_is_not_copied_into_another_file(photos, cache, reads):
+    cached(photos)
+    [path] = row_files(cache)
+    with path.open("r+b") as file:
+        file.write(bytes(50))
+    for number in range(8):  # so many files are made into one
+        noise(number + 300).save(photos / "train" / "class0" / f"more{number}.png")
+        cached(photos)
+
+    dataset = cached(photos)
+    assert len(row_files(cache)) < 8
+    assert torch.equal(all_of(dataset), all_of(opened(photos)))
+
+
 def test_who_reads_a_file_keeps_it_when_it_is_removed(photos, cache, no_decoding):
     expected = all_of(opened(photos))
     dataset = cached(photos)
@@ -445,6 +483,38 @@ def test_a_folder_that_cannot_be_written_is_said(photos, tmp_path, monkeypatch):
     assert "file/resized cannot be written (not a directory)" in outcome.problem
     assert outcome.unread == dataset.paths
     assert torch.equal(all_of(dataset), all_of(opened(photos)))
+
+
+@pytest.mark.parametrize("told", ["~no_such_user_here/x", None])
+def test_without_a_home_folder_it_is_said_and_nothing_is_kept(photos, monkeypatch, told, capsys):
+    monkeypatch.delenv("CLCA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if told:
+        monkeypatch.setenv("CLCA_CACHE", told)
+    else:
+        monkeypatch.setattr(Path, "home", lambda: Path("~no_such_user_here").expanduser())
+    dataset = opened(photos)
+
+    outcome = use_cache([dataset], progress=False)
+
+    where = f"CLCA_CACHE is {told!r}" if told else "CLCA_CACHE is not set"
+    line = f"{where} and there is no such home folder: set it to a folder"
+    assert outcome.problem == f"the resized images are not cached: {line}"
+    assert outcome.unread == dataset.paths
+    assert torch.equal(all_of(dataset), all_of(opened(photos)))
+    assert use_cache([]).problem is None
+    assert main(["data", "cache"]) == 2
+    assert capsys.readouterr().err == f"clca: {line}\n"
+    prices = Prices()
+    prices.of(ModelConfig(backbone="vit_tiny_patch16_224"), 2)
+    prices.save()
+
+
+def test_a_limit_may_be_none(photos, monkeypatch, capsys):
+    monkeypatch.setenv("CLCA_CACHE_GB", "inf")
+    cached(photos)
+    assert main(["data", "cache"]) == 0
+    assert " of any size in " in capsys.readouterr().out
 
 
 def test_a_disk_that_is_nearly_full_is_left_alone(photos, cache, monkeypatch):

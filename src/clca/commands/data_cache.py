@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     from clca.paths import shown
 
     if chosen["clear"]:
-        print(f"removed {_size(clear_cache())} from {cache_folder()}")
+        print(f"removed {_size(clear_cache())} from {shown(cache_folder())}")
         return 0
     sets = cached_sets()
     if sets:
@@ -48,7 +48,9 @@ def run(argv: Sequence[str]) -> int:
             table.add_row(Text(shown(one.root)), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
         Console().print(table)
     total = sum(one.bytes for one in sets)
-    print(f"{_size(total)} of at most {_size(int(cache_limit()))} in {cache_folder()}")
+    limit = cache_limit()
+    most = "any size" if limit == float("inf") else f"at most {_size(int(limit))}"
+    print(f"{_size(total)} of {most} in {shown(cache_folder())}")
     return 0
 
 

@@ -87,8 +87,15 @@ def use_cache(images: Sequence[Any], *, gigabytes: float | None = None, progress
         if resize is not None and (dataset.resized is None or dataset.resized.resize != resize):
             groups.setdefault((dataset.root, resize), []).append(dataset)
     outcome = Outcome()
+    if not groups:
+        return outcome
+    try:
+        folder = cache_folder()
+    except ClcaError as error:
+        unread = dict.fromkeys(path for members in groups.values() for dataset in members for path in dataset.paths)
+        return Outcome(unread=list(unread), problem=f"the resized images are not cached: {error}")
     for (root, resize), members in groups.items():
-        shelf = _Shelf(cache_folder(), root, resize)
+        shelf = _Shelf(folder, root, resize)
         paths = list(dict.fromkeys(path for dataset in members for path in dataset.paths))
         found = _fill(shelf, paths, limit, progress)
         outcome.bad += found.bad
@@ -190,9 +197,12 @@ class _Shelf:
     def _finish(self, filling: "_Filling", plan: "_Plan") -> None:
         """Copy the rows that move over, give the file its name, and remove those whose place it takes."""
         images = filling.images
+        readers = {file.path: file.reader() for file, _ in plan.moved.values()}
         for source, (file, row) in plan.moved.items():
-            filling.writer.put(len(images), file.rows()[row])
-            images.append(source)
+            pixels = readers[file.path].read(row)
+            if pixels is not None:
+                filling.writer.put(len(images), pixels)
+            images.append(source if pixels is not None else None)
         if any(images):
             filling.writer.finish(self.root, self.reading, images)
         for path in plan.replaced:

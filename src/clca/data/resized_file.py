@@ -2,6 +2,7 @@
 
     rows        [count, 3, side, side] uint8, channels first: a crop is a view, and arithmetic on it runs along lines
     index       JSON: format, root, how the images were read, side, and for every row its source (null: an empty row)
+                and its CRC-32
     trailer     CRC-32 and length of the index, and the magic bytes
 
 The trailer is written last and the file then gets its name, so what lacks it is not taken for whole. A file with a name
@@ -13,8 +14,10 @@ import os
 import struct
 import threading
 import uuid
+import weakref
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 
 SUFFIX, UNFINISHED = ".rows", ".unfinished"
 _MAGIC = b"CLCAROWS"
-_FORMAT = "clca-resized-1"
+_FORMAT = "clca-resized-2"  # 1 had no checksums of rows
 _TRAILER = struct.Struct("<IQ8s")
 
 
@@ -58,6 +61,7 @@ class RowFile:
         side: Height and width of a row in pixels.
         count: Rows, empty ones too.
         row_of: Source of an image → number of its row.
+        checksums: CRC-32 of every row.
     """
 
     path: Path
@@ -66,20 +70,48 @@ class RowFile:
     side: int
     count: int
     row_of: dict[Source, int]
+    checksums: list[int]
 
-    def rows(self) -> NDArray[np.uint8]:
-        """All rows [count, 3, side, side], mapped into memory, read-only.
+    def reader(self) -> "RowReader":
+        """Of its rows.
 
         Raises:
             OSError: The file is gone.
-            ValueError: The file has become shorter.
         """
-        return mapped(self.path, self.count, self.side)
+        return RowReader(self.path, self.side, self.checksums)
 
 
-def mapped(path: Path, count: int, side: int) -> NDArray[np.uint8]:
-    """As `RowFile.rows`."""
-    return np.memmap(path, np.uint8, "r", shape=(count, 3, side, side))
+class RowReader:
+    """Reads rows of a file, from several threads; it stays readable when its name is gone.
+
+    It is not mapped into memory: where a mapped file is cut off, or its disk fails, the system ends the process.
+
+    Args:
+        path, side, checksums: As of `RowFile`.
+
+    Raises:
+        OSError: The file is gone.
+    """
+
+    def __init__(self, path: Path, side: int, checksums: Sequence[int]) -> None:
+        self._path, self._side, self._checksums = path, side, checksums
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, row: int) -> NDArray[np.uint8] | None:
+        """Row number `row`, [3, side, side]; None where it is no longer what was written.
+
+        The file then loses its name, so that the next run makes it anew.
+        """
+        pixels = np.empty((3, self._side, self._side), np.uint8)
+        view = pixels.data.cast("B")
+        with suppress(OSError):
+            read = os.preadv(self._descriptor, [view], row * row_bytes(self._side))
+            if read == len(view) and zlib.crc32(view) == self._checksums[row]:
+                return pixels
+        with suppress(OSError):
+            self._path.unlink()
+        return None
 
 
 def row_bytes(side: int) -> int:
@@ -104,7 +136,7 @@ def read_row_file(path: Path) -> RowFile | None:
         if index["format"] != _FORMAT or end != len(images) * row_bytes(side) + length + _TRAILER.size:
             return None
         row_of = {Source(*image): row for row, image in enumerate(images) if image is not None}
-        return RowFile(path, index["root"], index["reading"], side, len(images), row_of)
+        return RowFile(path, index["root"], index["reading"], side, len(images), row_of, index["checksums"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
 
@@ -125,15 +157,18 @@ class RowWriter:
     def __init__(self, folder: Path, name: str, side: int, count: int) -> None:
         self.side, self.count = side, count
         self._path = folder / f"{name}.{uuid.uuid4().hex}{UNFINISHED}"
+        self._checksums = [0] * count
         self._lock = threading.Lock()
         self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115 (closed by finish or discard)
         self._file.truncate(count * row_bytes(side))
 
     def put(self, row: int, pixels: NDArray[np.uint8]) -> None:
         """Write row number `row`, [3, side, side]."""
+        content = np.ascontiguousarray(pixels).tobytes()
+        self._checksums[row] = zlib.crc32(content)
         with self._lock:
             self._file.seek(row * row_bytes(self.side))
-            self._write(np.ascontiguousarray(pixels).tobytes())
+            self._write(content)
 
     def finish(self, root: str, reading: dict[str, Any], images: Sequence[Source | None]) -> Path:
         """Add the index and give the file its name.
@@ -143,6 +178,7 @@ class RowWriter:
             images: The source of every row; None for one that was not written.
         """
         index = {"format": _FORMAT, "root": root, "reading": reading, "side": self.side, "images": images}
+        index["checksums"] = self._checksums
         text = json.dumps(index).encode()
         self._file.seek(self.count * row_bytes(self.side))
         self._write(text + _TRAILER.pack(zlib.crc32(text), len(text), _MAGIC))

@@ -35,12 +35,28 @@ class NoRoom(Exception):
 
 
 def cache_folder() -> Path:
-    """Where the resized images are kept; the folder need not exist yet."""
+    """Where the resized images are kept; the folder need not exist yet.
+
+    Raises:
+        ClcaError: There is no home folder that it could be in, neither one's own nor the one that `$CLCA_CACHE` names.
+    """
     told = os.environ.get("CLCA_CACHE")
-    if told:
-        return Path(told).expanduser().absolute() / "resized"
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches).absolute() / "clca" / "resized"
+    try:
+        if told:
+            return Path(told).expanduser().absolute() / "resized"
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(caches).absolute() / "clca" / "resized"
+    except RuntimeError:
+        where = f"CLCA_CACHE is {told!r}" if told else "CLCA_CACHE is not set"
+        raise ClcaError(f"{where} and there is no such home folder: set it to a folder") from None
+
+
+def beside_cache(name: str) -> Path | None:
+    """A file of what else can be worked out again; None where there is no folder for it."""
+    try:
+        return cache_folder().parent / name
+    except ClcaError:
+        return None
 
 
 def cache_limit(gigabytes: float | None = None) -> float:
@@ -69,7 +85,7 @@ def cached_sets() -> list[CachedSet]:
             found = path.stat()
             name = path.name.partition(".")[0]
             if file is None:
-                sets[path.name] = CachedSet("damaged", 0, 0, found.st_size, found.st_mtime)
+                sets[path.name] = CachedSet("damaged or of another version", 0, 0, found.st_size, found.st_mtime)
                 continue
             before = sets.get(name) or CachedSet(file.root, file.side, 0, 0, 0.0)
             count, size = before.images + len(file.row_of), before.bytes + found.st_size

@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from clca.data.resized_file import RowFile, Source, mapped
+from clca.data.resized_file import RowFile, RowReader, Source
 from clca.data.transforms import SquareResize
 
 
 class ResizedRows:
     """The resized images of a data set, by their index in it, from files of rows.
 
-    Goes to reading processes with its data set; each maps the files itself.
+    Goes to reading processes with its data set; each opens the files itself.
 
     Args:
         resize: What was done to the images.
@@ -31,10 +29,10 @@ class ResizedRows:
         self._places = [place_of.get(source) if source is not None else None for source in self.sources]
         used = {place[0] for place in self._places if place is not None}
         self.files = {number: file.path for number, file in enumerate(files) if number in used}
-        self._counts = {number: files[number].count for number in used}
-        self._maps: dict[int, NDArray[np.uint8] | None] = {}
+        self._checksums = {number: files[number].checksums for number in used}
+        self._readers: dict[int, RowReader | None] = {}
         for number in used:  # held from now on, whatever becomes of the name
-            self._map(number)
+            self._reader(number)
 
     def __len__(self) -> int:
         """Images that have a row."""
@@ -43,25 +41,26 @@ class ResizedRows:
     def read(self, index: int) -> tv_tensors.Image | None:
         """The resized image [3, side, side], uint8; None where it has to be read from its file.
 
-        That is so where it was not stored, or its file has changed since, or the file of rows is gone.
+        That is so where it was not stored, or its file has changed since, or the file of rows is gone or damaged.
         """
         place = self._places[index]
         if place is None:
             return None
         source = self.sources[index]
         assert source is not None
-        rows = self._map(place[0])
-        if rows is None or Source.of(source.path) != source:
+        reader = self._reader(place[0])
+        if reader is None or Source.of(source.path) != source:
             return None
-        return tv_tensors.Image(torch.from_numpy(np.array(rows[place[1]])))
+        row = reader.read(place[1])
+        return None if row is None else tv_tensors.Image(torch.from_numpy(row))
 
-    def _map(self, number: int) -> NDArray[np.uint8] | None:
-        if number not in self._maps:
+    def _reader(self, number: int) -> RowReader | None:
+        if number not in self._readers:
             try:
-                self._maps[number] = mapped(self.files[number], self._counts[number], self.resize.size)
-            except (OSError, ValueError):  # evicted before this process came to it, or cut off
-                self._maps[number] = None
-        return self._maps[number]
+                self._readers[number] = RowReader(self.files[number], self.resize.size, self._checksums[number])
+            except OSError:  # evicted before this process came to it
+                self._readers[number] = None
+        return self._readers[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_readers": {}}

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clca.data.resized_room import cache_folder
+from clca.data.resized_room import beside_cache
 from clca.errors import ClcaError, WorkError
 from clca.study.folder import RESULT, read_json, run_folder, states
 from clca.study.identity import model_text
@@ -222,8 +222,8 @@ def _matrix_product() -> float:
 
 
 def _on_gpu() -> tuple[float, str]:
-    path = cache_folder().parent / "rates.json"
-    kept = read_json(path) or {}
+    path = beside_cache("rates.json")
+    kept = (read_json(path) if path is not None else None) or {}
     here = platform.node()
     if here not in kept:
         import torch
@@ -234,8 +234,9 @@ def _on_gpu() -> tuple[float, str]:
             return _matrix_product(), "the CPU"
         kept[here] = [matrix_rate(torch.bfloat16, "cuda", repeats=3), torch.cuda.get_device_name()]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, kept)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, kept)
         except (OSError, WorkError):
             pass
     return kept[here][0], kept[here][1]

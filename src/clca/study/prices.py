@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.config import ModelConfig
-from clca.data.resized_room import cache_folder
+from clca.data.resized_room import beside_cache
 from clca.errors import WorkError
 from clca.study.folder import read_json
 from clca.study.identity import COMPUTES, model_text
@@ -30,8 +30,8 @@ class Prices:
     """Prices of models by their settings; losing what was kept costs time only."""
 
     def __init__(self) -> None:
-        self.path = cache_folder().parent / "prices.json"
-        kept: dict[str, Any] = read_json(self.path) or {}
+        self.path = beside_cache("prices.json")
+        kept: dict[str, Any] = (read_json(self.path) if self.path is not None else None) or {}
         self.kept: dict[str, Price] = kept.get(str(COMPUTES), {})
         self.shipped = shipped_prices()
         self._new = False
@@ -56,7 +56,7 @@ class Prices:
 
     def save(self) -> None:
         """Keep what was worked out; that it cannot be kept is no reason to stop."""
-        if not self._new:
+        if not self._new or self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -203,6 +203,11 @@ def test_predict_gives_every_name_back(
         assert [Path(name) for name in given] == odd_names
 
 
+def test_what_is_told_of_a_name_is_no_command_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = told(capsys, ["data", "check", "red\x1b[31m" + os.fsdecode(b"caf\xe9")])
+    assert (code, line) == (2, r"red\x1b[31mcaf\xe9: no such file or folder")
+
+
 def test_predict_takes_any_name_from_stdin(run: Path, odd_names: list[Path]) -> None:
     names = [*map(os.fsencode, odd_names), b"y" * 300 + b".jpg"]
     argv = [

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.paths import shown
 
 _python_format = warnings.formatwarning
 
@@ -130,7 +131,7 @@ def _format_warning(
     """A warning of our own as one line without the place in the source, from the first process of each machine."""
     if not filename.startswith(os.path.dirname(__file__) + os.sep):
         return _python_format(message, category, filename, lineno, line)
-    return f"clca: warning: {message}\n" if _is_first_here() else ""
+    return f"clca: warning: {shown(str(message))}\n" if _is_first_here() else ""
 
 
 def _is_first_here() -> bool:
@@ -140,7 +141,7 @@ def _is_first_here() -> bool:
 def _tell(line: str) -> None:
     """One line on stderr, from the first process of each machine."""
     if _is_first_here():
-        print(f"clca: {line}", file=sys.stderr)
+        print(f"clca: {shown(line)}", file=sys.stderr)
 
 
 def dispatch(prog: str, summary: str, commands: Table, argv: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "
     """
     # Names that are not UTF-8: CSV has their bytes again, and JSON the escapes that give them back in Python.
     writer, errors = {
-        "table": (_table, "strict"), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
+        "table": (_table, None), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
     }[form]  # fmt: skip
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

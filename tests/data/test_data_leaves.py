@@ -247,7 +247,7 @@ def test_a_failing_disk_is_reported_and_leaves_no_half_file(tmp_path, monkeypatc
 
     monkeypatch.setattr("clca.data.leaves.os.replace", full)
 
-    with pytest.raises(WorkError, match=r"No space left on device\); run it again to go on"):
+    with pytest.raises(WorkError, match=r"\(no space left\); run it again to go on"):
         write_leaves(tmp_path / "out", cultivars=2, images=3, size=16)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 

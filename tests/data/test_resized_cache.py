@@ -510,6 +510,16 @@ def test_without_a_home_folder_it_is_said_and_nothing_is_kept(photos, monkeypatc
     prices.save()
 
 
+def test_a_set_is_listed_by_its_name_as_it_is(tmp_path, capsys):
+    cached(draw(tmp_path / "set[bold]:smile:\x1b[31m", images=2))
+    assert main(["data", "cache"]) == 0
+    listed = capsys.readouterr().out
+    assert r"set[bold]:smile:\x1b[31m" in "".join(
+        line.split("│")[1].strip() for line in listed.splitlines() if "│" in line
+    )
+    assert "\x1b" not in listed
+
+
 def test_a_limit_may_be_none(photos, monkeypatch, capsys):
     monkeypatch.setenv("CLCA_CACHE_GB", "inf")
     cached(photos)

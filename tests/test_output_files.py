@@ -1,5 +1,6 @@
 """Where output goes: through symlinks and into FIFOs, not over them; and what is said if it cannot be written."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -133,6 +134,28 @@ def test_what_a_run_is_made_of_is_not_written_over(
     assert len(told.splitlines()) == 1
     assert f"clca: --out {out}: is a file of the run or saved model in " in told
     assert {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("images", ["leaf.png", ".", "le*.png"])
+def test_a_photograph_is_not_written_over(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("leaf.png").write_bytes(b"a leaf")
+    Path("link").symlink_to("leaf.png")
+    for out in ("leaf.png", str(tmp_path / "leaf.png"), "link"):
+        assert main(["predict", "run", images, "--out", out]) == 2
+        assert capsys.readouterr().err == f"clca: --out {out}: is one of the images; choose another name\n"
+    assert Path("leaf.png").read_bytes() == b"a leaf"
+
+
+def test_a_table_gives_every_name_back(tmp_path: Path) -> None:
+    names = ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b", "a\r"]
+    write_csv(tmp_path / "names.csv", ["name", "length"], ([name, len(name)] for name in names))
+
+    with open(tmp_path / "names.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["name", "length"], *([name, str(len(name))] for name in names)]
+    assert (tmp_path / "names.csv").read_bytes().startswith(b"name,length\n")
 
 
 def test_other_names_beside_a_run_and_in_other_folders_are_free(tmp_path: Path) -> None:

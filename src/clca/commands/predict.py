@@ -1,6 +1,7 @@
 """`clca predict`."""
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,11 +67,14 @@ def run(argv: Sequence[str]) -> int:
     from clca.errors import ClcaError
     from clca.training import predict as classify
     from clca.training.answers import write_answers
+    from clca.training.prediction import find_images
     from clca.training.run_folder import refuse_run_file
 
     out = Path(chosen["out"]) if chosen["out"] else None
     if out is not None:
         refuse_run_file(out, Path(chosen["run"]))
+        if os.path.realpath(out) in map(os.path.realpath, find_images(names)):
+            raise ClcaError(f"--out {out}: is one of the images; choose another name")
     model, explanations, keep_rate = chosen["run"], None, rate(chosen["keep_rate"])
     if chosen["explain"] is not None:
         from clca.hub import from_pretrained

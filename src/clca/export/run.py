@@ -125,7 +125,7 @@ def export_run(
             save_pt2(model, capture(model, called(model)), temporary)
         else:
             proto = build_onnx(model)
-            files = {"float32": temporary.with_name("float32") if int8 else temporary}
+            files = {"float32": temporary.with_name(f"{temporary.name}.float32") if int8 else temporary}
             files |= {"int8": temporary} if int8 else {}
             for name, file in files.items():
                 save_onnx(model, proto, file, int8=name == "int8")

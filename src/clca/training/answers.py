@@ -1,6 +1,5 @@
 """Predictions as a table, CSV or JSON lines."""
 
-import csv
 import io
 import json
 import sys
@@ -16,7 +15,7 @@ from rich.text import Text
 from clca.errors import ClcaError, reason
 from clca.paths import shown
 from clca.training.prediction import Prediction
-from clca.training.run_folder import replacing
+from clca.training.run_folder import csv_writer, replacing
 
 _UNLIMITED = 100_000  # columns of a table in a file: no name is cut
 
@@ -67,21 +66,11 @@ def _table(answers: Iterable[Prediction], file: IO[str]) -> None:
 
 
 def _csv(answers: Iterable[Prediction], file: IO[str]) -> None:
-    writer = csv.writer(_LineFeeds(file))
+    writer = csv_writer(file)
     writer.writerow(["path", "rank", "class", "probability"])
     for answer in answers:
         pairs = zip(answer.classes, answer.probabilities, strict=True)
         writer.writerows([answer.path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(pairs, 1))
-
-
-class _LineFeeds:
-    """Ends lines with a line feed alone; `csv`, told to do so, would not quote a carriage return in a name."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, line: str) -> None:
-        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def _jsonl(answers: Iterable[Prediction], file: IO[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.training.config import TrainConfig, identity
@@ -103,9 +103,25 @@ def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -
         WorkError: It could not be written; what was there before is still there.
     """
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(heads)
         writer.writerows(rows)
+
+
+def csv_writer(file: IO[str]) -> Any:
+    """A writer of `csv` whose lines end in a line feed alone.
+
+    Told to end them so, `csv` would not quote a carriage return in a name.
+    """
+    return csv.writer(_LineFeeds(file))
+
+
+class _LineFeeds:
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 @contextmanager

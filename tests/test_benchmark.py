@@ -18,6 +18,7 @@ from rich.console import Console
 import clca
 from clca.benchmark import GROWTH, QUICK, Benchmark, BenchmarkConfig, Row, benchmark, running
 from clca.benchmark.candidates import DENSE, Candidate, Workshop
+from clca.benchmark.requested import requested
 from clca.benchmark.result import exponent
 from clca.cli import main
 from clca.errors import WorkError
@@ -308,6 +309,16 @@ def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> Non
     torch.testing.assert_close(one.cla_head.state_dict(), own.cla_head.state_dict())
     assert (one.keep_rate, other.keep_rate) == (1.0, 0.25)
     assert found.as_dict()["config"]["models"] == [saved.parent.name]  # and not where it lies
+
+
+def test_a_run_is_measured_at_its_own_rate_where_none_is_named(tmp_path: Path) -> None:
+    clca.create_model(
+        "vit_tiny_patch16_224", **TINY, img_size=32, num_classes=5, reduction="evit", keep_rate=(0.6, 0.3, 0.3)
+    ).save_pretrained(str(tmp_path))
+    own = (0.6, 0.3, 0.3)
+    for more, rates in (({}, [0.7, 0.5, own, 0.25, 0.1]), ({"keep_rates": (0.25,)}, [0.25])):
+        groups, _ = requested(BenchmarkConfig(**(SMALL | {"models": (str(tmp_path),)} | more)), "cpu")
+        assert [candidate.keep_rate for candidate in groups[0] if candidate.reduction != DENSE] == rates
 
 
 def test_runs_of_one_name_are_told_apart(saved: Path) -> None:

@@ -12,6 +12,7 @@ from clca.benchmark.config import BenchmarkConfig
 from clca.errors import ClcaError
 from clca.hub import from_pretrained
 from clca.training.run_folder import told_apart
+from clca.training.stored_evaluations import by_rate
 
 
 def requested(config: BenchmarkConfig, device: str) -> tuple[list[list[Candidate]], list[str]]:
@@ -65,6 +66,8 @@ def _candidates(
         sizes, reductions, cla, clc = (height,), (own.config.reduction,), own.config.cla, own.config.clc
         if any(getattr(reduction, "fixed_counts", False) for reduction in own.reductions):
             rates = (own.keep_rate,)
+        elif "keep_rates" not in config.model_fields_set:  # those that are left away are this run's too
+            rates = tuple(sorted({*rates, own.keep_rate}, key=by_rate, reverse=True))
     for size, precision in product(sizes, config.precisions):
         modes = []
         for mode in config.modes:

@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
         Args:
             models: timm ViTs, with random weights, or run folders, with theirs. Left away: vit_small_patch16_224.
             reductions: Left away: all. A run is measured with its own.
-            keep_rates: Shares of tokens kept. Left away: 0.7 0.5 0.25 0.1.
+            keep_rates: Shares of tokens kept. Left away: 0.7 0.5 0.25 0.1, and what a run was trained with.
             img_sizes: Pixels a side. Left away: 448. A run is measured at its own.
             batch_sizes: Images at once. Left away: 8 1; with --training 8.
             precisions: fp32, or bf16 or fp16 by autocast. Left away: fp32.

@@ -116,6 +116,11 @@ def check_fits(model: nn.Module, name: str) -> None:
         raise ClcaError(f"{name} does not fit: it has no CLS token, which ranks the tokens and is what is classified")
 
 
+def has_fc_norm(model: nn.Module) -> bool:
+    """Whether the final norm of a model comes behind the pool; its place is a setting of timm's of its own."""
+    return not isinstance(model.fc_norm, nn.Identity)
+
+
 def _why_not(model: nn.Module) -> str:
     layers = {type(module).__name__.lower() for module in model.modules()}
     if any("rope" in name or "rotary" in name for name in layers):

@@ -18,7 +18,7 @@ from timm.models import VisionTransformer
 from torch import nn
 
 import clca.timm_model  # noqa: F401 (registers `clca_vit`, should the watch of `import clca` have been passed by)
-from clca.backbones import Backbone, check_architecture, check_img_size, resolve
+from clca.backbones import Backbone, check_architecture, check_img_size, has_fc_norm, resolve
 from clca.config import ModelConfig, validated
 from clca.errors import ClcaError
 from clca.model import TokenReducedViT
@@ -130,8 +130,11 @@ def reduce_tokens(
     name = getattr(cfg, "architecture", None) or (cfg or {}).get("architecture") or type(vit).__name__
     args = {k: v for k, v in getattr(vit, "_model_args", {}).items() if k not in ("num_classes", "img_size")}
     size = settings.pop("img_size", None)
-    if size is None and isinstance(vit, VisionTransformer):
-        size = tuple(vit.patch_embed.img_size)
+    if isinstance(vit, VisionTransformer):
+        size = tuple(vit.patch_embed.img_size) if size is None else size
+        # timm notes `fc_norm` where its reset_classifier set another pool, and not which.
+        if "fc_norm" in args or vit.global_pool != args.get("global_pool", "token"):
+            args |= {"global_pool": vit.global_pool, "fc_norm": has_fc_norm(vit)}
     own = getattr(vit, "num_classes", 1000)
     config = validated(
         backbone=name,

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from clca.attention import attend_selected, attention_half, faster_here, mlp_half, project, selects_rows, splits
-from clca.backbones import check_fits, check_img_size
+from clca.backbones import check_fits, check_img_size, has_fc_norm
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
@@ -397,6 +397,9 @@ class TokenReducedViT(nn.Module):
             if global_pool not in known or self.attn_pool is not None or hasattr(self, "head_dist"):
                 raise ClcaError(f"global_pool={global_pool!r}: this backbone pools by {self.global_pool!r}")
             self.global_pool = global_pool
+            # Which of the two norms there is depends on the pool when a model is made, and does not change here.
+            kwargs = self.config.backbone_kwargs | {"global_pool": global_pool, "fc_norm": has_fc_norm(self)}
+            self.config = self.config.model_copy(update={"backbone_kwargs": kwargs})
         for name in ("head", "head_dist"):
             if hasattr(self, name):
                 new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()

@@ -110,6 +110,24 @@ def test_reset_classifier_is_remembered(tmp_path: Path) -> None:
         assert model(images).shape == (2, model.num_features)
 
 
+@pytest.mark.parametrize("before", ["token", "avg"])
+@pytest.mark.parametrize("after", ["", "token", "avg", "avgmax", "max"])
+@pytest.mark.parametrize("of_timm", [False, True])
+def test_another_pool_is_remembered(before: str, after: str, of_timm: bool, tmp_path: Path) -> None:
+    """Every pool but that by attention has the same parameters: a wrong one would be loaded without a word."""
+    settings = {"reduction": "evit", "keep_rate": 0.5, "cla": False}
+    if of_timm:
+        vit = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=3, global_pool=before)
+        vit.reset_classifier(3, after)
+        model = clca.reduce_tokens(vit, **settings)
+    else:
+        model = clca.create_model("vit_tiny_patch16_224", **SMALL, num_classes=3, global_pool=before, **settings)
+        model.reset_classifier(3, after)
+    model.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(clca.from_pretrained(tmp_path)(images), model.eval()(images))
+
+
 @every_reduction
 @pytest.mark.parametrize("cla", [True, False])
 def test_gradient_checkpointing_changes_no_gradient(reduction: str, cla: bool) -> None:

@@ -15,6 +15,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import clca
 import clca.hub
@@ -197,6 +198,46 @@ def test_a_wrapped_model_is_saved_if_it_can_be_made_again(tmp_path: Path) -> Non
     with pytest.raises(clca.ClcaError, match="preprocess cannot be saved as JSON"):
         model.save_pretrained(tmp_path / "c")
     assert not any((tmp_path / name).exists() for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda vit: vit.prune_intermediate_layers([2], prune_head=False), "missing: blocks.3.norm1.weight"),
+        (lambda vit: setattr(vit, "head", nn.Sequential(nn.Linear(24, 5))), "missing: head.weight, head.bias; not in"),
+        (lambda vit: prune.random_unstructured(vit.blocks[0].mlp.fc1, "weight", 0.3), "weight_orig"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_saved(change: Any, words: str, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    vit = timm.create_model(DEIT, **TINY, num_classes=5)
+    change(vit)
+    model = clca.reduce_tokens(vit, cla=False, locations=[1])
+    drawn = torch.get_rng_state()
+    with pytest.raises(clca.ClcaError, match="no longer what its settings make") as refused:
+        model.save_pretrained(tmp_path)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert contents(tmp_path) == before
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_saving_draws_nothing(tmp_path: Path) -> None:
+    for reduction in clca.list_reductions():
+        model = make(reduction=reduction, keep_rate=1.0 if reduction == "none" else 0.5)
+        drawn = torch.get_rng_state()
+        model.save_pretrained(tmp_path)
+        assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_layers_that_share_parameters(tmp_path: Path) -> None:
+    model = make(reduction="evit", keep_rate=0.5)
+    model.blocks[1].mlp = model.blocks[0].mlp
+    model.blocks[3].attn.qkv.weight = model.blocks[2].attn.qkv.weight
+    model.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(clca.from_pretrained(tmp_path)(images), model(images))
 
 
 def test_push_to_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

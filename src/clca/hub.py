@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from clca.backbones import PAPER_BACKBONES
 from clca.config import ModelConfig, one_line
 from clca.errors import ClcaError, WorkError, reason
 from clca.factory import build
 from clca.model import TokenReducedViT
-from clca.weights import load_strict, read_state_dict
+from clca.weights import differences, load_strict, read_state_dict
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -33,17 +36,20 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
         folder: Made if it is missing; what else its `config.json` says is kept.
 
     Raises:
-        ClcaError: If the model was not made by name and cannot be made again, `classes` does not name each of its
-            outputs, or the folder cannot be written.
+        ClcaError: If the model was not made by name and cannot be made again, has become another since it was made
+            (a block taken out, a head of one's own), `classes` does not name each of its outputs, or the folder cannot
+            be written.
         WorkError: If writing fails half-way (a full disk); what was there before is then whole.
     """
     folder = Path(folder)
     config = _as_json(model)
+    state = model.state_dict()
+    _check_can_be_made(model.config, state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         content |= {"format": "clca", **config}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        tensors = _apart(state)
         # Both are written before either takes its place: a full disk leaves the old pair as it was.
         with _beside(folder / WEIGHTS) as weights, _beside(folder / CONFIG) as text:
             save_file(tensors, weights, metadata={"format": "pt"})
@@ -67,6 +73,33 @@ def _as_json(model: TokenReducedViT) -> dict[str, Any]:
         return json.loads(json.dumps({"model": config, "classes": model.classes, "preprocess": model.preprocess}))
     except (ValueError, TypeError) as error:
         raise ClcaError(f"the model's classes or preprocess cannot be saved as JSON: {error}") from None
+
+
+def _check_can_be_made(config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """Refuse to save what `from_pretrained` would refuse to load: then the model is gone."""
+    with torch.device("meta"), warnings.catch_warnings():  # where nothing is allocated or drawn
+        warnings.simplefilter("ignore")
+        try:
+            again = build(config).state_dict()
+        except ClcaError:
+            raise
+        except Exception:  # a reduction of one's own may compute what this device cannot
+            return
+    found = differences(again, state)
+    if found:
+        raise ClcaError(f"the model is no longer what its settings make, and could not be loaded again: {found}")
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own as the format asks: layers may share a parameter."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if place in taken else value
+        taken.add(place)
+    return tensors
 
 
 def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:

@@ -203,13 +203,18 @@ def load_strict(model: TokenReducedViT, state: StateDict, where: str) -> None:
     Raises:
         ClcaError: If a tensor is missing, unknown or of another shape.
     """
-    own = model.state_dict()
+    found = differences(model.state_dict(), state)
+    if found:
+        raise ClcaError(f"{where} is of another model: {found}")
+    model.load_state_dict(state)
+
+
+def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What keeps a state dict from fitting a model whose state dict is `own`, in a line; empty where it fits."""
     absent = [n for n in own if n not in state]
     unused = [n for n in state if n not in own]
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
-    if absent or unused or wrong:
-        raise ClcaError(f"{where} is of another model: {_differences(absent, unused, wrong)}")
-    model.load_state_dict(state)
+    return _differences(absent, unused, wrong)
 
 
 def _is_optional(name: str, model: TokenReducedViT) -> bool:

@@ -55,6 +55,14 @@ def test_a_bad_value_is_refused_in_one_line(fields: dict[str, Any], words: list[
     assert "pydantic" not in message
 
 
+def test_a_bad_image_size_is_told_once() -> None:
+    for size in (0, "big", (16, 0)):
+        with pytest.raises(clca.ClcaError) as refused:
+            validated(backbone="deit_tiny_patch16_224", img_size=size)
+        assert str(refused.value).count("img_size") == 1
+        assert "constrained" not in str(refused.value)
+
+
 def test_two_bad_values_are_both_told() -> None:
     with pytest.raises(clca.ClcaError, match=r"keep_rate = 2.*; num_clr = -1"):
         validated(backbone="x", keep_rate=2.0, num_clr=-1)
@@ -80,6 +88,9 @@ def test_unknown_field_is_named() -> None:
         ({"img_size": 18}, "18 is not a multiple of the patch size 4: use 16 or 20"),
         ({"img_size": (16, 3)}, "3 is not a multiple of the patch size 4: use 4"),
         ({"keep_rate": 1.5}, "^keep_rate = 1.5: a keep rate is a share"),
+        ({"act_layer": "swish2"}, "does not take these settings: timm has no layer 'swish2'"),
+        ({"num_heads": 0}, "does not take these settings: .*zero"),
+        ({"checkpoint_path": "vit.pth"}, "weights=FILE instead"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], words: str) -> None:

@@ -231,6 +231,17 @@ def test_saving_draws_nothing(tmp_path: Path) -> None:
         assert torch.equal(torch.get_rng_state(), drawn)
 
 
+def test_what_belongs_to_this_machine_is_not_saved(tmp_path: Path) -> None:
+    where = {"cache_dir": str(tmp_path), "device": "cpu", "dtype": torch.float64}
+    model = make(reduction="evit", keep_rate=0.5, qk_norm=True, **where)
+    assert model.clr.dtype == torch.float64
+    model.save_pretrained(tmp_path)
+    kwargs = clca.from_pretrained(tmp_path).config.backbone_kwargs
+    assert kwargs == {name: TINY[name] for name in ("patch_size", "embed_dim", "num_heads", "depth")} | {
+        "qk_norm": True
+    }
+
+
 def test_layers_that_share_parameters(tmp_path: Path) -> None:
     model = make(reduction="evit", keep_rate=0.5)
     model.blocks[1].mlp = model.blocks[0].mlp

@@ -77,15 +77,21 @@ def one_line(error: ValidationError) -> str:
         `field = value: what is allowed`, several joined by semicolons.
     """
     lines: dict[str, str] = {}
+    depths: dict[str, int] = {}
     for item in error.errors():
-        # A union reports one error a branch; the field is one, and the last says the most general thing.
+        # A union reports one error a branch; the field is one, and the last says the most general thing, unless it
+        # points into a tuple.
         field = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and not _is_branch(part))
         reason = item["msg"].removeprefix("Value error, ")
-        if field in lines and item["type"] != "value_error":
+        if item["type"] != "value_error" and len(item["loc"]) <= depths.get(field, 0):
             continue
+        depths[field] = len(item["loc"])
         lines[field] = f"{field or 'settings'} = {item['input']!r}: {reason}"
     return "; ".join(lines.values())
 
 
+_BRANCHES = ("tuple[", "list[", "function-", "dict[", "constrained-")
+
+
 def _is_branch(part: str) -> bool:
-    return part in ("int", "float", "str", "bool", "none") or part.startswith(("tuple[", "list[", "function-", "dict["))
+    return part in ("int", "float", "str", "bool", "none") or part.startswith(_BRANCHES)

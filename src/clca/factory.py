@@ -29,6 +29,8 @@ __all__ = ["create_model", "reduce_tokens"]
 
 # What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Where and how a model is made here: timm takes it, and it is no part of what the model is.
+_OF_THIS_MACHINE = ("cache_dir", "device", "dtype")
 _UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
 
 
@@ -96,13 +98,16 @@ def create_model(
 def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None = None) -> TokenReducedViT:
     """`create_model` from settings that are validated already."""
     reduction_class(config.reduction)  # a wrong name is told before a large backbone is made
+    if "checkpoint_path" in config.backbone_kwargs:
+        raise ClcaError("checkpoint_path would load into the backbone alone: name the file by weights=FILE instead")
     source = resolve(config.backbone)
     check_architecture(source)
     fetch = pretrained and weights is None
     if fetch:
         _check_reachable(source)
     vit = _build_backbone(source, config, pretrained=fetch and source.url is None)
-    model = TokenReducedViT(vit, config)
+    kept = {k: v for k, v in config.backbone_kwargs.items() if k not in _OF_THIS_MACHINE}
+    model = TokenReducedViT(vit, config.model_copy(update={"backbone_kwargs": kept}))
     if weights is not None:
         load_weights(model, weights)
     elif fetch and source.url is not None:
@@ -158,8 +163,10 @@ def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return timm.create_model(source.architecture, pretrained=pretrained, **kwargs)  # type: ignore[return-value]
-    except TypeError as error:
+    except (TypeError, ZeroDivisionError) as error:
         raise ClcaError(f"{config.backbone} does not take these settings: {error}") from None
+    except KeyError as error:  # timm's tables of layers
+        raise ClcaError(f"{config.backbone} does not take these settings: timm has no layer {error}") from None
     except AssertionError as error:
         raise ClcaError(f"{config.backbone} does not take these settings: {str(error) or kwargs}") from None
     except _UNREACHABLE as error:

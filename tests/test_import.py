@@ -71,6 +71,11 @@ print([name for name in {HEAVY} if name in sys.modules])
 # -- what is public ------------------------------------------------------------------------------------------------
 
 
+def test_its_types_are_public() -> None:
+    """Without the marker a type checker takes everything of an installed package for Any."""
+    assert (Path(clca.__file__).parent / "py.typed").is_file()
+
+
 def test_every_public_name_is_there_and_described() -> None:
     for name in clca.__all__:
         assert getattr(clca, name).__doc__, name

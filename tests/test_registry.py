@@ -90,6 +90,29 @@ def test_only_reductions_are_registered(wrong: Any) -> None:
     assert "wrong" not in clca.list_reductions()
 
 
+@pytest.mark.parametrize("wrong", [FirstHalf, 3, "", None])
+def test_a_name_is_a_name(wrong: Any) -> None:
+    """@clca.register_reduction without its brackets would leave a function in the place of the class."""
+    with pytest.raises(clca.ClcaError, match=r'as @clca\.register_reduction\("mine"\), not by'):
+        clca.register_reduction(wrong)
+    assert all(isinstance(name, str) and name for name in clca.list_reductions())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"place": "Before"}, "place must be 'inside' or 'before', not 'Before'"),
+        ({"needs": {"keys"}}, "needs must be a set of cls_attention, mean_keys, value_norms, not {'keys'}"),
+        ({"needs": "cls_attention"}, "needs must be a set of .*, not 'cls_attention'"),
+    ],
+)
+def test_what_a_class_says_of_itself_is_possible(attributes: dict[str, Any], words: str) -> None:
+    """A place that is misspelt would be taken for inside."""
+    with pytest.raises(clca.ClcaError, match=f"reduction 'wrong': {words}"):
+        clca.register_reduction("wrong")(type("Wrong", (clca.Reduction,), attributes))
+    assert "wrong" not in clca.list_reductions()
+
+
 def test_the_nine_of_the_method() -> None:
     expected = ["none", "ats", "dpcknn", "dynamicvit", "evit", "patchmerger", "sit", "tome", "topk"]
     assert clca.list_reductions() == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -36,14 +36,18 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
     A class that its module defines once more, as a notebook cell or a reload does, takes the place of the former.
 
     Raises:
-        ClcaError: If the name is taken or is not that of a `Reduction`.
+        ClcaError: If the name is taken or none, the class is not a `Reduction`, or its `place` or `needs` are not
+            among those there are.
     """
+    if not isinstance(name, str) or not name:
+        raise ClcaError(f'a reduction is registered by a name, as @clca.register_reduction("mine"), not by {name!r}')
 
     def register(cls: type[Reduction]) -> type[Reduction]:
         from clca.reductions.base import Reduction
 
         if not (isinstance(cls, type) and issubclass(cls, Reduction)):
             raise ClcaError(f"reduction {name!r}: {cls!r} is not a subclass of clca.Reduction")
+        _check_attributes(name, cls)
         ours = f"{__package__}.{name}", SHIPPED.get(name)
         of_another = name in SHIPPED and (cls.__module__, cls.__name__) != ours
         if name == "none" or of_another or _origin(_REDUCTIONS.get(name, cls)) != _origin(cls):
@@ -52,6 +56,17 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
         return cls
 
     return register
+
+
+def _check_attributes(name: str, cls: type[Reduction]) -> None:
+    """Refuse class attributes that would be met only in the forward pass, or by which something else would happen."""
+    from clca.reductions.base import Evidence
+
+    if cls.place not in ("inside", "before"):
+        raise ClcaError(f"reduction {name!r}: place must be 'inside' or 'before', not {cls.place!r}")
+    known = sorted(Evidence.__dataclass_fields__)
+    if not isinstance(cls.needs, Set) or not cls.needs <= set(known):
+        raise ClcaError(f"reduction {name!r}: needs must be a set of {', '.join(known)}, not {cls.needs!r}")
 
 
 def _origin(cls: type) -> tuple[str, str]:

@@ -125,6 +125,10 @@ def test_other_image_sizes() -> None:
     large = clca.create_model("deit_tiny_patch16_224", **(TINY | {"img_size": 64}))
     assert clca.cost(dynamic, 64).tokens_per_block == clca.cost(large).tokens_per_block
     assert clca.cost(dynamic, 64).gmacs == clca.cost(large).gmacs
+    wide = clca.create_model("deit_tiny_patch16_224", **(TINY | {"img_size": (32, 64)}))
+    assert clca.cost(dynamic, (32, 64)).tokens_per_block == clca.cost(wide).tokens_per_block
+    with pytest.raises(clca.ClcaError, match="image size 33 is not a multiple of the patch size"):
+        clca.cost(dynamic, (32, 33))
 
 
 def test_cost_follows_the_keep_rate_and_the_type() -> None:

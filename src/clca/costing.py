@@ -34,12 +34,13 @@ class Cost:
     computed_gmacs: float
 
 
-def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | None = None) -> Cost:
+def cost(model: TokenReducedViT, img_size: int | tuple[int, int] | None = None, images: Tensor | None = None) -> Cost:
     """Cost of one image in evaluation.
 
     Args:
         model: The model.
-        img_size: Pixels a side; None for the model's own. Other sizes need a backbone with `dynamic_img_size`.
+        img_size: Height and width in pixels, or one number for both; None for the model's own. Other sizes need a
+            backbone with `dynamic_img_size`.
         images: Images [B, 3, H, W] to average over; of use where the cost depends on the image (ATS), which is
             measured on noise without them.
 
@@ -48,7 +49,7 @@ def cost(model: TokenReducedViT, img_size: int | None = None, images: Tensor | N
     """
     if images is not None and images.shape[0] == 0:
         raise ClcaError("no images to average the cost over")
-    size = (img_size, img_size) if img_size is not None else tuple(model.patch_embed.img_size)
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or model.patch_embed.img_size)
     # Of every module: a frozen part keeps its own mode.
     modes, loss = [(module, module.training) for module in model.modules()], model.auxiliary_loss
     economical = model.economical

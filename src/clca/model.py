@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.patch_dropout import PatchDropout, patch_dropout_forward
 from timm.models import VisionTransformer
 from timm.models._manipulate import checkpoint
@@ -235,7 +235,12 @@ class TokenReducedViT(nn.Module):
 
     def _embed(self, x: Tensor, tracing: bool) -> tuple[Tensor, TokenState]:
         """Patch and position embedding, prefix and carriers (METHOD section 1). [B, N, C]"""
-        if not self.dynamic_img_size and tuple(x.shape[-2:]) != tuple(self.patch_embed.img_size):
+        if x.ndim != 4:
+            raise ClcaError(f"images are [B, {self.in_chans}, H, W], and these {list(x.shape)}: give a batch")
+        if self.dynamic_img_size:
+            if type(self.patch_embed) is PatchEmbed and not self.patch_embed.dynamic_img_pad:
+                check_img_size(self.config.backbone, (x.shape[-2], x.shape[-1]), self.patch_embed)
+        elif tuple(x.shape[-2:]) != tuple(self.patch_embed.img_size):
             raise ClcaError(
                 f"images of {x.shape[-2]}×{x.shape[-1]} pixels given to a model for "
                 f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or set img_size"
@@ -384,8 +389,8 @@ class TokenReducedViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes` classes; 0 leaves it out, and the model then puts out features."""
-        self.num_classes = num_classes
-        self.config = self.config.model_copy(update={"num_classes": num_classes})
+        self.config = validated(**self.config.model_dump() | {"num_classes": num_classes})
+        self.num_classes = self.config.num_classes
         self.classes = None
         if self.cla_head is not None:
             if global_pool not in (None, self.global_pool):

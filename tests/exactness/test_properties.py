@@ -288,6 +288,26 @@ def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any], message: 
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_images_that_do_not_fit_are_refused_in_one_line(dynamic: bool) -> None:
+    model = clca.create_model("deit_tiny_patch16_224", depth=4, img_size=32, dynamic_img_size=dynamic)
+    with pytest.raises(ClcaError, match=r"images are \[B, 3, H, W\], and these \[3, 32, 32\]: give a batch"):
+        model(torch.zeros(3, 32, 32))
+    with pytest.raises(ClcaError, match=r"40 is not a multiple of .*: use 32 or 48|of 32×40 pixels given"):
+        model(torch.zeros(2, 3, 32, 40))
+
+
+@pytest.mark.parametrize("cla", [False, True])
+@pytest.mark.parametrize("classes", [-1, 2.5, None])
+def test_a_wrong_number_of_classes_leaves_the_model_as_it_was(cla: bool, classes: Any) -> None:
+    """-1 made a model that could be saved and not be loaded."""
+    model, images = small("evit", keep_rate=0.5, cla=cla)
+    before = model(images)
+    with pytest.raises(ClcaError, match=r"^num_classes = "):
+        model.reset_classifier(classes)
+    assert torch.equal(model(images), before)
+
+
 @pytest.mark.parametrize("reduction", ["tome", "dpcknn"])
 def test_working_through_pairs_in_pieces_changes_nothing(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from clca.reductions import dpcknn, tome

@@ -1,6 +1,7 @@
 """The recipe, and what is refused before anything starts."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import clca
+from clca.commands.parsing import parse
 from clca.config import ModelConfig
+from clca.errors import ClcaError
 from clca.training import DataConfig, TrainConfig
 from clca.training.config import default_run_folder, identity
-from clca.training.flags import explain
+from clca.training.flags import arguments, explain, read_file, to_config
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule, parameter_groups
 
 
@@ -140,3 +143,28 @@ def test_identity_leaves_out_only_what_does_not_change_weights() -> None:
     flat = identity(config())
     assert not {"out", "workers", "track", "model.num_classes"} & set(flat)
     assert {"lr", "seed", "precision", "model.reduction", "data.root"} <= set(flat)
+
+
+def of_file(text: str, tmp_path: Path, *words: str) -> TrainConfig:
+    """The settings of `clca train --config FILE WORDS`."""
+    file = tmp_path / "run.yaml"
+    file.write_text(f"data: photos\nmodel: vit_tiny_patch16_224\n{text}\n")
+    given = read_file(str(file))
+    return to_config(parse(arguments(given), "clca train", ["--config", str(file), *words]), given)
+
+
+@pytest.mark.parametrize("off", ["false", "0", "'false'", "'no'", "off"])
+def test_a_switch_is_off_however_a_file_says_so(off: str, tmp_path: Path) -> None:
+    found = of_file(f"pretrained: {off}\nclc: {off}\ncompile: {off}", tmp_path)
+    assert (found.pretrained, found.model.clc, found.compile) == (False, False, False)
+    assert of_file(f"pretrained: {off}", tmp_path, "--pretrained").pretrained
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClcaError, match=r"^--pretrained maybe: should be true or false$"):
+        of_file("pretrained: maybe", tmp_path)
+    assert of_file("pretrained:", tmp_path).pretrained  # left empty: left away
+
+
+def test_yaml_may_write_precision_no_without_quotes(tmp_path: Path) -> None:
+    assert of_file("precision: no", tmp_path).precision == "no"

@@ -146,6 +146,11 @@ class TrainConfig(BaseModel):
     )
     track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="Send the metrics there too.")
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_in_yaml(cls, precision: object) -> object:
+        return "no" if precision is False else precision  # YAML reads a bare no as false
+
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
         if self.warmup + self.cooldown >= self.epochs:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from clca.config import ModelConfig
@@ -104,8 +104,9 @@ def _argument(name: str, info: FieldInfo, given: Mapping[str, Any]) -> tuple[str
     import tyro
 
     if info.annotation is bool:
-        told = given.get(name, info.default)
-        return name, Annotated[bool, tyro.conf.arg(help=_help(name))], told if isinstance(told, bool) else info.default
+        told = given.get(name)
+        default = info.default if told is None else _as_switch(name, told)
+        return name, Annotated[bool, tyro.conf.arg(help=_help(name))], default
     hint = "" if info.default is None or info.is_required() else f"(default: {_plain(info.default)})"
     metavar = _metavar(name, info)
     if name in _SEVERAL:
@@ -113,6 +114,18 @@ def _argument(name: str, info: FieldInfo, given: Mapping[str, Any]) -> tuple[str
         metavar = f"{metavar} [{metavar} …]"
         return name, Annotated[kind, tyro.conf.arg(help=_help(name), metavar=metavar, help_behavior_hint=hint)], ()
     return name, Annotated[str | None, tyro.conf.arg(help=_help(name), metavar=metavar, help_behavior_hint=hint)], None
+
+
+def _as_switch(name: str, told: Any) -> bool:
+    """On or off as a file says it: true, "false", 0, off … as everywhere in the settings.
+
+    Raises:
+        ClcaError: It says neither.
+    """
+    try:
+        return TypeAdapter(bool).validate_python(told)
+    except ValidationError:
+        raise ClcaError(f"{_flag(name)} {_shown(told)}: should be true or false") from None
 
 
 def _plain(value: Any) -> str:

@@ -130,6 +130,45 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
     assert (result.train, result.watched, result.kept) == (whole.train, whole.watched, whole.kept)
 
 
+def stop_after(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a run that was asked to stop in its update number `step`."""
+    one_step = loop_of._Loop._one_step
+
+    def stopping(self: Any, batches: Any) -> bool:
+        return one_step(self, batches) or self.progress.step == step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_of._Loop, "_one_step", stopping)
+        with pytest.raises(loop_of.Interrupted):
+            train(config, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("split", "old", "new", "told"),
+    [
+        ("train", "class1/0.png", "class1/more.png", "18 train images then and 19 now"),
+        ("val", "class1/0.png", "class1/more.png", "18 watched images then and 19 now"),
+        ("*", "class0", "zinnia", "classes now without 'class0' and with 'zinnia'"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_images(
+    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    split: str, old: str, new: str, told: str,
+) -> None:  # fmt: skip
+    root = shutil.copytree(images, tmp_path / "copy")
+    config = make_config(data={"root": str(root)})
+    stop_after(4, config, monkeypatch)
+    for part in root.glob(split):
+        (shutil.copy if (part / old).is_file() else shutil.move)(part / old, part / new)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ClcaError, match=f"have changed since it was begun .{told}.; put them back to go on, or"):
+        train(config, quiet=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    for part in root.glob(split):
+        (part / new).unlink() if (part / new).is_file() else shutil.move(part / new, part / old)
+    train(config, quiet=True)
+
+
 def test_a_finished_run_is_not_run_again(make_config: Make) -> None:
     first = train(make_config(), quiet=True)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}

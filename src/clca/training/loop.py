@@ -30,7 +30,7 @@ from clca.training.config import TrainConfig, default_run_folder, identity
 from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
-from clca.training.preflight import build_model, open_splits, verify_images
+from clca.training.preflight import build_model, open_splits, refuse_other_images, verify_images
 from clca.training.progress import Display
 from clca.training.signals import first_signal
 from clca.training.state import RunState
@@ -105,8 +105,11 @@ def train(
     with folder_of.left_as_it_was(folder):
         folder_of.make_writable(folder)
         splits = open_splits(config)
+        begun = (folder / folder_of.CHECKPOINT).is_file()
+        if begun:
+            refuse_other_images(folder, splits)
         # Before the images are read, which takes long: a setting that the model refuses is told at once.
-        model = build_model(config, splits.classes, start=not (folder / folder_of.CHECKPOINT).is_file())
+        model = build_model(config, splits.classes, start=not begun)
         if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
             verify_images(splits, progress=show)
         accelerator = make_accelerator(config, folder)

@@ -27,6 +27,7 @@ from clca.errors import ClcaError
 from clca.factory import build
 from clca.model import TokenReducedViT
 from clca.training.config import TrainConfig
+from clca.training.run_folder import read_config
 
 Images = Any  # a torch Dataset with .classes, .paths, .labels and a settable .transform
 
@@ -78,6 +79,35 @@ def open_splits(config: TrainConfig) -> Splits:
     if size is not None:
         _give_transforms(splits, size, config.augmentation)
     return splits
+
+
+def refuse_other_images(folder: Path, splits: Splits) -> None:
+    """Refuse to go on with a run whose images are not those it was begun with.
+
+    Its steps are counted by their number, and its head by their classes: with others it would go on without a word,
+    at the wrong place or with the names of the classes exchanged.
+
+    Raises:
+        ClcaError: With what has changed.
+    """
+    stored = read_config(folder)
+    counted = stored.get("resolved", {})
+    now = {"train_images": len(splits.train), "watched_images": len(splits.watched) if splits.watched else 0}
+    changed = [
+        f"{counted[name]} {name.replace('_', ' ')} then and {count} now"
+        for name, count in now.items()
+        if counted.get(name, count) != count
+    ]
+    classes = stored.get("classes", splits.classes)
+    if classes != splits.classes:
+        differing = ((classes, splits.classes, "without"), (splits.classes, classes, "with"))
+        told = [f"{how} {_some(sorted(set(a) - set(b)))}" for a, b, how in differing if set(a) - set(b)]
+        changed.append(f"classes now {' and '.join(told) or 'in another order'}")
+    if changed:
+        raise ClcaError(
+            f"--out {folder}: its images have changed since it was begun ({'; '.join(changed)}); "
+            "put them back to go on, or choose another --out to begin anew"
+        )
 
 
 def _expected_size(config: ModelConfig) -> int | None:

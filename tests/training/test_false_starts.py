@@ -50,6 +50,12 @@ def test_after_a_failure_before_the_first_checkpoint_another_setting_may_follow(
     assert train(make_config(), quiet=True).folder == tmp_path / "run"
 
 
+def test_weights_that_answer_nonsense_on_val_are_told_as_such(make_config: Make) -> None:
+    # One update an epoch: the loss before it is finite, and that of the watched images comes next.
+    with pytest.raises(WorkError, match=r"the val loss is not finite at step 1 \(epoch 1\); no checkpoint"):
+        train(make_config(lr=1e30, warmup_epochs=0, batch_size=18), quiet=True)
+
+
 def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     step = loop_of._Loop._one_step
 

@@ -290,11 +290,12 @@ class _Loop:
         grads = [parameter.grad for parameter in self.state.parameters if parameter.grad is not None]
         return torch.nn.utils.get_total_norm(grads, math.inf)
 
-    def _refuse_not_finite(self, value: float, what: str) -> None:
+    def _refuse_not_finite(self, value: float, what: str, after: int | None = None) -> None:
+        """`after`: the update that it was found after; None for during the one that is being made."""
         if math.isfinite(value):
             return
-        step, saved = self.progress.step + 1, self.state.saved_step
-        epoch = self.progress.step // self.plan.steps_per_epoch + 1
+        step, saved = self.progress.step + 1 if after is None else after, self.state.saved_step
+        epoch = (step - 1) // self.plan.steps_per_epoch + 1
         if saved:
             last = f"the last good checkpoint is {self.state.folder / folder_of.CHECKPOINT}, after step {saved}"
         else:
@@ -332,6 +333,7 @@ class _Loop:
         better = False
         if watched is not None:
             progress.watched = answer(self.state.judged, watched, self.accelerator).summary()
+            self._refuse_not_finite(progress.watched["loss"], f"{split} loss", after=progress.step)
             line[split] = progress.watched
             better = split == "val" and self._note_if_best(progress.watched)
         if better:

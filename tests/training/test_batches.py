@@ -84,6 +84,24 @@ def test_what_cannot_be_divided_is_refused() -> None:
         Plan.fitting(3, 8, 1, 4, 0)
 
 
+@given(images=st.integers(4, 40), processes=st.integers(1, 2), accum=st.integers(1, 2))
+def test_a_set_smaller_than_the_batch_can_be_mixed(images: int, processes: int, accum: int) -> None:
+    shares = 2 * processes * accum
+    if images < shares:
+        with pytest.raises(ClcaError, match=r"too few .* in pairs"):
+            Plan.fitting(images, 48, accum, processes, 0, mixes=True)
+        return
+    plan = Plan.fitting(images, 48, accum, processes, 0, mixes=True)
+    assert plan.share % 2 == 0 < plan.share
+    assert plan.batch_size > images - shares
+
+
+def test_a_batch_that_processes_cannot_mix_is_refused() -> None:
+    assert Plan.fitting(18, 6, 1, 2, 0).share == 3
+    with pytest.raises(ClcaError, match=r"--batch-size 6 cannot .* in pairs, .*; choose a multiple of 4"):
+        Plan.fitting(18, 6, 1, 2, 0, mixes=True)
+
+
 class Noise(Dataset):
     """Images that are nothing but what the random numbers of their reading were."""
 

@@ -111,21 +111,28 @@ class Plan:
     seed: int
 
     @classmethod
-    def fitting(cls, images: int, batch_size: int, grad_accum: int, processes: int, seed: int) -> "Plan":
+    def fitting(
+        cls, images: int, batch_size: int, grad_accum: int, processes: int, seed: int, mixes: bool = False
+    ) -> "Plan":
         """A plan whose batch is `batch_size`, or all the images where there are fewer.
+
+        Args:
+            images, batch_size, grad_accum, processes, seed: As the plan's.
+            mixes: Whether images are mixed, which takes an even number in each part of a batch.
 
         Raises:
             ClcaError: The batch cannot be divided evenly, or there are fewer images than processes and parts.
         """
-        shares = grad_accum * processes
+        shares = grad_accum * processes * (2 if mixes else 1)
+        pairs = " in pairs, as mixup and cutmix need them" if mixes else ""
         if batch_size % shares:
             raise ClcaError(
                 f"--batch-size {batch_size} cannot be divided over {processes} processes with --grad-accum "
-                f"{grad_accum}; choose a multiple of {shares}"
+                f"{grad_accum}{pairs}; choose a multiple of {shares}"
             )
         if images < shares:
             raise ClcaError(
-                f"{images} training images are too few for {processes} processes with --grad-accum {grad_accum}"
+                f"{images} training images are too few for {processes} processes with --grad-accum {grad_accum}{pairs}"
             )
         return cls(images, min(batch_size, images - images % shares), grad_accum, processes, seed)
 

@@ -44,8 +44,9 @@ class RunState:
         self.first: bool = accelerator.is_main_process
         self.log: folder_of.MetricsLog | None = None
         self.plan = Plan.fitting(
-            len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed
-        )
+            len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed,
+            mixes=bool(config.mixup or config.cutmix),
+        )  # fmt: skip
         if config.freeze_backbone:
             freeze_backbone(model)
         copies = 8 + 2 * (config.ema is not None)  # of the weights: old and new file of model and moments, and weights

@@ -372,6 +372,41 @@ def test_metrics_go_to_tensorboard_too(make_config: Make) -> None:
     assert list(result.folder.rglob("events.out.tfevents.*"))
 
 
+def test_a_tracker_that_fails_on_the_way_ends_nothing(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    sent = []
+
+    def log(self: Any, values: dict[str, float], step: int) -> None:
+        sent.append(step)
+        if step == 2:
+            raise ConnectionError("the server\nhas gone")
+
+    plain = train(make_config(out=tmp_path / "plain"), quiet=True)
+    monkeypatch.setattr("accelerate.Accelerator.log", log)
+    result = train(make_config(track="tensorboard"))
+    assert sent == [1, 2]
+    told = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
+    assert told == ["--track tensorboard: the server has gone; no more is sent there, metrics.jsonl has it all"]
+    assert without_time(lines(result.folder)) == without_time(lines(plain.folder))
+
+
+def test_a_tracker_that_does_not_end_hides_no_result(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+
+    def end_training(self: Any) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("accelerate.Accelerator.end_training", end_training)
+    assert train(make_config(track="tensorboard")).steps == 6
+    assert "--track tensorboard: it did not end in order (gone)" in capsys.readouterr().err
+    with pytest.raises(WorkError, match="not finite"):
+        train(make_config(track="tensorboard", lr=1e30, warmup_epochs=0, out=tmp_path / "failing"), quiet=True)
+
+
 def test_a_compiled_run_learns_the_same(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = train(make_config(out=tmp_path / "plain", precision="bf16"), quiet=True)
     calls, compile_model = [], torch.compile

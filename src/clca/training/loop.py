@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.training import run_folder as folder_of
 from clca.training.batches import (
     end_workers,
@@ -136,8 +136,7 @@ def _until_the_end(
     finally:
         shown.close()
         held.close()
-        if accelerator.trackers:
-            accelerator.end_training()
+        _end_tracking(accelerator, config, shown)
     return result
 
 
@@ -151,6 +150,16 @@ def _begin_tracking(accelerator: Accelerator, config: TrainConfig) -> None:
         raise ClcaError(
             f"--track {config.track}: it did not begin ({why}); set it up, or leave --track away"
         ) from error
+
+
+def _end_tracking(accelerator: Accelerator, config: TrainConfig, shown: Display) -> None:
+    """A tracker that cannot end in order is no reason for the run to fail, nor to hide why it did."""
+    if not accelerator.trackers:
+        return
+    try:
+        accelerator.end_training()
+    except Exception as error:
+        shown.say(f"--track {config.track}: it did not end in order ({reason(error)}); {folder_of.METRICS} has it all")
 
 
 def resume(folder: str | Path, *, quiet: bool = False, console: Console | None = None) -> RunResult:
@@ -317,7 +326,13 @@ class _Loop:
             "images_per_second": round(rate, 2),
         }
         progress.grad_max = 0.0
-        self.state.write(line)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """To `metrics.jsonl` and the tracker; a tracker that fails is said, once."""
+        problem = self.state.write(line)
+        if problem is not None:
+            self.display.say(problem)
 
     # -- an epoch ----------------------------------------------------------------------------------------------
 
@@ -338,7 +353,7 @@ class _Loop:
             better = split == "val" and self._note_if_best(progress.watched)
         if better:
             self.state.save_weights()
-        self.state.write(line)
+        self._write(line)
         self.display.epoch(progress.epochs_done, progress.train, progress.watched, split, better)
         self.epoch_just_ended = True
 

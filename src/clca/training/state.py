@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.model import TokenReducedViT
 from clca.training import run_folder as folder_of
 from clca.training.batch_norm import normalise_over_processes
@@ -170,19 +170,33 @@ class RunState:
         except (ClcaError, SafetensorError) as error:  # the folder was writable when the run began
             raise WorkError(f"{self.folder / folder_of.WEIGHTS} could not be written: {error}") from error
 
-    def write(self, line: dict[str, Any]) -> None:
-        """A line of `metrics.jsonl`, and the same to the tracker under names like val/top1."""
+    def write(self, line: dict[str, Any]) -> str | None:
+        """A line of `metrics.jsonl`, and the same to the tracker under names like val/top1.
+
+        A run of days shall not end with the connection to its tracker: what fails there is told once, and nothing is
+        sent from then on.
+
+        Returns:
+            What is to be told, or None.
+        """
         if self.log is not None:
             self.log.write(line)
-        if self.config.track == "none":
-            return
+        if not self.accelerator.trackers:
+            return None
         flat: dict[str, Any] = {}
         for name, value in line.items():
             if isinstance(value, dict):
                 flat.update({f"{name}/{key}": number for key, number in value.items()})
             elif value is not None and name != "step":
                 flat[name] = value
-        self.accelerator.log(flat, step=self.progress.step)
+        try:
+            self.accelerator.log(flat, step=self.progress.step)
+        except Exception as error:
+            self.accelerator.trackers = []
+            return (
+                f"--track {self.config.track}: {reason(error)}; no more is sent there, {folder_of.METRICS} has it all"
+            )
+        return None
 
     @contextmanager
     def nothing_left_of_a_false_start(self) -> Iterator[None]:

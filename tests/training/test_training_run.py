@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,55 @@ def test_a_run_does_not_go_on_with_other_images(
     for part in root.glob(split):
         (part / new).unlink() if (part / new).is_file() else shutil.move(part / new, part / old)
     train(config, quiet=True)
+
+
+HOLDS = """
+import sys, pathlib
+from clca.training.run_folder import MetricsLog
+log = MetricsLog(pathlib.Path(sys.argv[1]), 10**9)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    config = make_config()
+    stop_after(4, config, monkeypatch)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    words = [sys.executable, "-c", HOLDS, str(tmp_path / "run" / "metrics.jsonl")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ClcaError, match="another process trains this run now; wait for its end, or choose another"):
+            train(config, quiet=True)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+        other.kill()
+    train(config, quiet=True)
+
+
+def test_what_a_killed_process_was_writing_is_removed(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = make_config(), tmp_path / "run"
+    stop_after(4, config, monkeypatch)
+    for name in (".last.ckpt.4711.tmp", ".model.safetensors.ab3_x9kq", ".last.ckpt.mine", "notes.tmp"):
+        (folder / name).write_text("half")
+    train(config, quiet=True)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "summary.json", ".last.ckpt.mine", "notes.tmp"
+    }  # fmt: skip
+
+
+def test_metrics_that_were_removed_begin_again(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    stop_after(4, config, monkeypatch)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert [line["step"] for line in lines(train(config, quiet=True).folder)] == [5, 6, 6]
 
 
 def test_a_finished_run_is_not_run_again(make_config: Make) -> None:

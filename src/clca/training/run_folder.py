@@ -5,8 +5,10 @@ full disk leaves the previous one whole.
 """
 
 import csv
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -303,18 +305,55 @@ def _tails(run: str) -> list[str]:
     return tails or [run]
 
 
+def _lock(file: IO[Any]) -> bool:
+    """Whether this process alone may write to the file from now on, for as long as it is open.
+
+    A record lock: gone with the process however that ends, and not handed on to processes that read images. Where the
+    system or the disk has none, True.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote a file of the run has left beside it."""
+    names = "|".join(map(re.escape, FILES))
+    ours = re.compile(rf"\.({names})\.(\d+\.tmp|[a-z0-9_]{{8}})")  # of `replacing` and of `save_pretrained`
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, cut back to where the last checkpoint saw its end.
+
+    While it is open no other process trains the run.
 
     Args:
         path: The file.
         size: Bytes to keep of it; what an interrupted run wrote after its last checkpoint is written again.
+
+    Raises:
+        ClcaError: Another process has it open.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
         self._file = open(path, "ab")  # noqa: SIM115 (stays open as long as the run)
-        self._file.truncate(size)
+        if not _lock(self._file):
+            self._file.close()
+            raise ClcaError(
+                f"--out {path.parent}: another process trains this run now; wait for its end, or choose another folder"
+            )
+        self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # no zeros where lines were removed
 
     def write(self, line: dict[str, Any]) -> None:
         try:

@@ -89,6 +89,7 @@ class RunState:
             if not path.is_file():  # first of all files: a folder without it is not taken for a run
                 folder_of.write_json(self.folder / folder_of.CONFIG, self._description())
             self.log = folder_of.MetricsLog(self.folder / folder_of.METRICS, self.progress.metrics_size)
+            folder_of.remove_leftovers(self.folder)
         self._seconds_before, self._began = self.progress.seconds, monotonic()
         self.saved_at, self.saved_step, self.saving_takes = self._began, self.progress.step, 0.0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score
 
 import clca
@@ -16,6 +17,7 @@ from clca.config import ModelConfig
 from clca.errors import ClcaError
 from clca.training import DataConfig, TrainConfig, device, evaluate, predict, train
 from clca.training.confusion import most_confused, write_confusion_picture
+from clca.training.evaluation import ClassResult, Evaluation
 from clca.training.metrics import Answers
 from clca.training.prediction import find_images
 from clca.training.run_folder import OwnImages, own_images
@@ -127,6 +129,23 @@ def test_the_confusion_picture_can_be_read(tmp_path: Path, classes: int) -> None
     with Image.open(tmp_path / "c.png") as picture:
         assert 300 < picture.width < 4000
         assert 0.5 < picture.width / picture.height < 2
+
+
+ODD_NAMES = ["[red]a", "b[/b]", ":herb:", "c$^$", "d\x1b[31m\n"]
+
+
+def test_names_of_classes_are_neither_markup_nor_formulas(tmp_path: Path) -> None:
+    results = [ClassResult(name, 1, 0.0, 0.0, 0.0) for name in ODD_NAMES]
+    confusion = np.roll(np.eye(5, dtype=int), 1, axis=1)
+    write_confusion_picture(tmp_path / "c.png", confusion, ODD_NAMES)
+    found = Evaluation("set[old]", "test", 5, 0.0, 0.0, 0.0, 1.0, results, confusion, 1.0, 1.0, 1, (1.0,), 1.0, 1.0,
+                       "cpu", "no", "", None)  # fmt: skip
+    console = Console(record=True, width=400)
+    found.render(console)
+    told = console.export_text()
+    assert "test of set[old]: 5 images" in told
+    for name in ("[red]a", "b[/b]", ":herb:", "c$^$", r"d\x1b[31m\n"):
+        assert told.count(name) == 3  # in the table, and twice among those that are confused
 
 
 def test_most_confused_pairs_come_first() -> None:

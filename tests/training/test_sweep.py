@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 import clca
 from clca import cli
@@ -22,6 +23,8 @@ from clca.config import ModelConfig
 from clca.errors import ClcaError
 from clca.training import DataConfig, TrainConfig, evaluate, evaluation, evaluations, sweep, train
 from clca.training.stored_evaluations import standard_error
+from clca.training.sweep_picture import draw_sweep
+from clca.training.sweeping import Sweep, Swept
 
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
 USUAL: dict[str, Any] = {"workers": 0, "precision": "no", "device": "cpu", "batch_size": 9}
@@ -338,3 +341,12 @@ def test_reading_back_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_names_in_the_table_and_the_picture_of_a_sweep_are_as_they_are(tmp_path: Path) -> None:
+    point = Swept(0.5, True, 0.5, 0.1, 1.0, 0.5, 1.0, 10.0, 5.0, None)
+    found = Sweep(str(tmp_path / "x$^$"), "evit", "set[old]", "val", 4, "cpu", "no", (point,))
+    draw_sweep(tmp_path / "s.png", found)
+    console = Console(record=True, width=200)
+    found.render(console)
+    assert "val of set[old]: 4 images, evit" in console.export_text()

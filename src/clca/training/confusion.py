@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from clca.paths import shown
+
 MOST_WITH_NUMBERS = 25
 MOST_WITH_NAMES = 120
 
@@ -27,8 +29,8 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
     count = len(names)
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     cell = 0.55 if count <= MOST_WITH_NUMBERS else 0.17 if count <= MOST_WITH_NAMES else max(0.02, 16 / count)
-    shown = [name if len(name) <= 22 else name[:20] + "…" for name in names]
-    margin = 1.2 + 0.085 * max(len(name) for name in shown)
+    told = [name if len(name) <= 22 else name[:20] + "…" for name in map(shown, names)]
+    margin = 1.2 + 0.085 * max(len(name) for name in told)
     side = max(3.0, cell * count)
     figure = Figure(figsize=(side + margin + 0.9, side + margin), layout="constrained")
     FigureCanvasAgg(figure)
@@ -37,8 +39,8 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
     step = 1 if count <= MOST_WITH_NAMES else -(-count // 60)
     ticks = range(0, count, step)
     size = 9 if count <= MOST_WITH_NUMBERS else 7
-    axes.set_xticks(ticks, [shown[k] for k in ticks], rotation=90, fontsize=size)
-    axes.set_yticks(ticks, [shown[k] for k in ticks], fontsize=size)
+    axes.set_xticks(ticks, [told[k] for k in ticks], rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, [told[k] for k in ticks], fontsize=size, parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     right = np.trace(confusion) / max(1, confusion.sum())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import Dataset
 
@@ -22,6 +23,7 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError, reason
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
+from clca.paths import shown
 from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
@@ -92,9 +94,8 @@ class Evaluation:
 
     def render(self, console: Console) -> None:
         """Print the numbers, the class table (the worst where there are many) and what is confused most."""
-        table = Table(
-            title=f"{self.split} of {self.data}: {self.images} images", show_header=False, title_justify="left"
-        )
+        title = as_it_is(f"{self.split} of {self.data}: {self.images} images", "table.title")
+        table = Table(title=title, show_header=False, title_justify="left")
         table.add_row("top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}")
         table.add_row("top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M")
         rate = f"{self.images_per_second:.1f}"
@@ -105,20 +106,25 @@ class Evaluation:
         pairs = most_confused(self.confusion, [result.name for result in self.classes])
         if pairs:
             listed = ", ".join(f"{true} taken for {taken} ({count})" for true, taken, count in pairs)
-            console.print(f"most confused: {listed}", markup=False, highlight=False)
+            console.print(as_it_is(f"most confused: {listed}"))
 
     def _class_table(self) -> Table:
         present = [result for result in self.classes if result.images]
-        shown = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
-        title = "by class" if len(shown) == len(present) else f"the {len(shown)} hardest of {len(present)} classes"
+        told = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
+        title = "by class" if len(told) == len(present) else f"the {len(told)} hardest of {len(present)} classes"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
         for name in ("images", "precision", "recall", "F1"):
             table.add_column(name, justify="right")
-        for result in shown:
+        for result in told:
             numbers = (f"{value:.1%}" for value in (result.precision, result.recall, result.f1))
-            table.add_row(result.name, str(result.images), *numbers)
+            table.add_row(as_it_is(result.name), str(result.images), *numbers)
         return table
+
+
+def as_it_is(text: str, style: str = "") -> Text:
+    """Names in a text for the terminal: brackets and colons in them are no markup, control characters no commands."""
+    return Text(shown(text), style)
 
 
 def evaluate(

@@ -31,7 +31,8 @@ def draw_sweep(path: Path, sweep: Sweep) -> None:
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("GMACs an image (numbers: keep rates)", color=_INK)
     axes.set_ylabel("top-1, % (± standard error)", color=_INK)
-    axes.set_title(f"{Path(sweep.run).name}: {sweep.reduction}, {sweep.split}, {sweep.images} images", size=9.5)
+    title = f"{Path(sweep.run).name}: {sweep.reduction}, {sweep.split}, {sweep.images} images"
+    axes.set_title(title, size=9.5, parse_math=False)
     axes.grid(axis="y", color=_FAINT, alpha=0.25, lw=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

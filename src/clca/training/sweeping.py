@@ -14,7 +14,7 @@ from clca.config import spelled, validated
 from clca.errors import ClcaError, WorkError, reason
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
-from clca.training.evaluation import Judged
+from clca.training.evaluation import Judged, as_it_is
 from clca.training.run_folder import replacing, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS, by_rate, read_numbers, standard_error
 
@@ -85,7 +85,7 @@ class Sweep:
 
     def render(self, console: Console) -> None:
         """Print one table."""
-        title = f"{self.split} of {self.data}: {self.images} images, {self.reduction}"
+        title = as_it_is(f"{self.split} of {self.data}: {self.images} images, {self.reduction}", "table.title")
         table = Table(title=title, title_justify="left", caption="* trained with", caption_justify="left")
         table.add_column("keep rate", no_wrap=True)
         for name in ("top-1", "macro", "GMACs", f"images/s ({self.device}, {self.precision})"):

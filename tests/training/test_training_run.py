@@ -171,6 +171,18 @@ def test_a_run_does_not_go_on_with_other_images(
     train(config, quiet=True)
 
 
+def test_a_run_with_a_relative_path_goes_on_from_another_folder(
+    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)
+    config = make_config(data={"root": images.name})
+    stop_after(4, config, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert resume(tmp_path / "run", quiet=True).steps == 6
+    with pytest.raises(ClcaError, match="no such file or folder"):
+        train(config.model_copy(update={"out": tmp_path / "new"}), quiet=True)
+
+
 HOLDS = """
 import sys, pathlib
 from clca.training.run_folder import MetricsLog

@@ -104,8 +104,9 @@ def train(
         return finished_run(folder)
     with folder_of.left_as_it_was(folder):
         folder_of.make_writable(folder)
-        splits = open_splits(config)
         begun = (folder / folder_of.CHECKPOINT).is_file()
+        own = folder_of.own_images(folder) if begun else None
+        splits = open_splits(config, own.root if own is not None else None)
         if begun:
             refuse_other_images(folder, splits)
         # Before the images are read, which takes long: a setting that the model refuses is told at once.

@@ -51,27 +51,30 @@ class Splits:
         return self.train.classes
 
 
-def open_splits(config: TrainConfig) -> Splits:
+def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     """Open both splits, with transforms of the size that the model will have, as far as that is known.
+
+    Args:
+        config: The run.
+        root: Where the images are read from, if not where the settings say.
 
     Raises:
         ClcaError: A split is missing, there is one class only, or the watched split has classes that training lacks.
     """
     where, name = config.data, config.watched_split
-    train = data.open(where.root, where.train_split, source=where.source)
-    watched = data.open(where.root, name, source=where.source) if name != "none" else None
+    root = root or where.root
+    train = data.open(root, where.train_split, source=where.source)
+    watched = data.open(root, name, source=where.source) if name != "none" else None
     if len(train.classes) < 2:
-        raise ClcaError(f"{where.root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
+        raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
     if len(set(train.labels)) < 2:
-        raise ClcaError(
-            f"{where.root}: the {where.train_split} images are all of one class; a classifier needs two or more"
-        )
+        raise ClcaError(f"{root}: the {where.train_split} images are all of one class; a classifier needs two or more")
     if watched is not None:
-        same_classes(train.classes, watched.classes, f"{where.root}: {name}", "the training images")
+        same_classes(train.classes, watched.classes, f"{root}: {name}", "the training images")
         unseen = sorted(set(watched.labels) - set(train.labels))
         if unseen:
             raise ClcaError(
-                f"{where.root}: {name} has images of {_some([train.classes[label] for label in unseen])} "
+                f"{root}: {name} has images of {_some([train.classes[label] for label in unseen])} "
                 "and training has none"
             )
     splits = Splits(train, watched, config.cache, config.cache_gb)

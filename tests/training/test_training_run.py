@@ -1,5 +1,6 @@
 """A training run: reproducible, resumable, and what it leaves behind."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import clca
 from clca.errors import ClcaError, WorkError
 from clca.training import TrainConfig, resume, train
 from clca.training import loop as loop_of
+from clca.training.progress import Display
 from clca.training.run_folder import find_run
 
 Make = Callable[..., TrainConfig]
@@ -181,6 +184,14 @@ def test_a_run_with_a_relative_path_goes_on_from_another_folder(
     assert resume(tmp_path / "run", quiet=True).steps == 6
     with pytest.raises(ClcaError, match="no such file or folder"):
         train(config.model_copy(update={"out": tmp_path / "new"}), quiet=True)
+
+
+@pytest.mark.parametrize(("done", "epoch"), [(0, 1), (25, 3), (30, 3)])
+def test_the_bar_of_a_resumed_run_begins_at_its_epoch(done: int, epoch: int) -> None:
+    file = io.StringIO()
+    shown = Display(3, 10, done, True, Console(file=file, force_terminal=True, color_system=None, width=120))
+    shown.close()
+    assert f"epoch {epoch}/3" in file.getvalue()
 
 
 HOLDS = """

@@ -42,7 +42,8 @@ class Display:
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=self.console,
             )
-            self._task = self._bar.add_task("train", total=self.total, completed=done, epoch=1, loss="…", rate="")
+            epoch = min(epochs, done // steps_per_epoch + 1)
+            self._task = self._bar.add_task("train", total=self.total, completed=done, epoch=epoch, loss="…", rate="")
             self._bar.start()
 
     def say(self, text: str) -> None:

@@ -320,6 +320,18 @@ def test_all_runs_start_from_the_pretrained_weights(tmp_path):
     assert len(read_table(tmp_path)) == 1
 
 
+def test_a_run_that_was_begun_goes_on_where_the_studys_folder_was_moved_to(tmp_path):
+    plan = small_plan(axes={"reduction": ["evit"]}, seeds=1, pretraining={"clc": False, "reduction": "none"})
+    assert run_study(plan, tmp_path / "here", threads=1, quiet=True).complete
+    (run_folder(tmp_path / "here", plan.runs[0].name) / "result.json").unlink()
+    (tmp_path / "here").rename(tmp_path / "there")
+    result = run_study(plan, tmp_path / "there", threads=1, quiet=True)
+    assert (result.finished, result.failed, result.made) == (1, 0, 1)
+    config = json.loads(next(tmp_path.glob("there/runs/leaves*/run/config.json")).read_text())["train"]
+    assert Path(config["weights"]).is_relative_to(tmp_path / "there")
+    assert Path(config["data"]["root"]).is_relative_to(tmp_path / "there")
+
+
 def test_a_pretraining_that_fails_is_told_and_nothing_else_begins(tmp_path):
     with pytest.raises(WorkError, match="the pretraining failed"):
         run_study(small_plan(pretraining={"epochs": 2}), tmp_path, work="fake_work:crash", quiet=True)

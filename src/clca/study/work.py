@@ -31,7 +31,7 @@ from clca.study.folder import (
 )
 from clca.study.record import result_row
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CHECKPOINT, WEIGHTS, write_json
+from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS, write_json
 
 TRAIN_AND_EVALUATE = "clca.study.work:train_and_evaluate"
 _SPARE = 32 * 2**20  # bytes; with less than this left, whatever failed is taken to have failed for want of room
@@ -232,6 +232,7 @@ def train_and_evaluate(job: Job, folder: Path, console: Console) -> dict[str, An
     config = TrainConfig.model_validate(job.config).model_copy(update={"out": folder / TRAINED})
     if job.threads is not None:
         torch.set_num_threads(job.threads)
+    _go_along(folder / TRAINED, config)
     train(config, console=console)
     evaluation = evaluate(
         folder / TRAINED,
@@ -244,3 +245,18 @@ def train_and_evaluate(job: Job, folder: Path, console: Console) -> dict[str, An
         cache_gb=config.cache_gb,
     )
     return result_row(folder, evaluation, job.threads)
+
+
+def _go_along(trained: Path, config: TrainConfig) -> None:
+    """Let a run that was begun go on where its study, or its images, were moved to.
+
+    A study knows images and weights by their digests: were they others, the run would have another name.
+    """
+    stored = read_json(trained / CONFIG)
+    if stored is None or not isinstance(stored.get("train"), dict):
+        return
+    now, there = config.model_dump(mode="json"), stored["train"]
+    places = {name: now["data"][name] for name in ("root", "source")}
+    moved = {**there, "weights": now["weights"], "data": {**there.get("data", {}), **places}}
+    if moved != there:
+        write_json(trained / CONFIG, {**stored, "train": moved})

@@ -18,7 +18,7 @@ from clca.study.driver import run_study
 from clca.study.executors import LocalProcesses
 from clca.study.folder import begun_runs, run_folder, state_of
 from clca.study.table import read_table
-from clca.study.work import perform
+from clca.study.work import Outcome, perform
 from waiting import until
 
 QUICK = {"work": "fake_work:note", "quiet": True}
@@ -281,6 +281,35 @@ def test_ctrl_c_in_this_process_ends_after_the_run_and_goes_on_later(tmp_path):
     (tmp_path / "again").touch()
     assert run_study(plan, tmp_path, work="fake_work:interrupted", quiet=True).complete
     assert set(made(tmp_path).values()) == {1}
+
+
+class Dying(LocalProcesses):
+    """Every process ends before it has made anything."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.given = []
+
+    def start(self):
+        pass
+
+    def room(self):
+        return 1 - len(self.given)
+
+    def submit(self, job):
+        self.given.append(job)
+
+    def wait(self, seconds):
+        told, self.given = self.given, []
+        return [Outcome(job.name, "lost", "its process ended") for job in told]
+
+
+def test_a_pretraining_whose_process_dies_time_and_again_is_tried_with_every_command(tmp_path):
+    plan = small_plan(axes={"reduction": ["evit"]}, seeds=1, pretraining={"lr": 0.001})
+    for _ in range(3):
+        with pytest.raises(WorkError, match="tried 3 times"):
+            run_study(plan, tmp_path, Dying(), quiet=True)
+    assert run_study(plan, tmp_path, **QUICK).complete
 
 
 # -- the real work ------------------------------------------------------------------------------------------------

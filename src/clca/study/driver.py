@@ -212,8 +212,8 @@ class _Driver:
             self.live.say(
                 f"pretraining the weights that all runs start from ({number} of {len(self.plan.pretraining)})"
             )
-            if state_of(folder) == "failed":
-                self.forgiven[run.name] = 10**6  # nothing else can be done without it
+            if state_of(folder) == "failed":  # nothing else can be done without it
+                self.forgiven[run.name] = (read_json(folder / FAILURE) or {}).get("attempt", 1)
             aside = StudyResult(self.out, 1)
             self._drive([run], aside)
             self.rows.pop(run.name, None)

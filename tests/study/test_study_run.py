@@ -312,6 +312,16 @@ def test_a_pretraining_whose_process_dies_time_and_again_is_tried_with_every_com
     assert run_study(plan, tmp_path, **QUICK).complete
 
 
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_run_whose_result_cannot_be_read_is_made_again(tmp_path, content):
+    plan = small_plan()
+    run_study(plan, tmp_path, **QUICK)
+    (run_folder(tmp_path, plan.runs[0].name) / "result.json").write_text(content)
+    result = run_study(plan, tmp_path, **QUICK)
+    assert (result.total, result.finished, result.made) == (8, 8, 1)
+    assert set(read_table(tmp_path)["state"]) == {"finished"}
+
+
 # -- the real work ------------------------------------------------------------------------------------------------
 
 

@@ -192,8 +192,7 @@ class _Driver:
 
     def _still_to_do(self, run: PlannedRun, state: str, result: StudyResult) -> bool:
         """Whether a run is to be made; one that is ended goes into the result."""
-        if state == "finished":
-            self._note_finished(run.name, row_of(self.out, run.name), result, here=False)
+        if state == "finished" and self._found_finished(run.name, result):
             return False
         if state == "failed":
             failure = read_json(run_folder(self.out, run.name) / FAILURE) or {}
@@ -300,10 +299,14 @@ class _Driver:
 
     def _ended_meanwhile(self, run: PlannedRun, result: StudyResult) -> bool:
         """Whether another driver has finished a run since we looked."""
-        if state_of(run_folder(self.out, run.name)) != "finished":
-            return False
-        self._note_finished(run.name, row_of(self.out, run.name), result, here=False)
-        return True
+        return state_of(run_folder(self.out, run.name)) == "finished" and self._found_finished(run.name, result)
+
+    def _found_finished(self, name: str, result: StudyResult) -> bool:
+        """Whether the result of a run is there and whole; one that is damaged is made again."""
+        row = row_of(self.out, name)
+        if row["state"] == "finished":
+            self._note_finished(name, row, result, here=False)
+        return bool(row["state"] == "finished")
 
     def _take(
         self,
@@ -348,8 +351,8 @@ class _Driver:
         for name, run in list(elsewhere.items()):
             folder = run_folder(self.out, name)
             failure = read_json(folder / FAILURE)
-            if (folder / RESULT).exists():
-                self._note_finished(name, row_of(self.out, name), result, here=False)
+            if (folder / RESULT).exists() and self._found_finished(name, result):
+                pass
             elif failure is not None and failure.get("attempt", 1) > self.forgiven.get(name, 0):
                 self._note_failed(name, str(failure.get("error", "")), result)
             elif (seen := self.watch.gone(folder)) is not None or holder(folder, self.watch) is None:

@@ -114,6 +114,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run; None where there is none, or none that can be read."""
+    result = read_json(folder / RESULT)
+    return result if result is not None and result.get("state") == "finished" else None
+
+
 def read_study_file(out: Path) -> dict[str, Any]:
     """The content of study.json.
 

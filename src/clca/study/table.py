@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.errors import ClcaError
-from clca.study.folder import DESCRIPTION, FAILURE, RESULT, TABLE, begun_runs, read_json, run_folder
+from clca.study.folder import DESCRIPTION, FAILURE, RESULT, TABLE, begun_runs, read_json, read_result, run_folder
 from clca.training.run_folder import replacing
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _still(out: Path, name: str) -> bool:
 def row_of(out: Path, name: str) -> dict[str, Any]:
     """The row of one run that has begun."""
     folder = run_folder(out, name)
-    result = read_json(folder / RESULT)
+    result = read_result(folder)
     if result is not None:
         return {"name": name, **result}
     described = (read_json(folder / DESCRIPTION) or {}).get("row", {})

@@ -27,6 +27,7 @@ from clca.study.folder import (
     TRAINED,
     make_run_folder,
     read_json,
+    read_result,
     run_folder,
 )
 from clca.study.record import result_row
@@ -115,7 +116,7 @@ def perform(job: Job, own_process: bool = True) -> Outcome:
 
 def _ended(job: Job, folder: Path) -> Outcome | None:
     """The outcome of a run that needs no work any more."""
-    if (result := read_json(folder / RESULT)) is not None:
+    if (result := read_result(folder)) is not None:
         return Outcome(job.name, "finished", row=result)
     failure = read_json(folder / FAILURE)
     if failure is not None and failure.get("attempt", 1) > job.forgiven:

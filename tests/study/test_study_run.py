@@ -70,6 +70,25 @@ def test_the_table_is_rebuilt_from_the_folders(tmp_path):
     assert Counter(read_table(tmp_path)["state"]) == {"finished": 7, "interrupted": 1}
 
 
+def test_the_table_on_disk_has_the_runs_of_every_driver(tmp_path):
+    import pandas
+
+    plan = small_plan()
+    for part in (plan.runs[:3], plan.runs[3:]):
+        run_study(plan, tmp_path, runs=part, **QUICK)
+    assert set(pandas.read_parquet(tmp_path / "results.parquet")["name"]) == {run.name for run in plan.runs}
+
+
+def test_a_run_that_was_made_anew_is_not_told_from_the_old_table(tmp_path):
+    plan = small_plan()
+    run_study(plan, tmp_path, **QUICK)
+    result = run_folder(tmp_path, plan.runs[0].name) / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "top1": 0.99}))
+    later = time.time() + 1
+    os.utime(result, (later, later))
+    assert read_table(tmp_path)["top1"].max() == 0.99
+
+
 def test_what_a_killed_process_left_half_made_is_removed_after_a_day(tmp_path):
     old, new = tmp_path / "runs/.half", tmp_path / "runs/.fresh"
     for folder in (old, new):

@@ -35,7 +35,7 @@ from clca.study.leaves import drawn
 from clca.study.live import Live
 from clca.study.plan import Plan, PlannedRun, arm, set_name
 from clca.study.record import settings_row
-from clca.study.table import row_of, write_table
+from clca.study.table import row_of, table_rows, write_table
 from clca.study.work import TRAIN_AND_EVALUATE, Job, Outcome, write_failure
 from clca.training.run_folder import WEIGHTS, make_writable, write_json
 from clca.training.signals import first_signal
@@ -385,7 +385,7 @@ class _Driver:
             return
         began = monotonic()
         try:
-            write_table(self.out, self.rows.values())
+            write_table(self.out, table_rows(self.out, self.rows))
         except (ClcaError, WorkError) as error:
             if not self.table_told:
                 self.live.say(str(error))

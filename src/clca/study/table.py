@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +34,38 @@ def read_table(out: str | Path) -> pandas.DataFrame:
     Raises:
         ClcaError: pandas or pyarrow is not installed.
     """
-    out = Path(out)
-    known: dict[str, dict[str, Any]] = {}
+    return make_table(table_rows(Path(out), {}))
+
+
+def table_rows(out: Path, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the table, whoever made the runs.
+
+    Args:
+        out: The study's folder.
+        known: Rows of runs by name; those of finished ones are not read again.
+
+    Raises:
+        ClcaError: pandas or pyarrow is not installed.
+    """
+    known = {name: row for name, row in known.items() if row.get("state") == "finished"}
+    stored: dict[str, dict[str, Any]] = {}
+    written = 0.0
     if (out / TABLE).is_file():
-        known = {row["name"]: row for row in _stored(out / TABLE) if row.get("state") == "finished"}
-    names = sorted(begun_runs(out))
-    return make_table([(_still(out, name) and known.get(name)) or row_of(out, name) for name in names])
+        written = (out / TABLE).stat().st_mtime
+        stored = {row["name"]: row for row in _stored(out / TABLE) if row.get("state") == "finished"}
+    rows = []
+    for name in sorted(begun_runs(out)):
+        row = known.get(name) or (stored.get(name) if _still(out, name, written) else None)
+        rows.append(row or row_of(out, name))
+    return rows
 
 
-def _still(out: Path, name: str) -> bool:
-    """Whether a run that was finished has not been removed to be made again."""
-    return (run_folder(out, name) / RESULT).exists()
+def _still(out: Path, name: str, written: float) -> bool:
+    """Whether the result of a run is the one that was there when the table was written."""
+    try:
+        return (run_folder(out, name) / RESULT).stat().st_mtime <= written
+    except OSError:
+        return False
 
 
 def row_of(out: Path, name: str) -> dict[str, Any]:

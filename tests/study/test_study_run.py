@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 from small_study import BASE, small_plan
 
+from clca.data.leaves import write_leaves
 from clca.errors import ClcaError, WorkError
+from clca.report.study_report import study_report
 from clca.study.driver import run_study
 from clca.study.executors import LocalProcesses
 from clca.study.folder import begun_runs, run_folder, state_of
+from clca.study.status import study_status
 from clca.study.table import read_table
 from clca.study.work import Outcome, perform
 from waiting import until
@@ -99,6 +102,36 @@ def test_what_a_killed_process_left_half_made_is_removed_after_a_day(tmp_path):
     assert not old.exists()
     assert new.exists()
     assert len(read_table(tmp_path)) == 4
+
+
+ARMS = {"reduction": ["evit"], "arm": {"base": {"cla": False, "clc": False}, "clca": {}}}
+
+
+def test_runs_of_the_study_before_it_was_changed_are_no_part_of_its_results(tmp_path):
+    run_study(small_plan(axes=ARMS), tmp_path, **QUICK)
+    (tmp_path / "runs/notes.txt").write_text("beside the runs")
+    changed = small_plan(axes=ARMS, base={**BASE, "epochs": 2})
+    run_study(changed, tmp_path, runs=changed.runs[:1], **QUICK)
+    assert list(read_table(tmp_path)["name"]) == [changed.runs[0].name]
+    found = study_status(tmp_path)
+    assert (found.counts["finished"], found.counts["not begun"], found.others) == (1, 3, 4)
+    written = study_report(tmp_path, tmp_path / "report")
+    assert "1 of 4 runs are finished" in written.answer[0]
+    assert "4 runs in the folder are of the study as it was before" in written.page.read_text()
+    run_study(small_plan(axes=ARMS), tmp_path, **QUICK)  # and changed back
+    assert len(read_table(tmp_path)) == 4
+
+
+def test_runs_on_sets_that_are_not_here_are_results_all_the_same(tmp_path):
+    def sets(folder):
+        return {"one": {"data": BASE["data"]}, "two": {"data": str(folder / "vines")}}
+
+    write_leaves(tmp_path / "a" / "vines", 3, 5, 40, progress=False)
+    there = small_plan(axes={"data": sets(tmp_path / "a")}, seeds=1)
+    here = small_plan(axes={"data": sets(tmp_path / "b")}, seeds=1)
+    run_study(there, tmp_path / "out", runs=there.only({"data": ["two"]}), **QUICK)
+    run_study(here, tmp_path / "out", runs=here.only({"data": ["one"]}), **QUICK)
+    assert set(read_table(tmp_path / "out")["data"]) == {"leaves", "vines"}
 
 
 def test_another_studys_folder_is_refused(tmp_path):

@@ -88,10 +88,11 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     from clca.report.study_state import missing, mixed
     from clca.report.study_tables import study_tables
     from clca.report.table import write_tables
-    from clca.study.folder import read_study_file
+    from clca.study.folder import begun_runs, left_out, read_study_file
     from clca.study.table import read_table
 
     study, table = read_study_file(folder), read_table(folder)
+    others = len(list(begun_runs(folder))) - len(table)
     make_writable(out)
     for name in ("figures", "tables"):
         make_writable(out / name)
@@ -129,7 +130,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
         about=str(study.get("about", "")),
         answer=answer,
         progress=_progress(state),
-        warnings=_warnings(state, mixed(table), table),
+        warnings=[*_warnings(state, mixed(table), table), *([left_out(others)] if others else [])],
         axes=_axes(study),
         missing=state.sentences if state.complete else [],
         versions=_versions(finished),

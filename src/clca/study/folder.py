@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ def begun_runs(out: Path) -> Iterator[str]:
     try:
         with os.scandir(out / RUNS) as entries:
             for entry in entries:
-                if not entry.name.startswith((".", PRETRAINING)):
+                if not entry.name.startswith((".", PRETRAINING)) and entry.is_dir():
                     yield entry.name
     except FileNotFoundError:
         return
@@ -112,6 +112,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a run in a study's folder, by its row, is one of the study as it is now: it may have been changed since.
+
+    Args:
+        study: The content of study.json; one that does not list its runs has all of them. Of a set whose images were
+            not there to be looked at when it was written, nobody knows what its runs are called, and any counts.
+    """
+    if not isinstance(listed := study.get("runs"), dict):
+        return lambda row: True
+    digits, unseen = set(listed["digits"]), set(listed["unseen"])
+    return lambda row: str(row["name"]).rpartition("-")[2] in digits or row.get("data") in unseen
+
+
+def left_out(count: int) -> str:
+    """A sentence on the runs in a folder that are none of its study any more."""
+    runs = "1 run in the folder is" if count == 1 else f"{count:,} runs in the folder are"
+    return f"{runs} of the study as it was before it was changed, and left out."
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

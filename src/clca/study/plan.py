@@ -95,6 +95,10 @@ class Plan:
         roots = {self.config(run).data.root for run in [*self.pretraining, *runs]} if self.absent else set()
         return [root for root in self.absent if root in roots]
 
+    def unseen(self) -> list[str]:
+        """What the data sets that are not here are called in the names and rows of their runs."""
+        return self._resolver.unseen()
+
     def by_axis(self) -> dict[str, Counter[str]]:
         """How many runs there are of each value of each axis."""
         counts = [Counter(run.choice[number] for run in self.runs) for number in range(len(self.study.axes))]
@@ -245,6 +249,9 @@ class _Resolver:
                     numbered.append((number, frozenset(k for k, v in enumerate(values) if v.label in labels)))
             conditions.append(numbered)
         return conditions
+
+    def unseen(self) -> list[str]:
+        return sorted({set_name(data) for _, data in self.data.known.values() if data.root in self.absent})
 
     # -- the parts -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clca.study.claim import Holder, holder
-from clca.study.folder import FAILURE, LOG, TRAINED, begun_runs, read_study_file, run_folder
+from clca.study.folder import FAILURE, LOG, TRAINED, begun_runs, left_out, of_study, read_study_file, run_folder
 from clca.study.live import last_step
 from clca.study.table import row_of
 from clca.training.progress import duration
@@ -29,14 +29,16 @@ class Status:
     Attributes:
         out: The study's folder.
         study: Its study.json.
-        rows: A row for every run that has begun.
+        rows: A row for every run of it that has begun.
         running: Who has which.
+        others: Runs in the folder that are none of the study as it is now.
     """
 
     out: Path
     study: dict[str, Any]
     rows: list[dict[str, Any]]
     running: dict[str, Holder] = field(default_factory=dict)
+    others: int = 0
 
     @property
     def counts(self) -> Counter[str]:
@@ -50,6 +52,8 @@ class Status:
         counts, total = self.counts, self.study["total"]
         said = ", ".join(f"{counts[name]:,} {name}" for name in _STATES if counts[name])
         console.print(f"{self.study['name']}: {total:,} runs: {said}", highlight=False, markup=False)
+        if self.others:
+            console.print(left_out(self.others), highlight=False, markup=False)
         console.print(self._by_axis())
         self._render_running(console)
         self._render_failures(console, every_failure)
@@ -125,11 +129,12 @@ def study_status(out: Path) -> Status:
         ClcaError: It holds no study.
     """
     study = read_study_file(out)
-    rows = [row_of(out, name) for name in sorted(begun_runs(out))]
+    begun = [row_of(out, name) for name in sorted(begun_runs(out))]
+    rows = list(filter(of_study(study), begun))
     running = {}
     for row in rows:
         if row["state"] == "interrupted":
             who = holder(run_folder(out, row["name"]))
             if who is not None:
                 running[row["name"]] = who
-    return Status(out, study, rows, running)
+    return Status(out, study, rows, running, len(begun) - len(rows))

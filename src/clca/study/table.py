@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.errors import ClcaError
-from clca.study.folder import DESCRIPTION, FAILURE, RESULT, TABLE, begun_runs, read_json, read_result, run_folder
+from clca.study.folder import (
+    DESCRIPTION,
+    FAILURE,
+    RESULT,
+    STUDY,
+    TABLE,
+    begun_runs,
+    of_study,
+    read_json,
+    read_result,
+    run_folder,
+)
 from clca.training.run_folder import replacing
 
 if TYPE_CHECKING:
@@ -30,6 +41,8 @@ COLUMNS = (
 
 def read_table(out: str | Path) -> pandas.DataFrame:
     """The table of a study, from its folders; results.parquet only saves reading those of finished runs again.
+
+    Runs that the folder holds of the study as it was before it was changed are not in it.
 
     Raises:
         ClcaError: pandas or pyarrow is not installed.
@@ -57,7 +70,7 @@ def table_rows(out: Path, known: Mapping[str, dict[str, Any]]) -> list[dict[str,
     for name in sorted(begun_runs(out)):
         row = known.get(name) or (stored.get(name) if _still(out, name, written) else None)
         rows.append(row or row_of(out, name))
-    return rows
+    return list(filter(of_study(read_json(out / STUDY) or {}), rows))
 
 
 def _still(out: Path, name: str, written: float) -> bool:

@@ -12,7 +12,7 @@ from clca.config import ModelConfig
 from clca.errors import ClcaError
 from clca.study.config import StudyConfig, read_study
 from clca.study.identity import images_fingerprint, model_text
-from clca.study.plan import plan
+from clca.study.plan import below, plan
 from clca.training.config import TrainConfig
 
 
@@ -210,6 +210,13 @@ def test_only_leaves_what_was_asked_for():
     for wanted in ({"reduction": ["evitt"]}, {"colour": ["red"]}):
         with pytest.raises(ClcaError, match="there is no such"):
             made.only(wanted)
+
+
+def test_a_data_folder_holds_every_set_but_leaves_in_memory():
+    assert below("/sets", "leaves2024") == "/sets/leaves2024"
+    assert below("/sets", "leaves/soy") == "/sets/leaves/soy"
+    for root in ("leaves", "leaves:cultivars=3", "/other/leaves2024"):
+        assert below("/sets", root) == root
 
 
 def test_shards_share_all_runs_and_none_twice():

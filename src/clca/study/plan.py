@@ -357,6 +357,6 @@ def arm(model: ModelConfig) -> str:
 
 def below(folder: str | None, root: str) -> str:
     """A data folder, below another if it is relative."""
-    if folder is None or root.startswith("leaves") or expanded(root).is_absolute():
+    if folder is None or root == "leaves" or root.startswith("leaves:") or expanded(root).is_absolute():
         return root
     return str(expanded(folder) / root)

@@ -91,6 +91,17 @@ def test_a_study_survives_being_written_and_read():
     assert StudyConfig.model_validate(study.model_dump(mode="json")) == study
 
 
+def test_a_mapping_can_be_merged_into_another(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "base: {model: deit_tiny_patch16_224, data: leaves}\n"
+        "axes:\n  arm:\n    base: &plain {cla: false, clc: false, epochs: 60}\n"
+        "    longer: {<<: *plain, epochs: 70}\n"
+    )
+    base, longer = read_study(path).axes["arm"]
+    assert longer.settings == {**base.settings, "epochs": 70}
+
+
 def test_the_name_is_that_of_the_file_where_none_is_given(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({key: GOOD[key] for key in ("base", "axes", "exclude")}))
     assert read_study(tmp_path / "mine.yaml").name == "mine"

@@ -245,7 +245,8 @@ def _unique_keys() -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            merge = "tag:yaml.org,2002:merge"  # <<: *another, whose keys those written here go before
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
             for key in keys:
                 if isinstance(key, (str, int, float)) and keys.count(key) > 1:
                     raise yaml.constructor.ConstructorError(None, None, f"{key} occurs twice", node.start_mark)

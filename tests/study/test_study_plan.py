@@ -207,9 +207,19 @@ def test_only_leaves_what_was_asked_for():
     chosen = made.only({"reduction": ["tome"], "seed": ["1"]})
     assert len(chosen) == 2
     assert {made.labels(run)["reduction"] for run in chosen} == {"tome"}
-    for wanted in ({"reduction": ["evitt"]}, {"colour": ["red"]}):
+    for wanted in ({"reduction": ["evitt"]}, {"colour": ["red"]}, {"seed": ["1", "7"]}):
         with pytest.raises(ClcaError, match="there is no such"):
             made.only(wanted)
+
+
+def test_only_takes_a_value_with_commas_whole():
+    from clca.commands.study_choice import chosen_runs
+
+    sets = ["leaves:cultivars=3,images=5,size=40", "leaves:cultivars=4,images=5,size=40"]
+    made = small_plan(axes={"data": sets, "reduction": ["evit", "tome", "sit"]}, seeds=1)
+    assert [made.labels(run)["data"] for run in chosen_runs(made, [f"data={sets[1]}"], "")] == [sets[1]] * 3
+    both = chosen_runs(made, [f"data={sets[0]}", f"data={sets[1]}", "reduction=evit,sit"], "")
+    assert [made.labels(run)["reduction"] for run in both] == ["evit", "sit"] * 2
 
 
 def test_a_data_folder_holds_every_set_but_leaves_in_memory():
@@ -226,6 +236,6 @@ def test_shards_share_all_runs_and_none_twice():
     shards = [chosen_runs(made, [], f"{number}/3") for number in (1, 2, 3)]
     assert sorted(run.id for shard in shards for run in shard) == sorted(run.id for run in made.runs)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    for wrong in ("0/3", "4/3", "3", "a/b", "1/0"):
+    for wrong in ("0/3", "4/3", "3", "a/b", "1/0", "²/3"):
         with pytest.raises(ClcaError, match="--shard"):
             chosen_runs(made, [], wrong)

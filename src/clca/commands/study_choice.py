@@ -20,7 +20,8 @@ def chosen_runs(plan: "Plan", only: Sequence[str], shard: str) -> "list[PlannedR
         axis, sign, labels = text.partition("=")
         if not sign or not labels:
             raise ClcaError(f"--only {text}: write an axis and its values, such as arm=base,clca")
-        wanted.setdefault(axis, []).extend(label.strip() for label in labels.split(","))
+        whole = {value.label for value in plan.study.axes.get(axis, ())}  # leaves:cultivars=3,images=5 has a comma
+        wanted.setdefault(axis, []).extend([labels] if labels in whole else map(str.strip, labels.split(",")))
     runs = plan.only(wanted)
     if shard:
         number, count = _shard(shard)
@@ -32,6 +33,6 @@ def chosen_runs(plan: "Plan", only: Sequence[str], shard: str) -> "list[PlannedR
 
 def _shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ClcaError(f"--shard {text}: write which of how many parts, such as 1/4")
     return int(number), int(count)

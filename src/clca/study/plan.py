@@ -114,11 +114,15 @@ class Plan:
             wanted: Labels by axis, and seeds under "seed".
 
         Raises:
-            ClcaError: There is no such axis or label.
+            ClcaError: There is no such axis, label or seed.
         """
         runs = self.runs
         for axis, labels in wanted.items():
             if axis == "seed":
+                seeds = [str(seed) for seed in self.study.seeds]
+                for label in labels:
+                    if label not in seeds:
+                        raise ClcaError(f"--only seed={label}: there is no such seed; there are {', '.join(seeds)}")
                 runs = [run for run in runs if str(run.seed) in labels]
                 continue
             if axis not in self.study.axes:

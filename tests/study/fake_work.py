@@ -58,6 +58,13 @@ def fail(job: Job, folder: Path, console: Any) -> dict[str, Any]:
     return note(job, folder, console)
 
 
+def fail_by_name(job: Job, folder: Path, console: Any) -> dict[str, Any]:
+    """Fail for one of the reductions, and say on which images."""
+    if job.config["model"]["reduction"] == "tome":
+        raise WorkError(f"{job.config['data']['root']}: cannot be read")
+    return note(job, folder, console)
+
+
 def crash(job: Job, folder: Path, console: Any) -> dict[str, Any]:
     """A mistake in the program."""
     return {"top1": 1 / 0}

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pandas
 import pytest
 from small_study import BASE, small_plan
 
@@ -74,8 +75,6 @@ def test_the_table_is_rebuilt_from_the_folders(tmp_path):
 
 
 def test_the_table_on_disk_has_the_runs_of_every_driver(tmp_path):
-    import pandas
-
     plan = small_plan()
     for part in (plan.runs[:3], plan.runs[3:]):
         run_study(plan, tmp_path, runs=part, **QUICK)
@@ -132,6 +131,23 @@ def test_runs_on_sets_that_are_not_here_are_results_all_the_same(tmp_path):
     run_study(there, tmp_path / "out", runs=there.only({"data": ["two"]}), **QUICK)
     run_study(here, tmp_path / "out", runs=here.only({"data": ["one"]}), **QUICK)
     assert set(read_table(tmp_path / "out")["data"]) == {"leaves", "vines"}
+
+
+def test_names_that_are_not_utf8_are_told_as_well_as_they_can_be(tmp_path):
+    sets = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/vi\xf1a", b"/uva")]
+    for classes, place in enumerate(sets, 3):
+        write_leaves(place, classes, 5, 40, progress=False)
+    plan = small_plan(axes={"data": sets, "reduction": ["evit", "tome"]}, seeds=1)
+    result = run_study(plan, tmp_path / "out", work="fake_work:fail_by_name", quiet=True)
+    assert (result.finished, result.failed) == (2, 2)
+    run_study(plan, tmp_path / "out", **QUICK)
+    table = read_table(tmp_path / "out")
+    assert set(table["data"]) == {"vi\\udcf1a", "uva"}
+    assert len(pandas.read_parquet(tmp_path / "out/results.parquet")) == 4
+    assert "vi\\udcf1a: cannot be read" in next(tmp_path.glob("out/runs/*vi_a*tome*/log.txt")).read_text()
+    page = study_report(tmp_path / "out", tmp_path / "report").page.read_text(encoding="utf-8")
+    assert "vi\\udcf1a" in page
+    assert study_status(tmp_path / "out").counts["failed"] == 2
 
 
 def test_another_studys_folder_is_refused(tmp_path):
@@ -378,8 +394,6 @@ def test_a_run_whose_result_cannot_be_read_is_made_again(tmp_path, content):
 
 
 def test_a_real_run_leaves_a_run_folder_and_a_full_row(tmp_path):
-    import pandas
-
     plan = small_plan(axes={"reduction": ["evit"], "arm": {"base": {"cla": False, "clc": False}, "clca": {}}}, seeds=1)
     result = run_study(plan, tmp_path, threads=1, quiet=True)
     assert result.complete, (tmp_path / "runs" / plan.runs[0].name / "log.txt").read_text()

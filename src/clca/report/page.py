@@ -73,4 +73,4 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     )
     text = room.get_template(template).render(light=LIGHT, dark=DARK, **content)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be none

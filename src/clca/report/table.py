@@ -177,6 +177,6 @@ def write_tables(folder: Path, tables: Mapping[str, Table]) -> list[Path]:
         for ending, text in texts.items():
             path = folder / f"{name}{ending}"
             with replacing(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", newline="\n")
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
             written.append(path)
     return written

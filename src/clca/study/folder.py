@@ -127,6 +127,15 @@ def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: str(row["name"]).rpartition("-")[2] in digits or row.get("data") in unseen
 
 
+def as_utf8(content: Any) -> Any:
+    """Texts, also those in lists and dictionaries, with what of a file's name is not UTF-8 as \\udcf1."""
+    if isinstance(content, str):
+        return content if content.isascii() else content.encode(errors="backslashreplace").decode()
+    if isinstance(content, dict):
+        return {as_utf8(name): as_utf8(value) for name, value in content.items()}
+    return [as_utf8(value) for value in content] if isinstance(content, list) else content
+
+
 def left_out(count: int) -> str:
     """A sentence on the runs in a folder that are none of its study any more."""
     runs = "1 run in the folder is" if count == 1 else f"{count:,} runs in the folder are"
@@ -148,4 +157,4 @@ def read_study_file(out: Path) -> dict[str, Any]:
     content = read_json(out / STUDY)
     if content is None or content.get("format") != FORMAT:
         raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
-    return content
+    return dict(as_utf8(content))

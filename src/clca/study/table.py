@@ -13,6 +13,7 @@ from clca.study.folder import (
     RESULT,
     STUDY,
     TABLE,
+    as_utf8,
     begun_runs,
     of_study,
     read_json,
@@ -86,19 +87,19 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
     folder = run_folder(out, name)
     result = read_result(folder)
     if result is not None:
-        return {"name": name, **result}
+        return dict(as_utf8({"name": name, **result}))
     described = (read_json(folder / DESCRIPTION) or {}).get("row", {})
     failure = read_json(folder / FAILURE)
     state = {"state": "interrupted", "error": None}
     if failure is not None:
         state = {"state": "failed", "error": failure.get("error")}
-    return {"name": name, **described, **state}
+    return dict(as_utf8({"name": name, **described, **state}))
 
 
 def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
     """Rows as a table, every column there and of its kind."""
     pandas = _pandas()
-    rows = list(rows)
+    rows = [as_utf8(row) for row in rows]
     axes = sorted({name for row in rows for name in row if name.startswith("axis.")})
     table = pandas.DataFrame(rows, columns=[*COLUMNS, *axes])
     kinds = {name: "string" for name in (*_TEXT, *axes)} | {name: "Int64" for name in _WHOLE}

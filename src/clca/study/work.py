@@ -158,7 +158,7 @@ def _failed(job: Job, folder: Path, error: Exception, attempt: int) -> Outcome:
     if is_full(folder, error):
         return Outcome(job.name, "no space", line)
     text = "".join(traceback.format_exception(error))
-    with open(folder / LOG, "a", encoding="utf-8") as log:
+    with open(folder / LOG, "a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(text)
     write_failure(folder, line, text, attempt)
     return Outcome(job.name, "failed", line)
@@ -204,7 +204,7 @@ def _tidy(job: Job, trained: Path) -> None:
 @contextmanager
 def _log(path: Path, own_process: bool) -> Iterator[Console]:
     """Where a run says what it does: its own file, and with it all that its process prints meanwhile."""
-    with open(path, "a", encoding="utf-8", buffering=1) as file:
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         console = Console(file=file, width=120, force_terminal=False)
         if not own_process:
             yield console

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -92,14 +93,17 @@ def test_a_run_that_was_made_anew_is_not_told_from_the_old_table(tmp_path):
 
 
 def test_what_a_killed_process_left_half_made_is_removed_after_a_day(tmp_path):
-    old, new = tmp_path / "runs/.half", tmp_path / "runs/.fresh"
-    for folder in (old, new):
+    old, new = tmp_path / "runs" / f".{uuid.uuid4().hex}", tmp_path / "runs" / f".{uuid.uuid4().hex}"
+    theirs = tmp_path / "runs/.git"
+    for folder in (old, new, theirs):
         folder.mkdir(parents=True)
         (folder / "run.json").write_text("{")
-    os.utime(old, (time.time() - 90000,) * 2)
+    for folder in (old, theirs):
+        os.utime(folder, (time.time() - 90000,) * 2)
     run_study(small_plan(seeds=1), tmp_path, **QUICK)
     assert not old.exists()
     assert new.exists()
+    assert theirs.exists()
     assert len(read_table(tmp_path)) == 4
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -26,6 +27,7 @@ PRETRAINING = "pretraining-"
 """What the name of the run begins with that goes first; it is no row of the table."""
 DESCRIPTION, RESULT, FAILURE, LOG, TRAINED = "run.json", "result.json", "failure.json", "log.txt", "run"
 FORMAT = "clca-study-1"
+_HALF_MADE = re.compile(r"\.[0-9a-f]{32}")  # as `appearing` names it; other hidden folders belong to somebody
 
 State = Literal["new", "started", "finished", "failed"]
 
@@ -101,7 +103,7 @@ def remove_remains(out: Path, seconds: float = 86400.0) -> None:
     for part in (RUNS, DATA):
         for path in (out / part).glob(".*"):
             with contextlib.suppress(OSError):
-                if path.is_dir() and time.time() - path.stat().st_mtime > seconds:
+                if _HALF_MADE.fullmatch(path.name) and path.is_dir() and time.time() - path.stat().st_mtime > seconds:
                     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -144,6 +144,14 @@ class TestPairs:
         without = table[~((table["arm"] == "base") & (table["axis.recipe"] == "plain"))]
         assert set(paired_gains(without)["axis.recipe"]) == {"medium"}
 
+    def test_another_recipe_is_not_the_same_setting_though_what_failed_leaves_one_to_an_arm(self):
+        table = results(reductions=("evit",), rates=(0.1,), sizes=(64,))
+        table = pd.concat([table.assign(**{"axis.lr": rate}) for rate in ("0.001", "0.0001")], ignore_index=True)
+        lost = (table["axis.lr"] == "0.001") == (table["arm"] == "base")
+        table.loc[lost, "state"], table.loc[lost, "top1"] = "failed", np.nan
+        assert paired_gains(table).empty
+        assert sorted(over_seeds(table)["axis.lr"]) == ["0.0001", "0.001"]
+
     def test_of_the_same_run_twice_the_later_counts(self):
         table = results(seeds=(0,))
         newer = table.assign(clca="0.2", top1=table["top1"] + 0.01, finished_at="2026-01-01T00:00:00")

@@ -40,9 +40,6 @@ def finished_runs(table: pd.DataFrame) -> pd.DataFrame:
         `axis.*` columns ("" where blank).
     """
     runs = without_pretraining(table)
-    if "state" in runs:
-        runs = runs[runs["state"] == "finished"]
-    runs = runs[number_column(runs, "top1").notna()].copy()
     for name in ("data", "backbone", "reduction", "arm", "run", "name", "finished_at"):
         runs[name] = _text(runs, name)
     for name in ("keep_rate", "img_size", "seed", "top1", "gmacs"):
@@ -52,7 +49,12 @@ def finished_runs(table: pd.DataFrame) -> pd.DataFrame:
         runs[RAW + name] = number_column(runs, name)
         runs[name] = runs[RAW + name].where(runs["arm"].isin(arms))
     runs["variant"] = [_in_words(row) for row in runs[list(VARIANTS)].itertuples(index=False)]
-    runs = _telling_axes(runs)
+    runs = _telling_axes(runs)  # before any is left out: what failed tells an axis from the arm too
+    finished = runs["top1"].notna()
+    if "state" in runs:
+        finished &= (runs["state"] == "finished").fillna(False).astype(bool)
+    runs = runs[finished]
+    runs = runs.drop(columns=[name for name in axes_of(runs) if (runs[name] == "").all()])
     return runs.sort_values(
         [*SETTING, "arm", *VARIANTS, *axes_of(runs), "seed", "finished_at", "run"], ignore_index=True
     )
@@ -103,7 +105,7 @@ def _telling_axes(runs: pd.DataFrame) -> pd.DataFrame:
         elif not (_several(own, [runs["arm"]]).any() and _several(runs["arm"], [own]).any()):
             own = own.where(_several(own, known), "")  # it follows from the arm, or the arm from it
         runs[name] = own
-    return runs.drop(columns=[name for name in axes if (runs[name] == "").all()])
+    return runs
 
 
 def _several(values: pd.Series, groups: list[pd.Series]) -> pd.Series:

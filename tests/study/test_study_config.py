@@ -91,6 +91,11 @@ def test_a_study_survives_being_written_and_read():
     assert StudyConfig.model_validate(study.model_dump(mode="json")) == study
 
 
+def test_numbers_that_are_near_one_another_have_labels_of_their_own():
+    study = validated_study({**GOOD, "axes": {"lr": [0.1234567, 0.1234568, 1e-4, 0.25]}, "exclude": []}, "here")
+    assert [value.label for value in study.axes["lr"]] == ["0.1234567", "0.1234568", "0.0001", "0.25"]
+
+
 def test_a_mapping_can_be_merged_into_another(tmp_path):
     path = tmp_path / "merged.yaml"
     path.write_text(

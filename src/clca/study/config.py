@@ -144,7 +144,8 @@ def label_of(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value or value != value else repr(value)
     if isinstance(value, (list, tuple)):
         return "-".join(label_of(part) for part in value)
     return str(value)

@@ -203,6 +203,8 @@ class TestTable:
             ("≈56.0 (−2.1)", r"$\approx$56.0 ($-$2.1)"),
             ("line\nbreak\tand \x00 more", "line break and  more"),
             ("日本 é", "?? é"),
+            ("[Errno 28] full", "{}[Errno 28] full"),
+            ("*", "{}*"),
             ("", ""),
         ],
     )

@@ -145,7 +145,8 @@ def tex(text: str) -> str:
     plain = "".join(char if char in "±−≈×·→…–—’" or ord(char) < 0x180 else "?" for char in " ".join(text.split()))
     plain = "".join(char for char in plain if char.isprintable())
     parts = re.split(rf"({_NUMBER} ± {_NUMBER})", plain)
-    return "".join(_formula(part) if number % 2 else part.translate(_SPECIAL) for number, part in enumerate(parts))
+    made = "".join(_formula(part) if number % 2 else part.translate(_SPECIAL) for number, part in enumerate(parts))
+    return f"{{}}{made}" if made.startswith(("[", "*")) else made  # behind the end of a row they would belong to it
 
 
 def _formula(text: str) -> str:

@@ -148,6 +148,10 @@ def test_settings_without_effect_are_no_part_of_a_model():
     assert text(reduction="none", keep_rate=0.5) == text(reduction="none")
     assert text(clc=False, num_clr=4, clc_gap=False, clc_recover_at_last=False) == text(clc=False)
     assert text(cla=False, cla_width=4) == text(cla=False)
+    dense = {"reduction": "none", "cla": False, "clc": False}
+    assert text(**dense, locations=(1, 2)) == text(**dense)
+    for module in ("cla", "clc"):
+        assert text(**{**dense, module: True}, locations=(1, 2)) != text(**{**dense, module: True})
     assert text(num_clr=4) != text()
     assert text(cla_width=4) != text()
     assert text(num_classes=7) == text()

@@ -30,6 +30,8 @@ def model_text(config: ModelConfig) -> str:
             settings.pop(name, None)
     if not config.cla:
         settings.pop("cla_width", None)
+    if config.reduction == "none" and not (config.clc or config.cla):
+        settings.pop("locations", None)  # nothing is left out, returns or is looked at there
     return _canonical(settings)
 
 

@@ -165,6 +165,22 @@ def test_two_reports_of_one_folder_are_the_same_bytes(study: Path, made: Path, t
     assert [str(name) for name in first if first[name] != second[name]] == []
 
 
+def test_files_of_an_earlier_report_that_are_none_of_this_one_are_gone(tmp_path: Path) -> None:
+    folder, out = make_study(tmp_path / "study", arms=("base",), sizes=(64,), seeds=(0,), failed=(0,)), tmp_path / "out"
+    report(folder, out)
+    for name in ("tables/mine.csv", "figures/mine.png"):
+        (out / name).write_text("mine")
+    assert {"failures.csv", "failures.tex"} <= {path.name for path in (out / "tables").iterdir()}
+    for path in folder.glob("runs/*/failure.json"):
+        path.unlink()
+    for path in folder.glob("runs/*/run/metrics.jsonl"):
+        path.unlink()
+    report(folder, out)
+    page = Checked((out / "index.html").read_text())
+    left = {f"{path.parent.name}/{path.name}" for name in ("tables", "figures") for path in (out / name).iterdir()}
+    assert left - set(page.links) == {"tables/mine.csv", "figures/mine.png"}
+
+
 def test_dark_pages_have_a_value_for_every_colour_of_light_ones(made: Path) -> None:
     text = (made / "index.html").read_text(encoding="utf-8")
     light, dark = (re.findall(r"--([a-z-]+):", part) for part in re.findall(r":root \{([^}]*)\}", text)[:2])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from clca.errors import ClcaError
 from clca.report.picture import DARK, LIGHT, Mark, Picture, panel_svgs, swatch, write_files
@@ -58,6 +62,8 @@ def shown(picture: Picture, folder: Path | None = None, sentences: Sequence[str]
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Fill a template of this folder and write the page whole or not at all.
 
+    Figures and tables that the page linked to before and does not any more are removed: they would be taken for its.
+
     Args:
         path: The file.
         template: "study.html.jinja" or "run.html.jinja".
@@ -72,5 +78,22 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     text = room.get_template(template).render(light=LIGHT, dark=DARK, **content)
+    earlier = _linked(path)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be none
+    for name in earlier - _linked(path):
+        with suppress(OSError):
+            (path.parent / name).unlink()
+
+
+def _linked(page: Path) -> set[str]:
+    """The files below figures/ and tables/ that a page of ours links to."""
+    try:
+        text = page.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    if '<meta name="generator" content="clca report">' not in text:
+        return set()
+    links = re.findall(r'<a href="((?:figures|tables)/[^"/]+\.(?:png|pdf|csv|tex))">', text)
+    names = {unquote(unescape(link)) for link in links}
+    return {name for name in names if name.count("/") == 1}

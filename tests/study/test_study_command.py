@@ -82,6 +82,8 @@ def one_line(capsys):
 
 def test_mistakes_end_in_one_line_and_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/study.json").write_text('{"format": "clca-st')
     wrong = [
         (["study", "plan", "nothing.yaml"], "no such study"),
         (["study", "plan", write_study(tmp_path), "--only", "arm"], "write an axis and its values"),
@@ -92,6 +94,7 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, monkeypatch, capsys):
         (["study", "run", write_study(tmp_path), "--shard", "5/4"], "--shard 5/4"),
         (["study", "run", "ablation", "--data-folder", "nowhere"], "no such images: nowhere/soygene"),
         (["study", "status", "nowhere"], "holds no study"),
+        (["study", "status", "half"], "study.json: is damaged; give clca study run once more"),
         (["study", "stats"], "did you mean status?"),
     ]
     for words, said in wrong:

@@ -158,5 +158,7 @@ def read_study_file(out: Path) -> dict[str, Any]:
     """
     content = read_json(out / STUDY)
     if content is None or content.get("format") != FORMAT:
+        if content is None and (out / STUDY).is_file():
+            raise ClcaError(f"{out / STUDY}: is damaged; give clca study run once more, which writes it anew")
         raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
     return dict(as_utf8(content))

@@ -229,6 +229,35 @@ def test_told_to_stop_it_answers_what_it_has_and_refuses_the_rest() -> None:
         httpx.get(f"{address}/health", trust_env=False)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_it(
+    later: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    app = make_app(MODEL)
+    found = []
+
+    def client(address: str) -> None:
+        try:
+            found.append(httpx.post(f"{address}/v1/predict", content=photo(1), timeout=60, trust_env=False).status_code)
+        except httpx.HTTPError:
+            found.append(0)
+
+    with running(app) as (address, server), held(app) as (begun, go):
+        asks = threading.Thread(target=client, args=(address,))
+        asks.start()
+        assert begun.wait(30)
+        server.handle_exit(signal.SIGTERM)
+        until(lambda: not app.state.service.accepts)
+        monkeypatch.setattr("clca.serve.server._SAME_SIGNAL_SECONDS", -1.0 if later else 1e6)
+        server.handle_exit(signal.SIGTERM)
+        if later:
+            asks.join(60)  # while the model is still at work
+        go.set()
+        asks.join(60)
+    assert (found == [200]) is not later
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_the_command_says_where_it_listens_and_ends_in_order_at_sigterm(tmp_path: Path) -> None:
     MODEL.save_pretrained(str(tmp_path / "leaves"))
     program = "import sys; from clca.commands.serve import run; sys.exit(run(sys.argv[1:]))"

@@ -1,6 +1,7 @@
 """Running the application with uvicorn, until it is told to stop: then what was accepted is answered first."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -10,11 +11,15 @@ from fastapi import FastAPI
 
 from clca.errors import ClcaError, reason
 
+# `timeout` signals the process and then its group, and what runs a command in a terminal hands on the Ctrl-C that the
+# terminal has sent to both: nobody asks for the end twice so soon.
+_SAME_SIGNAL_SECONDS = 1.0
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, which at the first SIGTERM or Ctrl-C refuses new requests (503) while it finishes the others.
 
-    A second signal ends it at once.
+    A second signal, from a second later on, ends it at once.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None] | None = None) -> None:
@@ -22,6 +27,7 @@ class Server(uvicorn.Server):
         self._app, self._ready = app, ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._told = 0.0  # to stop, by the loop's clock
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -33,14 +39,19 @@ class Server(uvicorn.Server):
         """Called by the signal handler, or by whoever wants to stop the server from another thread."""
         if self._loop is None:  # still starting
             self.should_exit = True
-        else:
-            self._loop.call_soon_threadsafe(self._drain_once)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop, self._loop.time())
 
-    def _drain_once(self) -> None:
-        if self._draining is not None:
+    def _stop(self, now: float) -> None:
+        if self._draining is None:
+            self._told, self._draining = now, asyncio.ensure_future(self._drain())
+        elif now - self._told > _SAME_SIGNAL_SECONDS:
             self.should_exit = self.force_exit = True
-            return
-        self._draining = asyncio.ensure_future(self._drain())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # the loop cancels what is under way, and a traceback of each would say nothing new
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     async def _drain(self) -> None:
         try:

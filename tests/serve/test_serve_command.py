@@ -49,6 +49,11 @@ def test_a_port_that_is_taken_is_told_before_the_run_is_opened(tmp_path: Path) -
         serve.run(["no-such-run", "--port", "0"])
 
 
+def test_a_port_is_taken_from_the_start_by_a_server_that_is_still_loading() -> None:
+    with server.listen("127.0.0.1", 0) as loading, pytest.raises(ClcaError, match="cannot listen"):
+        server.listen("127.0.0.1", loading.getsockname()[1])
+
+
 @pytest.mark.parametrize(
     ("host", "local"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True), ("0.0.0.0", False), ("::", False),

@@ -63,6 +63,9 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens, so that a port that is taken is told before a model is loaded.
 
+    Who connects meanwhile waits for the model: were the socket only bound, another server that is still loading could
+    bind the same port, and one of the two would fail minutes later.
+
     Args:
         host: Name or address.
         port: 0 for any free one.
@@ -79,6 +82,7 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen()
     except (OSError, OverflowError) as error:
         where = f"{host} port {port} ({reason(error)})"
         raise ClcaError(f"cannot listen on {where}; choose another --port or --host") from None

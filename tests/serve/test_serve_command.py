@@ -17,6 +17,8 @@ from clca.serve import server
         ([], "RUN|run"),
         (["x", "--max-batch", "0"], "max_batch"),
         (["x", "--queue", "-1"], "queue"),
+        (["x", "--file-mib", "inf"], "--file-mib inf: has to be a finite number, such as 16"),
+        (["x", "--megapixels", "nan"], "--megapixels nan: has to be a finite number, such as 50"),
         (["x", "--token-file", "empty"], "empty"),
         (["x", "--token-file", "short"], "fewer than 16"),
         (["x", "--token-file", "bytes"], "not text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -61,6 +62,12 @@ class Serving:
         from clca.serve.settings import MIB, ServeSettings
 
         names = ("max_batch", "wait_ms", "queue", "files", "decoders", "threads", "device", "precision")
+        for name in ("file_mib", "megapixels"):
+            if not math.isfinite(getattr(self, name)):
+                flag = f"--{name.replace('_', '-')}"
+                raise ClcaError(
+                    f"{flag} {getattr(self, name)}: has to be a finite number, such as {getattr(Serving, name):g}"
+                )
         file_bytes = int(self.file_mib * MIB)
         return ServeSettings(
             **{name: getattr(self, name) for name in names},

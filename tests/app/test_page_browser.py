@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from small_page import CLASSES, SLOW, chromium, draw, page_of
 
 import clca
-from clca.app import PageSettings
+from clca.app import PageSettings, identify_tab
 
 DESK, TABLET, PHONE = (1280, 900), (820, 1100), (390, 844)
 
@@ -387,3 +388,68 @@ def test_a_busy_server_says_so_and_goes_on(browser: Browser, vines: Path, tmp_pa
         said(pages[0])
         for page in pages:
             page.close()
+
+
+def test_a_model_that_is_chosen_answers_at_the_share_that_its_slider_then_says(
+    browser: Browser, vines: Path, tmp_path: Path
+) -> None:
+    other = clca.from_pretrained(vines)
+    other.keep_rate = 0.25
+    other.save_pretrained(tmp_path / "quarter")
+    photo = draw(tmp_path / "leaf.png", 1, 5)
+    with page_of([vines, tmp_path / "quarter"]) as address:
+        page = browser.new_page()
+        page.goto(address)
+        give(page, photo)
+        said(page)
+        expect(page.locator("#stages figcaption").first).to_contain_text("11 tokens")
+        choose(page, "model", "quarter")
+        expect(page.locator("#rate input[type=number]")).to_have_value("0.25")
+        expect(page.locator("#stages figcaption").first).to_contain_text("7 tokens")
+        page.get_by_role("tab", name="Compare").click()
+        said(page, "left-answer")
+        expect(page.locator("#left-stages figcaption").first).to_contain_text("11 tokens")
+        choose(page, "left-model", "quarter")
+        expect(page.locator("#left-rate input[type=number]")).to_have_value("0.25")
+        expect(page.locator("#left-stages figcaption").first).to_contain_text("7 tokens")
+        page.close()
+
+
+def choose(page: Page, where: str, name: str) -> None:
+    page.locator(f"#{where} input").click()
+    page.get_by_role("option", name=name).locator("visible=true").click()
+
+
+def test_what_decided_on_an_answer_never_stands_below_another(
+    browser: Browser, vines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+    drawn = identify_tab._draw
+
+    def slowly(found: Any) -> Any:
+        begun.set()
+        assert go.wait(60)
+        try:
+            return drawn(found)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(identify_tab, "_draw", slowly)
+    with page_of([vines]) as address:
+        page = browser.new_page()
+        page.goto(address)
+        give(page, draw(tmp_path / "leaf.png", 1, 5))
+        said(page)
+        page.locator("#why").click()
+        assert begun.wait(60)
+        number = page.locator("#rate input[type=number]")
+        number.fill("1")
+        number.press("Enter")
+        expect(page.locator("#price")).to_contain_text("every patch is kept")
+        go.set()
+        assert ended.wait(60)
+        page.wait_for_timeout(1000)  # for what shall not come
+        expect(page.locator("#reasons figure")).to_have_count(0)
+        page.locator("#why").click()  # and it can be asked again
+        expect(page.locator("#reasons figure").first).to_be_visible()
+        page.close()

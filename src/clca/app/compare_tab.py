@@ -63,17 +63,20 @@ def compare_tab(room: Room, tab: gr.Tab, identified: gr.Image) -> None:
 
     tab.select(take_over, [identified, photo], photo, show_progress="hidden", api_visibility="private")
     left, right = sides
+    asked = [photo, left.model, left.rate, right.model, right.rate]
+    shown_parts = [part for side in sides for part in (side.answer, side.price, side.stages)]
     gr.on(
-        [photo.change, *(trigger for side in sides for trigger in (side.model.input, side.rate.input))],
-        compare, [photo, left.model, left.rate, right.model, right.rate],
-        [part for side in sides for part in (side.answer, side.price, side.stages)],
+        [photo.change, *(side.rate.input for side in sides)], compare, asked, shown_parts,
         trigger_mode="always_last", show_progress="minimal", api_visibility="private",
     )  # fmt: skip
     for side in sides:
-        side.model.input(
+        moved = side.model.input(
             lambda name: move_slider(room, name), side.model, side.rate, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
+        moved.then(  # only then does the slider say the share of the model that was chosen
+            compare, asked, shown_parts, trigger_mode="always_last", show_progress="minimal", api_visibility="private"
+        )
 
 
 def _side(room: Room, letter: str, name: str) -> _Side:

@@ -85,15 +85,22 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> gr.Image:
         return {reasons: html, figure: gr.update(value=str(file), visible=True)}
 
     inputs = [model, rate, photo]
-    gr.on(
-        [photo.change, rate.input, model.input], identify, inputs, results, trigger_mode="always_last",
-        show_progress="minimal", api_visibility="private",
-    )  # fmt: skip
-    why.click(
+    reasoning = why.click(
         explain, inputs, results, trigger_mode="once", show_progress_on=why, api_visibility="private",
         concurrency_limit=1,  # so that an answer waits for one of them at most
     )  # fmt: skip
-    model.input(lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private")
+    # What decided on the answer before would stand below the new one, so it is computed no further.
+    gr.on(
+        [photo.change, rate.input], identify, inputs, results, trigger_mode="always_last",
+        show_progress="minimal", api_visibility="private", cancels=reasoning,
+    )  # fmt: skip
+    moved = model.input(
+        lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private",
+        cancels=reasoning,
+    )  # fmt: skip
+    moved.then(  # only then does the slider say the share of the model that was chosen
+        identify, inputs, results, trigger_mode="always_last", show_progress="minimal", api_visibility="private"
+    )
 
     def begin(request: gr.Request) -> str:
         return render.waiting(speaker(room, request))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 
 from clca.app import render
 from clca.app.room import Room, speaker
 from clca.app.words import Speaker
-from clca.report.run_page import read_run
 from clca.serve.served_model import ServedModel
 from clca.training.stored_evaluations import StoredEvaluation
 
@@ -65,29 +66,52 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
             for e in stored
         ]
         parts.append(f"<h4>{escape(say('by_rate'))}</h4>{render.table(heads, rows)}")
-    run = read_run(served.folder)
-    # What the run's own folder holds: by class and confusions are of its own keep rate.
-    present = sorted((row for row in run.classes if float(row["images"]) > 0), key=lambda row: float(row["f1"]))
-    heads = ["", *(say(f"column_{name}") for name in ("images", "precision", "recall", "f1"))]
-    rows = [
-        [row["class"], row["images"], *(f"{float(row[name]):.1%}" for name in ("precision", "recall", "f1"))]
-        for row in present
-    ]
-    parts.append(f"<h4>{escape(say('by_class'))}</h4>{render.table(heads, rows)}")
-    parts.append(_confusions(say, run.confusion, run.names))
+    # By class and confusions are of the evaluation in the head, not of whichever the run has besides.
+    rows = _by_class(_read(own.folder / "classes.csv"))
+    if rows:
+        heads = ["", *(say(f"column_{name}") for name in ("images", "precision", "recall", "f1"))]
+        parts.append(f"<h4>{escape(say('by_class'))}</h4>{render.table(heads, rows)}")
+    parts.append(_confusions(say, _read(own.folder / "confusion.csv")))
     return f"<div class=clca-evaluation>{''.join(parts)}</div>"
 
 
-def _confusions(say: Speaker, counts: list[list[int]], names: list[str]) -> str:
-    from clca.training.confusion import most_confused
+def _read(path: Path) -> list[list[str]]:
+    """Lines of a table; none where there is no such file, or it cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [line for line in csv.reader(file) if line]
+    except (OSError, ValueError, csv.Error):
+        return []
 
-    if not counts:
-        return ""
+
+def _by_class(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Name, photographs, precision, recall and F1 of the classes that have photographs, the lowest F1 first."""
+    found = []
+    for name, *numbers in lines[1:]:
+        try:
+            images, precision, recall, f1 = map(float, numbers)
+        except ValueError:  # broken off, or another table
+            continue
+        if images > 0:
+            found.append((f1, [name, numbers[0], *(f"{share:.1%}" for share in (precision, recall, f1))]))
+    return [row for _, row in sorted(found, key=lambda each: each[0])]
+
+
+def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
     import numpy as np
 
+    from clca.training.confusion import most_confused
+
+    names = [line[0] for line in lines[1:]]
+    try:
+        counts = np.array([line[1:] for line in lines[1:]], dtype=np.int64)
+    except (ValueError, OverflowError):
+        return ""
+    if not names or counts.shape != (len(names), len(names)):  # broken off
+        return ""
     items = "".join(
         f"<li>{escape(say('confused_once' if count == 1 else 'confused', true=true, taken=taken, count=count))}</li>"
-        for true, taken, count in most_confused(np.array(counts), names)[:_CONFUSIONS]
+        for true, taken, count in most_confused(counts, names, _CONFUSIONS)
     )
     return f"<h4>{escape(say('confusion'))}</h4><ul>{items}</ul>" if items else ""
 

@@ -1,0 +1,65 @@
+"""What the page says of a run's evaluations, from the files that the run has."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_page import CLASSES
+
+from clca.app.evaluation_tab import evaluation_html
+from clca.app.words import Words
+from clca.training.stored_evaluations import evaluations
+
+
+@pytest.fixture
+def run(vines: Path, tmp_path: Path) -> Path:
+    """A run that can be changed."""
+    return Path(shutil.copytree(vines, tmp_path / "vines"))
+
+
+def told(run: Path) -> str:
+    served = SimpleNamespace(folder=run, classes=CLASSES, keep_rate=0.5)
+    return evaluation_html(Words().speaker({}), served, evaluations(run))  # type: ignore[arg-type]
+
+
+def by_class(html: str) -> list[tuple[str, str]]:
+    """Class and photographs of each row."""
+    table = html.split("By class")[1].split("</table>")[0]
+    return re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", table)
+
+
+def test_the_table_by_class_is_of_the_evaluation_in_the_head_not_of_other_images(run: Path) -> None:
+    room = run / "evaluation"
+    shutil.copytree(room / "test", room / "herbarium-test")  # as `clca evaluate RUN --data herbarium` leaves it
+    numbers = json.loads((room / "test" / "evaluation.json").read_text())
+    (room / "herbarium-test" / "evaluation.json").write_text(json.dumps(numbers | {"data": "herbarium"}))
+    (room / "herbarium-test" / "classes.csv").write_text("class,images,precision,recall,f1\nbirch,77,1,1,1\n")
+    shutil.copytree(room / "test", room / "val")
+    (room / "val" / "evaluation.json").write_text(json.dumps(numbers | {"split": "val"}))
+    for folder in room.glob("test*"):
+        shutil.rmtree(folder)
+    html = told(run)
+    assert "val: 12 photographs" in html
+    assert {images for _, images in by_class(html)} == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("classes.csv", "class,images,precision,recall,f1\nbirch,4,0.5,0.5,0.5\ncedar,x"),
+        ("classes.csv", "another,table\n1,2\n"),
+        ("classes.csv", ""),
+        ("confusion.csv", "true,birch,cedar\nbirch,1,2\ncedar,1"),
+        ("confusion.csv", "true,birch\nbirch,99999999999999999999\n"),
+        ("confusion.csv", "\0"),
+    ],
+)
+def test_what_is_damaged_is_left_out_and_the_rest_shown(run: Path, file: str, content: str) -> None:
+    (run / "evaluation" / "test" / file).write_text(content)
+    html = told(run)
+    assert "test: 12 photographs of 3 classes" in html
+    assert ("Taken for one another" in html) is (file == "classes.csv")
+    assert ("By class" in html) is (file != "classes.csv" or "0.5" in content)

@@ -17,6 +17,7 @@ from small_page import CLASSES, SLOW, chromium, draw, page_of
 
 import clca
 from clca.app import PageSettings, identify_tab
+from clca.serve.served_model import ServedModel
 
 DESK, TABLET, PHONE = (1280, 900), (820, 1100), (390, 844)
 
@@ -258,6 +259,37 @@ def test_a_batch_gives_a_table_with_a_row_for_each_file(
     assert not any(row["name"].startswith("=") for row in rows)  # a spreadsheet would compute it
     assert len(refused) == 3
     assert page.locator("#batch-table tbody tr").count() == 8
+
+
+def test_a_batch_that_is_stopped_keeps_what_it_has_answered(browser: Browser, vines: Path, tmp_path: Path) -> None:
+    photos = [draw(tmp_path / f"{number}.png", number % 3, number) for number in range(8)]
+    with page_of([vines], max_batch=2) as address, pytest.MonkeyPatch.context() as patch:
+        begun, go = threading.Event(), threading.Event()
+        quick = ServedModel.probabilities
+
+        def slow(self: ServedModel, rates: Any, images: Any) -> Any:
+            if begun.is_set():
+                assert go.wait(60)
+            begun.set()
+            return quick(self, rates, images)
+
+        patch.setattr(ServedModel, "probabilities", slow)
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_role("tab", name="Many").click()
+        page.locator("#files input[type=file]").set_input_files(photos)
+        page.locator("#identify-all").click()
+        rows = page.locator("#batch-table tbody tr")
+        expect(rows.first).to_be_visible()
+        page.locator("#stop").click()
+        expect(page.locator("#batch-state")).to_contain_text("2 of 8")
+        expect(page.locator("#identify-all")).to_be_visible()
+        go.set()
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        table = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8-sig"))))
+        assert [row["name"] for row in table] == ["0.png", "1.png"]
+        page.close()
 
 
 def test_a_zip_with_too_many_files_is_refused(browser: Browser, vines: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from html import escape
 from pathlib import Path
@@ -13,7 +14,7 @@ import gradio as gr
 
 from clca.app import parts, render
 from clca.app.archive import ArchiveLimits
-from clca.app.batch import BatchLimits, Row, classify
+from clca.app.batch import BatchLimits, Progress, Row, classify
 from clca.app.batch_table import summary, write_csv
 from clca.app.identify_tab import move_slider
 from clca.app.room import Room, new_file, speaker, told
@@ -48,6 +49,8 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
         variant="primary",
     )
 
+    running: dict[str | None, asyncio.Event] = {}  # by page; set where it is to be stopped
+
     async def identify_all(
         name: str, slider: float, chosen: list[tuple[str, Path]], request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
@@ -57,35 +60,63 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
             return
         yield {start: _working(True), stop: _working(False), download: gr.update(visible=False), table: "", state: ""}
         rows: list[Row] = []
+        total = 0
         began = time.monotonic()
+        stopping = running[request.session_hash] = asyncio.Event()
         try:
             served = room.model(name)
             answers = classify(room.service, served, room.rates(served, slider), chosen, limits)
             async with aclosing(answers):  # so that it ends with the page, not with the garbage collection
-                async for step in answers:
+                async for step in _until(stopping, answers):
                     rows.extend(step.rows)
+                    total = step.total
                     shown = progress(say, step.done, step.total, time.monotonic() - began)
                     yield {state: shown, table: rows_html(say, rows)}
         except Exception as error:
             yield {state: render.problem(told(say, error, "error_batch"))}
+        finally:
+            running.pop(request.session_hash, None)
         update: dict[Any, Any] = {start: _working(False), stop: _working(True)}
         if rows:
             file = new_file("answers.csv")
             write_csv(rows, file)
             counts, seconds = summary(rows), f"{time.monotonic() - began:.1f}"
             text = say("batch_done", answered=counts["answered"], refused=counts["refused"], seconds=seconds)
+            if len(rows) < total:
+                text = f"{say('batch_progress', done=len(rows), total=total)} · {text}"
             update |= {download: gr.update(value=str(file), visible=True), state: f"<p role=status>{escape(text)}</p>"}
         yield update
 
-    running = start.click(
+    def stop_it(request: gr.Request) -> Any:
+        if (event := running.get(request.session_hash)) is not None:
+            event.set()
+        return _working(True)
+
+    start.click(
         identify_all, [model, rate, files], [start, stop, state, table, download], trigger_mode="once",
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
-    stop.click(
-        lambda: {start: _working(False), stop: _working(True)}, None, [start, stop], cancels=running,
-        show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    # Not cancelled: what has been answered is still to be saved.
+    stop.click(stop_it, None, stop, show_progress="hidden", concurrency_limit=None, api_visibility="private")
     model.input(lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private")
+
+
+async def _until(stopping: asyncio.Event, answers: AsyncGenerator[Progress, None]) -> AsyncIterator[Progress]:
+    """The steps of a batch, up to its end or until it is to be stopped, however long the next one takes."""
+    stopped = asyncio.ensure_future(stopping.wait())
+    step: asyncio.Future[Progress | None] | None = None
+    try:
+        while True:
+            step = asyncio.ensure_future(anext(answers, None))
+            await asyncio.wait({step, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not step.done() or (found := step.result()) is None:
+                return
+            yield found
+    finally:
+        waiting = [each for each in (stopped, step) if each is not None]
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def progress(say: Speaker, done: int, total: int, seconds: float) -> str:

@@ -83,3 +83,12 @@ def test_it_warns_where_others_can_ask_and_shows_how_to_send_the_token(
         assert "0123456789abcdef" not in told.out + told.err
     assert f"-H \"Authorization: Bearer $(cat '{token_file}')\"" in told.out
     assert "http://[::1]:" in told.out
+
+
+def test_a_run_whose_name_holds_a_command_for_the_terminal_is_told_harmlessly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model().save_pretrained(str(tmp_path / "red\x1b[31m\nleaves"))
+    monkeypatch.setattr(server, "serve", lambda app, listening, ready: (ready(), listening.close()))
+    assert serve.run([str(tmp_path / "red\x1b[31m\nleaves"), "--device", "cpu", "--port", "0"]) == 0
+    assert capsys.readouterr().out.startswith("serving red\\x1b[31m\\nleaves at http://127.0.0.1:")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from clca.commands.parsing import parse
 from clca.commands.serving import Serving, need
+from clca.paths import shown
 
 
 def run(argv: Sequence[str]) -> int:
@@ -66,7 +67,10 @@ def run(argv: Sequence[str]) -> int:
     address = serving.address(listening.getsockname()[1])
 
     def tell() -> None:
-        print(f"the page of {', '.join(application.state.service.models)} is at {address}; Ctrl-C ends it", flush=True)
+        print(
+            f"the page of {shown(', '.join(application.state.service.models))} is at {address}; Ctrl-C ends it",
+            flush=True,
+        )
         if serving.token_file is not None:
             print(f"  it asks for a name (any) and a password: what is in {serving.token_file}", flush=True)
         if browser:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from clca.commands.parsing import parse
 from clca.commands.serving import Serving, need
+from clca.paths import shown
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     address = serving.address(listening.getsockname()[1])
 
     def tell() -> None:
-        print(f"serving {', '.join(app.state.service.models)} at {address}; how to ask is at {address}/docs")
+        print(f"serving {shown(', '.join(app.state.service.models))} at {address}; how to ask is at {address}/docs")
         print(f"  curl{serving.header} -F images=@leaf.jpg '{address}/v1/predict?top_k=3'", flush=True)
 
     if serving.warning:

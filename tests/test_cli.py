@@ -255,6 +255,7 @@ def test_every_command_has_help_with_examples(command: list[str], capsys: pytest
     printed = capsys.readouterr().out
     assert code == 0
     assert "clca" in printed
+    assert not any(internal in printed for internal in ("(default: )", "default: None", "{None}"))
     assert (
         command in ([[group] for group in GROUPS] + [["demo"]])
         or f"clca {' '.join(command)} " in printed.split("Examples:")[1]

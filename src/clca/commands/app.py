@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def app(
-        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …")],
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …", help_behavior_hint="")],
         serving: Annotated[Serving, tyro.conf.arg(name="")] = Serving(),  # noqa: B008 (frozen)
         *,
         examples: Path | None = None,

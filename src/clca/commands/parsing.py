@@ -5,10 +5,11 @@ import inspect
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import Any, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from clca.errors import ClcaError
 
@@ -19,6 +20,8 @@ def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = N
 
     if description is None:  # tyro would take the examples for a section of the docstring that it does not show
         description = inspect.cleandoc(what.__doc__).split("\nArgs:")[0]
+    if inspect.isfunction(what):
+        _hide_empty_defaults(what)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -33,6 +36,24 @@ def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = N
         raise ClcaError(_not_there(unknown[0], _help_of(what, prog, description), prog))
     _refuse_empty(what, argv)
     return chosen
+
+
+def _hide_empty_defaults(what: Callable[..., Any]) -> None:
+    """No "(default: None)" and no "{None}|FLOAT" in a command's help: what is taken instead is in its words."""
+    import tyro
+
+    hints, kinds = get_type_hints(what, include_extras=True), get_type_hints(what)
+    for name, parameter in inspect.signature(what).parameters.items():
+        if parameter.default is None or parameter.default == ():
+            given = [kind for kind in get_args(kinds[name]) if kind in (int, float, str, Path)]
+            one = type(None) in get_args(kinds[name]) and len(given) == 1
+            told = tyro.conf.arg(metavar=given[0].__name__.upper() if one else None, help_behavior_hint="")
+            # An argument that says these things itself stands before, and is heeded.
+            if told not in getattr(hints[name], "__metadata__", ()):
+                hints[name] = Annotated[hints[name], told]
+        elif is_dataclass(kinds[name]):
+            _hide_empty_defaults(kinds[name])
+    what.__annotations__ = hints
 
 
 def _help_of(what: Any, prog: str, description: str | None) -> str:

@@ -19,7 +19,9 @@ def run(argv: Sequence[str]) -> int:
 
     def predict(
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-        images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES …")],
+        images: Annotated[
+            tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES …", help_behavior_hint="")
+        ],
         *,
         top_k: int = 5,
         format: Literal["table", "csv", "jsonl"] = "table",

@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def serve(
-        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …")],
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …", help_behavior_hint="")],
         serving: Annotated[Serving, tyro.conf.arg(name="")] = Serving(),  # noqa: B008 (frozen)
     ) -> tuple[tuple[str, ...], Serving]:
         """Answer over HTTP what is in photographs, until Ctrl-C or SIGTERM; what was accepted is answered first.

@@ -12,7 +12,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def tune(
-        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …")],
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …", help_behavior_hint="")],
         *,
         latency_ms: float | None = None,
         gmacs: float | None = None,

@@ -46,11 +46,13 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> gr.Image:
     reasons = gr.HTML(elem_id="reasons")
     figure = gr.DownloadButton(words("figure"), visible=False, elem_id="figure")  # type: ignore[arg-type]
     results = [answer, price, stages, why, reasons, figure]
+    asked = _Newest()
 
     async def identify(
         name: str, slider: float, path: str | None, request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
         say = speaker(room, request)
+        asked.put(request.session_hash, (name, slider, path))
         clear = {why: gr.update(visible=False), reasons: "", figure: gr.update(visible=False)}
         if path is None:
             yield {**clear, answer: render.waiting(say), price: "", stages: ""}
@@ -81,23 +83,24 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> gr.Image:
         except Exception as error:
             return {reasons: render.problem(told(say, error))}
         pictures, file = await asyncio.to_thread(_draw, found)
+        # What decided on an answer before would stand below the new one.
+        if asked.get(request.session_hash) != (name, slider, path):
+            return {reasons: gr.skip()}
         html = render.figures(say("reasons"), pictures, _captions(say, found)) + render.depths(say, found)
         return {reasons: html, figure: gr.update(value=str(file), visible=True)}
 
     inputs = [model, rate, photo]
-    reasoning = why.click(
+    why.click(
         explain, inputs, results, trigger_mode="once", show_progress_on=why, api_visibility="private",
         concurrency_limit=1,  # so that an answer waits for one of them at most
     )  # fmt: skip
-    # What decided on the answer before would stand below the new one, so it is computed no further.
     gr.on(
         [photo.change, rate.input], identify, inputs, results, trigger_mode="always_last",
-        show_progress="minimal", api_visibility="private", cancels=reasoning,
+        show_progress="minimal", api_visibility="private",
     )  # fmt: skip
     moved = model.input(
-        lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private",
-        cancels=reasoning,
-    )  # fmt: skip
+        lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private"
+    )
     moved.then(  # only then does the slider say the share of the model that was chosen
         identify, inputs, results, trigger_mode="always_last", show_progress="minimal", api_visibility="private"
     )
@@ -107,6 +110,22 @@ def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> gr.Image:
 
     page.load(begin, None, answer, show_progress="hidden", api_visibility="private")
     return photo
+
+
+class _Newest:
+    """What each session of a page asked for last; of the thousand that asked last."""
+
+    def __init__(self) -> None:
+        self._of: dict[str | None, tuple[Any, ...]] = {}
+
+    def put(self, session: str | None, what: tuple[Any, ...]) -> None:
+        self._of.pop(session, None)
+        self._of[session] = what
+        if len(self._of) > 1000:
+            del self._of[next(iter(self._of))]
+
+    def get(self, session: str | None) -> tuple[Any, ...] | None:
+        return self._of.get(session)
 
 
 async def stages_html(say: Speaker, look: Look) -> str:

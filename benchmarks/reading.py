@@ -30,7 +30,7 @@ from clca import data, measure
 from clca.data.datasets import ImageDataset
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
-from clca.training.batches import Plan, SeededImages, default_workers, train_loader
+from clca.training.batches import Plan, SeededImages, reading_processes, train_loader
 
 CPU = torch.device("cpu")
 PREPROCESS = preprocess_dict(1)  # mean and std, the same at every size
@@ -99,7 +99,7 @@ def in_batches(images: ImageDataset, plan: Plan, steps: int, workers: int) -> Ca
 
 
 def measured(settings: Settings) -> dict[str, Any]:
-    workers = default_workers() if settings.workers is None else settings.workers
+    workers = reading_processes(settings.workers)
     from_files, from_cache = open_images(settings), open_images(settings)
     begin = perf_counter()
     outcome = data.use_cache([from_cache])

@@ -96,6 +96,9 @@ class RowReader:
         self._path, self._side, self._checksums = path, side, checksums
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._sound = bytearray(
+            len(checksums)
+        )  # rows found to be as written: once is enough, it takes as long as reading
 
     def read(self, row: int) -> NDArray[np.uint8] | None:
         """Row number `row`, [3, side, side]; None where it is no longer what was written.
@@ -105,7 +108,8 @@ class RowReader:
         size = row_bytes(self._side)
         if self._map.size() >= (row + 1) * size:  # to read where a file was cut off would end the process
             pixels = np.frombuffer(self._map, np.uint8, size, row * size).copy()
-            if zlib.crc32(pixels.data) == self._checksums[row]:
+            if self._sound[row] or zlib.crc32(pixels.data) == self._checksums[row]:
+                self._sound[row] = True
                 return pixels.reshape(3, self._side, self._side)
         with suppress(OSError):
             self._path.unlink()

@@ -96,9 +96,8 @@ class RowReader:
         self._path, self._side, self._checksums = path, side, checksums
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._sound = bytearray(
-            len(checksums)
-        )  # rows found to be as written: once is enough, it takes as long as reading
+        # Rows found to be as written: to look at every read would cost a third of the rate.
+        self._sound = bytearray(len(checksums))
 
     def read(self, row: int) -> NDArray[np.uint8] | None:
         """Row number `row`, [3, side, side]; None where it is no longer what was written.

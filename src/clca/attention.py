@@ -25,8 +25,10 @@ def splits(block: nn.Module) -> bool:
     return type(block).forward in (Block.forward, ResPostBlock.forward) and type(block.attn) is Attention
 
 
-def faster_here(x: Tensor) -> bool:
-    """Whether a block that reads x [B, N, C] is faster by this module than by timm's own forward."""
+def faster_here(block: Any, x: Tensor) -> bool:
+    """Whether a block that reads x [B, N, C] is faster by this module than by timm's own forward, and nobody minds."""
+    if not splits(block) or has_hooks(block) or has_hooks(block.attn):
+        return False
     return fuses(x) or trains_by_products(x) or in_pieces(x, x.shape[1])
 
 

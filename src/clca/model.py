@@ -20,7 +20,7 @@ from clca.backbones import check_fits, check_img_size, has_fc_norm
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
-from clca.hooks import has_hooks, is_replaced, with_hooks
+from clca.hooks import is_replaced, with_hooks
 from clca.linear import embed_patches
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
@@ -307,8 +307,7 @@ class TokenReducedViT(nn.Module):
             if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
                 return self._select(block, x, None, state)
         plain = reduction is None and state.key_bias is None and policy is None
-        faster = self._has_own_rounding and splits(block) and faster_here(x)
-        if plain and not (faster and not has_hooks(block) and not has_hooks(cast(Any, block).attn)):
+        if plain and not (self._has_own_rounding and faster_here(block, x)):
             return self._call(block, x)
         if not splits(block):
             raise ClcaError(

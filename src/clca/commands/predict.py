@@ -75,8 +75,10 @@ def run(argv: Sequence[str]) -> int:
     out = Path(chosen["out"]) if chosen["out"] else None
     if out is not None:
         refuse_run_file(out, Path(chosen["run"]))
-        if os.path.realpath(out) in map(os.path.realpath, find_images(names)):
+        images = find_images(names)
+        if os.path.realpath(out) in map(os.path.realpath, images):
             raise ClcaError(f"--out {out}: is one of the images; choose another name")
+        names = [str(image) for image in images]
     model, explanations, keep_rate = chosen["run"], None, rate(chosen["keep_rate"])
     if chosen["explain"] is not None:
         from clca.hub import from_pretrained

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 import gradio as gr
 
@@ -13,6 +11,7 @@ from clca.app import render
 from clca.app.room import Room, speaker
 from clca.app.words import Speaker
 from clca.serve.served_model import ServedModel
+from clca.training.run_folder import read_csv
 from clca.training.stored_evaluations import StoredEvaluation
 
 _CONFUSIONS = 10
@@ -67,21 +66,12 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
         ]
         parts.append(f"<h4>{escape(say('by_rate'))}</h4>{render.table(heads, rows)}")
     # By class and confusions are of the evaluation in the head, not of whichever the run has besides.
-    rows = _by_class(_read(own.folder / "classes.csv"))
+    rows = _by_class(read_csv(own.folder / "classes.csv"))
     if rows:
         heads = ["", *(say(f"column_{name}") for name in ("images", "precision", "recall", "f1"))]
         parts.append(f"<h4>{escape(say('by_class'))}</h4>{render.table(heads, rows)}")
-    parts.append(_confusions(say, _read(own.folder / "confusion.csv")))
+    parts.append(_confusions(say, read_csv(own.folder / "confusion.csv")))
     return f"<div class=clca-evaluation>{''.join(parts)}</div>"
-
-
-def _read(path: Path) -> list[list[str]]:
-    """Lines of a table; none where there is no such file, or it cannot be read."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [line for line in csv.reader(file) if line]
-    except (OSError, ValueError, csv.Error):
-        return []
 
 
 def _by_class(lines: Sequence[Sequence[str]]) -> list[list[str]]:

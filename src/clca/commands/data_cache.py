@@ -29,10 +29,9 @@ def run(argv: Sequence[str]) -> int:
     chosen = parse(cache, "clca data cache", argv)
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from clca.data.resized_room import cache_folder, cache_limit, cached_sets, clear_cache
-    from clca.paths import shown
+    from clca.paths import as_it_is, shown
 
     if chosen["clear"]:
         print(f"removed {_size(clear_cache())} from {shown(cache_folder())}")
@@ -45,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
             table.add_column(name, justify="right")
         for one in sets:
             used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
-            table.add_row(Text(shown(one.root)), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
+            table.add_row(as_it_is(one.root), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
         Console().print(table)
     total = sum(one.bytes for one in sets)
     limit = cache_limit()

@@ -9,14 +9,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from clca.data.duplicates import exact_duplicates, near_duplicates
 from clca.data.inspection import BadImage, Inspection, inspect_images, verify_images
 from clca.data.listing import Listing
 from clca.data.sources import read_listing
 from clca.data.unused import describe_unused
-from clca.paths import shown
+from clca.paths import as_it_is, shown
 
 __all__ = ["CheckReport", "Duplicates", "check", "verify_images"]
 
@@ -254,7 +253,7 @@ def _class_table(report: CheckReport) -> tuple[str, Table]:
     for split in report.counts:
         table.add_column(split, justify="right")
     for label in order:
-        table.add_row(Text(shown(report.classes[label])), *(str(counts[label]) for counts in report.counts.values()))
+        table.add_row(as_it_is(report.classes[label]), *(str(counts[label]) for counts in report.counts.values()))
     return title, table
 
 
@@ -269,5 +268,5 @@ def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> tuple[str, Table
     hidden = f" (the first {_SHOWN} of {len(rows)})" if len(rows) > _SHOWN else ""
     table = Table(show_header=False)
     for path, reason in rows[:_SHOWN]:
-        table.add_row(Text(path), Text(shown(reason)))  # Text: brackets and colons in names are no markup
+        table.add_row(as_it_is(path), as_it_is(reason))
     return title + hidden, table

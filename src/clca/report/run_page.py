@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clca.report import run_figures
 from clca.report.page import shown, write_page
-from clca.training.run_folder import make_writable
+from clca.training.run_folder import make_writable, read_csv
 
 if TYPE_CHECKING:
     from clca.report.picture import Picture
@@ -88,13 +87,13 @@ def read_run(folder: Path) -> _Run:
     lines = _lines(inner / "metrics.jsonl")
     evaluations = sorted(inner.glob("evaluation/*/evaluation.json"))
     chosen = next((path for path in evaluations if path.parent.name == "test"), evaluations[0] if evaluations else None)
-    known = _rows(chosen.parent / "confusion.csv") if chosen is not None else []
+    known = read_csv(chosen.parent / "confusion.csv") if chosen is not None else []
     try:
         counts = [[int(cell) for cell in row[1:]] for row in known[1:]]
     except ValueError:
         counts = []
     whole = all(len(row) == len(counts) for row in counts)
-    classes = _rows(chosen.parent / "classes.csv") if chosen is not None else []
+    classes = read_csv(chosen.parent / "classes.csv") if chosen is not None else []
     named = str(_json(folder / "run.json").get("name") or "") or folder.resolve().name
     failed = _json(folder / "failure.json") if not (folder / "result.json").is_file() else {}
     return _Run(
@@ -133,14 +132,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             continue
         lines += [content] if isinstance(content, dict) else []
     return lines
-
-
-def _rows(path: Path) -> list[list[str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [row for row in csv.reader(file) if row]
-    except (OSError, ValueError):
-        return []
 
 
 def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None, back: str | None) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clca.errors import ClcaError, reason
-from clca.paths import shown
+from clca.paths import as_it_is, shown
 from clca.training.prediction import Prediction
 from clca.training.run_folder import csv_writer, replacing
 
@@ -58,9 +58,9 @@ def _table(answers: Iterable[Prediction], file: IO[str]) -> None:
     table.add_column("class")
     table.add_column("probability", justify="right")
     for answer in answers:
-        names = Text("\n".join(map(shown, answer.classes)))  # Text: brackets and colons in names are no markup
+        names = Text("\n".join(map(shown, answer.classes)))
         probabilities = "\n".join(f"{p:.1%}" for p in answer.probabilities)
-        table.add_row(Text(shown(answer.path)), names, probabilities, end_section=True)
+        table.add_row(as_it_is(answer.path), names, probabilities, end_section=True)
     if table.row_count:
         Console(file=file, width=None if file.isatty() else _UNLIMITED).print(table)
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import Dataset
 
@@ -23,7 +22,7 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError, reason
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
-from clca.paths import shown
+from clca.paths import as_it_is
 from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.device import is_first_process, make_accelerator, versions
@@ -120,11 +119,6 @@ class Evaluation:
             numbers = (f"{value:.1%}" for value in (result.precision, result.recall, result.f1))
             table.add_row(as_it_is(result.name), str(result.images), *numbers)
         return table
-
-
-def as_it_is(text: str, style: str = "") -> Text:
-    """Names in a text for the terminal: brackets and colons in them are no markup, control characters no commands."""
-    return Text(shown(text), style)
 
 
 def evaluate(

@@ -110,6 +110,15 @@ def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -
         writer.writerows(rows)
 
 
+def read_csv(path: Path) -> list[list[str]]:
+    """Lines of a table; none where there is no such file, or it cannot be read."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [line for line in csv.reader(file) if line]
+    except (OSError, ValueError, csv.Error):
+        return []
+
+
 def csv_writer(file: IO[str]) -> Any:
     """A writer of `csv` whose lines end in a line feed alone.
 

@@ -13,8 +13,9 @@ from rich.table import Table
 from clca.config import spelled, validated
 from clca.errors import ClcaError, WorkError, reason
 from clca.model import TokenReducedViT
+from clca.paths import as_it_is
 from clca.reductions import reduction_class
-from clca.training.evaluation import Judged, as_it_is
+from clca.training.evaluation import Judged
 from clca.training.run_folder import replacing, write_csv, write_json
 from clca.training.stored_evaluations import FOLDER, NUMBERS, by_rate, read_numbers, standard_error
 

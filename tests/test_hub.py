@@ -274,6 +274,82 @@ def test_push_to_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert torch.equal(clca.from_pretrained(tmp_path)(images), model(images))
 
 
+def test_a_revision_from_the_hub_cache(tmp_path: Path) -> None:
+    """Two versions of one model, as huggingface_hub keeps them, and no network."""
+    images = torch.randn(2, 3, 16, 16)
+    logits = []
+    root = tmp_path / "cache" / "models--me--leaves"
+    (root / "refs").mkdir(parents=True)
+    for commit, branch in ("0" * 40, "main"), ("1" * 40, "v1"):
+        model = make(reduction="evit", keep_rate=0.5)
+        model.save_pretrained(root / "snapshots" / commit)
+        (root / "refs" / branch).write_text(commit)
+        logits.append(model(images))
+    torch.save((images, *logits), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, clca\n"
+        "images, main, first = torch.load(sys.argv[1])\n"
+        "assert torch.equal(clca.from_pretrained('me/leaves')(images), main)\n"
+        "for revision in 'v1', '1' * 40:\n"
+        "    assert torch.equal(clca.from_pretrained('me/leaves', revision=revision)(images), first)\n"
+        "try: clca.from_pretrained('me/leaves', revision='v2')\n"
+        "except clca.ClcaError as error: print(error)"
+    )
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("me/leaves (revision v2) is neither a folder here nor a model that the hub gave")
+    assert done.stdout.count("\n") == 1
+
+
+def test_the_token_reaches_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().save_pretrained(tmp_path)
+    asked: dict[str, Any] = {}
+
+    def download(repo_id: str, **kwargs: Any) -> str:
+        asked.update(kwargs, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    clca.from_pretrained("me/leaves", revision="v1", token="secret")
+    assert (asked["repo_id"], asked["revision"], asked["token"]) == ("me/leaves", "v1", "secret")
+
+
+def test_a_private_model_asks_for_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(huggingface_hub.errors.RepositoryNotFoundError):
+        def __init__(self) -> None:
+            OSError.__init__(self, "401")
+
+    def download(*args: Any, **kwargs: Any) -> str:
+        raise Refused
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(clca.ClcaError, match=r"check the path, or for a private model the token$"):
+        clca.from_pretrained("me/leaves")
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    with pytest.raises(clca.ClcaError, match="is a folder here, which has no revision 'v1': leave the revision out"):
+        clca.from_pretrained(tmp_path, revision="v1")
+
+
+def test_the_home_folder_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    model = make()
+    model.save_pretrained("~/leaves")
+    assert (tmp_path / "home" / "leaves" / "config.json").is_file()
+    assert not (tmp_path / "~").exists()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(clca.from_pretrained("~/leaves")(images), model(images))
+    started = make(weights="~/leaves/model.safetensors")
+    assert torch.equal(started(images), model(images))
+    with pytest.raises(clca.ClcaError, match="no run or saved model at ~/none"):
+        clca.from_pretrained("~/none")
+
+
 # -- pretrained weights ---------------------------------------------------------------------------------------------
 
 

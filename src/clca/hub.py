@@ -23,6 +23,7 @@ from clca.config import ModelConfig, one_line
 from clca.errors import ClcaError, WorkError, reason
 from clca.factory import build
 from clca.model import TokenReducedViT
+from clca.paths import expanded
 from clca.weights import differences, load_strict, read_state_dict
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -33,7 +34,7 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
 
     Args:
         model: What to save, with its `classes` and `preprocess`.
-        folder: Made if it is missing; what else its `config.json` says is kept.
+        folder: Made if it is missing, `~` is the home folder; what else its `config.json` says is kept.
 
     Raises:
         ClcaError: If the model was not made by name and cannot be made again, has become another since it was made
@@ -41,7 +42,7 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
             be written.
         WorkError: If writing fails half-way (a full disk); what was there before is then whole.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     config = _as_json(model)
     state = model.state_dict()
     _check_can_be_made(model.config, state)
@@ -102,15 +103,24 @@ def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def from_pretrained(folder_or_hub_id: str | Path) -> TokenReducedViT:
+def from_pretrained(
+    folder_or_hub_id: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> TokenReducedViT:
     """The model in a folder that `clca train` or `save_pretrained` wrote, or on the hub, in evaluation mode.
 
+    Args:
+        folder_or_hub_id: The folder, `~` being the home folder; or the name on the hub, as `user/leaves`.
+        revision: Branch, tag or commit on the hub; None for its main branch.
+        token: For a private model: the token, or False for none even where one is stored; None for the stored one.
+
     Raises:
-        ClcaError: If there is none, or its files do not belong together.
+        ClcaError: If there is none, its files do not belong together, or a revision is asked of a folder.
     """
-    folder = Path(folder_or_hub_id)
+    folder = expanded(folder_or_hub_id)
     if not folder.is_dir():
-        folder = _fetch(str(folder_or_hub_id))
+        folder = _fetch(str(folder_or_hub_id), revision, token)
+    elif revision is not None:
+        raise ClcaError(f"{folder} is a folder here, which has no revision {revision!r}: leave the revision out")
     config_file, weights_file = folder / CONFIG, folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
@@ -152,18 +162,28 @@ def push_to_hub(model: TokenReducedViT, repo_id: str, *, private: bool = False, 
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add a clca model"))
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = snapshot_download(hub_id, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS])
     except HFValidationError:
         raise ClcaError(f"no run or saved model at {hub_id}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        name = hub_id if revision is None else f"{hub_id} (revision {revision})"
+        # The hub does not tell a private model from none.
+        hint = ", or for a private model the token" if isinstance(error, RepositoryNotFoundError) else ""
         raise ClcaError(
-            f"{hub_id} is neither a folder here nor a model that the hub gave ({type(error).__name__}): check the path"
+            f"{name} is neither a folder here nor a model that the hub gave ({type(error).__name__}): "
+            f"check the path{hint}"
         ) from None
+    return Path(folder)
 
 
 @contextmanager

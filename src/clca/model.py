@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -443,7 +444,7 @@ class TokenReducedViT(nn.Module):
 
     # -- storage -----------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder; see `clca.from_pretrained`."""
         from clca.hub import save_pretrained
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clca.errors import ClcaError
 from clca.model import TokenReducedViT
+from clca.paths import expanded
 
 StateDict = dict[str, Tensor]
 
@@ -134,7 +135,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     Raises:
         ClcaError: If the file is missing, damaged, not a checkpoint, or would execute code.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise ClcaError(f"no weights at {path}: name a .safetensors or torch file")
     content: Any

@@ -1,10 +1,13 @@
 """Cost: the paper's table, and agreement with what a real forward pass does."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 import clca
 from clca.costing import flop_counter
@@ -76,6 +79,46 @@ def test_agrees_with_a_real_forward_pass(reduction: str, cla: bool) -> None:
     assert len(measured.tokens_per_block) == 6
     tokens = model.forward_trace(image)[1].tokens
     assert measured.tokens_per_block == tuple(float(t) for t in tokens)
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_a_dense_model_of_timm(name: str) -> None:
+    vit = timm.create_model(name, **TINY, num_classes=7)
+    vit.blocks[0].eval()
+    image, modes = torch.randn(1, 3, 32, 32), [module.training for module in vit.modules()]
+    measured = clca.cost(vit)
+    assert [module.training for module in vit.modules()] == modes
+    with torch.no_grad(), flop_counter() as counter:
+        vit.eval()(image)
+    assert measured.gmacs == measured.computed_gmacs == counter.get_total_flops() / 2 / 1e9 > 0
+    assert measured.params == sum(p.numel() for p in vit.parameters())
+    assert measured.tokens_per_block == (64.0 + vit.num_prefix_tokens,) * 6
+    assert clca.cost(vit.to("meta")) == measured
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda: timm.create_model("resnet18"), "resnet18 does not fit: it is a timm ResNet"),
+        (lambda: timm.create_model("vit_base_patch16_siglip_224", depth=1), "no CLS token"),
+        (lambda: nn.Linear(1, 1), "Linear does not fit: it is a Linear, and clca needs a VisionTransformer of timm"),
+        (lambda: "vit_base_patch16_224", "str does not fit: it is a str, and clca needs a VisionTransformer of timm"),
+    ],
+)
+def test_the_cost_of_another_model_is_refused(other: Callable[[], Any], words: str) -> None:
+    with torch.device("meta"):
+        model = other()
+    with pytest.raises(clca.ClcaError, match=words) as refused:
+        clca.cost(model)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cost_by_image_needs_weights() -> None:
+    with torch.device("meta"):
+        model = clca.create_model("deit_tiny_patch16_224", **TINY, reduction="ats", keep_rate=0.5)
+    for images in None, torch.randn(2, 3, 32, 32):
+        with pytest.raises(clca.ClcaError, match=r"what ats keeps depends on the image.*make the model on another"):
+            clca.cost(model, images=images)
 
 
 def test_fused_attention_on_a_cpu_is_counted() -> None:

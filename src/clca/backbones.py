@@ -104,9 +104,11 @@ def check_fits(model: nn.Module, name: str) -> None:
         ClcaError: With one sentence that says why.
     """
     if not isinstance(model, VisionTransformer):
+        kind = type(model)
+        of_timm = "timm " if kind.__module__.startswith("timm.") else ""
         raise ClcaError(
-            f"{name} does not fit: it is a timm {type(model).__name__}{_why_not(model)}, and clca needs a "
-            "VisionTransformer with a CLS token and absolute position embedding"
+            f"{name} does not fit: it is a {of_timm}{kind.__name__}{_why_not(model)}, and clca needs a "
+            "VisionTransformer of timm with a CLS token and absolute position embedding"
         )
     base = VisionTransformerDistilled if isinstance(model, VisionTransformerDistilled) else VisionTransformer
     changed = [method for method in _FORWARD if getattr(type(model), method) is not getattr(base, method)]
@@ -122,6 +124,8 @@ def has_fc_norm(model: nn.Module) -> bool:
 
 
 def _why_not(model: nn.Module) -> str:
+    if not isinstance(model, nn.Module):
+        return ""
     layers = {type(module).__name__.lower() for module in model.modules()}
     if any("rope" in name or "rotary" in name for name in layers):
         return " with rotary positions"

@@ -6,11 +6,12 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from clca.errors import ClcaError
+from clca.factory import reduce_tokens
 from clca.model import TokenReducedViT
 from clca.trace import Trace
 
@@ -34,21 +35,31 @@ class Cost:
     computed_gmacs: float
 
 
-def cost(model: TokenReducedViT, img_size: int | tuple[int, int] | None = None, images: Tensor | None = None) -> Cost:
+def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images: Tensor | None = None) -> Cost:
     """Cost of one image in evaluation.
 
     Args:
-        model: The model.
+        model: The model; or a timm VisionTransformer, for the dense model to compare with.
         img_size: Height and width in pixels, or one number for both; None for the model's own. Other sizes need a
             backbone with `dynamic_img_size`.
         images: Images [B, 3, H, W] to average over; of use where the cost depends on the image (ATS), which is
             measured on noise without them.
 
     Raises:
-        ClcaError: If the model does not take images of that size.
+        ClcaError: If the model is another one, does not take images of that size, or has a cost that depends on the
+            images and no weights to find it by, on the meta device.
     """
+    if not isinstance(model, TokenReducedViT):
+        model = reduce_tokens(model, cla=False, clc=False)
+    like = next(model.parameters())
     if images is not None and images.shape[0] == 0:
         raise ClcaError("no images to average the cost over")
+    if model._pads and like.is_meta:
+        reduction = model.config.reduction
+        raise ClcaError(
+            f"what {reduction} keeps depends on the image, and on the meta device nothing is computed: "
+            "make the model on another device to tell its cost"
+        )
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or model.patch_embed.img_size)
     # Of every module: a frozen part keeps its own mode.
     modes, loss = [(module, module.training) for module in model.modules()], model.auxiliary_loss
@@ -59,7 +70,6 @@ def cost(model: TokenReducedViT, img_size: int | tuple[int, int] | None = None, 
         # Detached: the counter follows gradients into the parameters that a module is handed, where there are none.
         own = {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
         if model._pads:
-            like = next(model.parameters())
             if images is None:
                 generator = torch.Generator().manual_seed(0)
                 images = torch.randn(4, model.in_chans, *size, generator=generator)
@@ -69,7 +79,7 @@ def cost(model: TokenReducedViT, img_size: int | tuple[int, int] | None = None, 
             # Shapes alone decide the cost, and the meta device computes nothing else.
             meta = {name: tensor.to("meta") for name, tensor in own.items()}
             size = tuple(images.shape[-2:]) if images is not None else size
-            x = torch.empty(1, model.in_chans, *size, device="meta", dtype=next(model.parameters()).dtype)
+            x = torch.empty(1, model.in_chans, *size, device="meta", dtype=like.dtype)
             given = [(x, meta)]
         runs: dict[bool, list[tuple[int, list[float]]]] = {}
         for model.economical in (False, True):
@@ -96,7 +106,7 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: 
 def _count(model: TokenReducedViT, x: Tensor, state: dict[str, Tensor]) -> tuple[int, list[float]]:
     """FLOPs, and tokens a block, of one image [1, 3, H, W] with `state` in place of the model's own tensors."""
 
-    class Traced(torch.nn.Module):
+    class Traced(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = model

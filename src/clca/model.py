@@ -17,7 +17,7 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from clca.attention import attend_selected, attention_half, faster_here, mlp_half, project, selects_rows, splits
-from clca.backbones import check_fits, check_img_size, has_fc_norm
+from clca.backbones import check_fits, check_img_size
 from clca.config import ModelConfig, validated
 from clca.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.errors import ClcaError
@@ -25,13 +25,13 @@ from clca.hooks import is_replaced, with_hooks
 from clca.linear import embed_patches
 from clca.pooling import pool_padded
 from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
+from clca.timm_contract import PREFIX_TOKENS, TimmContract
 from clca.trace import Trace, first_owner
 
 _NOTHING: frozenset[str] = frozenset()
-_PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
 
 
-class TokenReducedViT(nn.Module):
+class TokenReducedViT(TimmContract):
     """A timm VisionTransformer with token reduction and Cross-Layer Cache Aggregation.
 
     Parameters and modules of the backbone are shared with it under timm's own names; the backbone itself is not
@@ -77,7 +77,7 @@ class TokenReducedViT(nn.Module):
         self.feature_info = vit.feature_info
         self.pretrained_cfg = getattr(vit, "pretrained_cfg", {})
         self._traits = dict(getattr(vit, "_traits", {}))
-        for name in _PREFIX_TOKENS:
+        for name in PREFIX_TOKENS:
             if getattr(vit, name, None) is not None:
                 setattr(self, name, getattr(vit, name))
         self.pos_embed = vit.pos_embed
@@ -182,11 +182,6 @@ class TokenReducedViT(nn.Module):
         self.config = config
 
     @property
-    def _like(self) -> Tensor:
-        """A parameter whose device and type new ones take."""
-        return cast(Tensor, self.cls_token)
-
-    @property
     def _pads(self) -> bool:
         return any(cast(Reduction, reduction).pads for reduction in self.reductions)
 
@@ -259,7 +254,7 @@ class TokenReducedViT(nn.Module):
                 )
             x = x.view(batch, -1, dim)
         batch, num_patches = x.shape[:2]
-        prefix = [getattr(self, name).expand(batch, -1, -1) for name in _PREFIX_TOKENS if hasattr(self, name)]
+        prefix = [getattr(self, name).expand(batch, -1, -1) for name in PREFIX_TOKENS if hasattr(self, name)]
         suffix: list[Tensor] = []
         if pos_embed is not None and self.no_embed_class:
             x = x + pos_embed
@@ -374,62 +369,7 @@ class TokenReducedViT(nn.Module):
             return self.attn_pool(x if self.pool_include_prefix else x[:, self.num_prefix_tokens :])
         return global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)
 
-    # -- timm's contract ---------------------------------------------------------------------------------------
-
-    @property
-    def default_cfg(self) -> Any:
-        """timm's description of the pretrained weights: input size, mean, deviation."""
-        return self.pretrained_cfg
-
-    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The last layer; for distilled DeiT without CLA both heads."""
-        if self.cla_head is not None:
-            return self.cla_head.classifier
-        return cast(Any, (self.head, self.head_dist)) if hasattr(self, "head_dist") else self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for `num_classes` classes; 0 leaves it out, and the model then puts out features."""
-        self.config = validated(**self.config.model_dump() | {"num_classes": num_classes})
-        self.num_classes = self.config.num_classes
-        self.classes = None
-        if self.cla_head is not None:
-            if global_pool not in (None, self.global_pool):
-                raise ClcaError("the aggregation head does not pool: global_pool cannot be set with cla=True")
-            self.cla_head.reset(num_classes)
-            return
-        if global_pool is not None and global_pool != self.global_pool:
-            known = ("", "token", "avg", "avgmax", "max")
-            if global_pool not in known or self.attn_pool is not None or hasattr(self, "head_dist"):
-                raise ClcaError(f"global_pool={global_pool!r}: this backbone pools by {self.global_pool!r}")
-            self.global_pool = global_pool
-            # Which of the two norms there is depends on the pool when a model is made, and does not change here.
-            kwargs = self.config.backbone_kwargs | {"global_pool": global_pool, "fc_norm": has_fc_norm(self)}
-            self.config = self.config.model_copy(update={"backbone_kwargs": kwargs})
-        for name in ("head", "head_dist"):
-            if hasattr(self, name):
-                new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
-                setattr(self, name, new.to(device=self._like.device, dtype=self._like.dtype))
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one dimension that weight decay leaves alone."""
-        return {"pos_embed", "clr", "clr_pos_embed", *_PREFIX_TOKENS}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by depth, for layer-wise learning rates."""
-        at_location = [(rf"^reductions\.{j}\.", (block,)) for j, block in enumerate(self.locations)]
-        return {
-            "stem": r"^cls_token|dist_token|reg_token|clr|pos_embed|patch_embed|norm_pre",
-            "blocks": [(r"^blocks\.(\d+)", None), *at_location, (r"^norm|attn_pool|fc_norm", (99999,))],
-        }
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
-        if hasattr(self.patch_embed, "set_grad_checkpointing"):
-            self.patch_embed.set_grad_checkpointing(enable)
+    # -- compilation and storage -----------------------------------------------------------------------------
 
     @torch.jit.ignore
     def compile(self, **options: Any) -> None:
@@ -441,8 +381,6 @@ class TokenReducedViT(nn.Module):
         from clca.compiling import compiled_call
 
         self._compiled_call_impl = compiled_call(self, **options)
-
-    # -- storage -----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder; see `clca.from_pretrained`."""

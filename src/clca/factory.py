@@ -100,6 +100,8 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
     reduction_class(config.reduction)  # a wrong name is told before a large backbone is made
     if "checkpoint_path" in config.backbone_kwargs:
         raise ClcaError("checkpoint_path would load into the backbone alone: name the file by weights=FILE instead")
+    if config.backbone_kwargs.get("features_only"):
+        raise ClcaError("features_only=True asks for maps of features, which reduced tokens are not: leave it out")
     source = resolve(config.backbone)
     check_architecture(source)
     fetch = pretrained and weights is None

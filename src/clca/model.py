@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +85,7 @@ class TokenReducedViT(TimmContract):
         size = (img_size, img_size) if isinstance(img_size, int) else img_size
         if size is not None and tuple(size) != tuple(vit.patch_embed.img_size):
             check_img_size(self.config.backbone, size, vit.patch_embed)
-            self.patch_embed, self.pos_embed = _resized(vit, size)
+            self._resize_embedding(size)
         self._traits["img_size"] = tuple(self.patch_embed.img_size)
 
     def _init_carriers(self, vit: VisionTransformer) -> None:
@@ -239,12 +238,12 @@ class TokenReducedViT(TimmContract):
         elif tuple(x.shape[-2:]) != tuple(self.patch_embed.img_size):
             raise ClcaError(
                 f"images of {x.shape[-2]}×{x.shape[-1]} pixels given to a model for "
-                f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or set img_size"
+                f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or call set_input_size"
             )
         x = embed_patches(self.patch_embed, x) if self._has_own_rounding else self.patch_embed(x)
         pos_embed: Tensor | None = self.pos_embed
         if self.dynamic_img_size:
-            batch, height, width, dim = x.shape
+            _, height, width, _ = x.shape
             if pos_embed is not None:
                 pos_embed = resample_abs_pos_embed(
                     pos_embed,
@@ -252,7 +251,7 @@ class TokenReducedViT(TimmContract):
                     old_size=self.patch_embed.grid_size,
                     num_prefix_tokens=0 if self.no_embed_class else self.num_prefix_tokens,
                 )
-            x = x.view(batch, -1, dim)
+            x = x.flatten(1, 2)
         batch, num_patches = x.shape[:2]
         prefix = [getattr(self, name).expand(batch, -1, -1) for name in PREFIX_TOKENS if hasattr(self, name)]
         suffix: list[Tensor] = []
@@ -424,22 +423,6 @@ def _schedule(keep_rate: float | tuple[float, ...], locations: tuple[int, ...]) 
             "give one rate, or one a location"
         )
     return KeepSchedule(keep_rate, len(locations))
-
-
-def _resized(vit: VisionTransformer, size: tuple[int, int]) -> tuple[nn.Module, nn.Parameter | None]:
-    """Patch embedding and position table of the backbone for another image size; the backbone keeps its own."""
-    old_grid = vit.patch_embed.grid_size
-    patch_embed = copy.copy(vit.patch_embed)  # shares the projection, has its own sizes
-    patch_embed.set_input_size(img_size=size)
-    if vit.pos_embed is None:
-        return patch_embed, None
-    table = resample_abs_pos_embed(
-        vit.pos_embed.detach(),
-        new_size=list(patch_embed.grid_size),
-        old_size=list(old_grid),
-        num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
-    )
-    return patch_embed, nn.Parameter(table)
 
 
 def _warn_if_ignored(keep_rate: float | tuple[float, ...]) -> None:

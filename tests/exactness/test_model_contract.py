@@ -128,6 +128,81 @@ def test_another_pool_is_remembered(before: str, after: str, of_timm: bool, tmp_
     assert torch.equal(clca.from_pretrained(tmp_path)(images), model.eval()(images))
 
 
+@pytest.mark.parametrize(
+    ("before", "cla", "pool"), [("token", True, "avg"), ("token", False, "mean"), ("map", False, "avg")]
+)
+def test_a_refused_pool_leaves_the_model_as_it_was(before: str, cla: bool, pool: str) -> None:
+    """The number of classes was noted before the pool was refused: such a model could not be saved."""
+    model = clca.create_model("vit_tiny_patch16_224", **SMALL, num_classes=3, global_pool=before, cla=cla)
+    model.classes = ["a", "b", "c"]
+    config = model.config
+    with pytest.raises(clca.ClcaError, match="global_pool"):
+        model.reset_classifier(9, pool)
+    assert (model.config, model.num_classes, model.classes) == (config, 3, ["a", "b", "c"])
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+
+
+@every_reduction
+@pytest.mark.parametrize("kwargs", [{}, {"reg_tokens": 2, "no_embed_class": True}, {"dynamic_img_size": True}])
+def test_another_image_size(reduction: str, kwargs: Any, tmp_path: Path) -> None:
+    """As a model made for that size with the same weights, and timm's own table; what shares weights stays."""
+    vit = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=5, **kwargs).eval()
+    vit.pos_embed.requires_grad_(False)
+    model = clca.reduce_tokens(vit, reduction=reduction, keep_rate=rate_of(reduction)).eval()
+    small = torch.randn(2, 3, 16, 16)
+    before, of_timm = model(small), vit(small)
+    model.preprocess = {"img_size": 16, "resize": 18, "mean": [0.5]}
+    if reduction in ("patchmerger", "sit"):
+        with pytest.raises(clca.ClcaError, match=f"parameters of {reduction} are for the patches of 16×16 pixels"):
+            model.set_input_size((24, 32))
+        assert torch.equal(model(small), before)
+        return
+    model.set_input_size((24, 32))
+    images = torch.randn(2, 3, 24, 32)
+    logits, trace = model.forward_trace(images)
+    assert trace.owner[0].shape == (2, 48)
+    assert model.preprocess["img_size"] == 16  # for square images: the user's to say
+    assert not model.pos_embed.requires_grad
+    assert torch.equal(vit(small), of_timm)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(clca.from_pretrained(tmp_path)(images), logits)
+    assert model._traits["img_size"] == (24, 32)  # what timm makes its loaders by
+    vit.set_input_size((24, 32))
+    assert torch.equal(model.pos_embed, vit.pos_embed)
+    with pytest.raises(clca.ClcaError, match="image size 33 is not a multiple of the patch size 4: use 32 or 36"):
+        model.set_input_size(33)
+    with pytest.raises(clca.ClcaError, match="img_size = "):
+        model.set_input_size(None)
+    assert torch.equal(model(images), logits)
+    model.set_input_size(32)
+    assert model.preprocess == {"img_size": 32, "resize": 36, "mean": [0.5]}
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+@every_reduction
+def test_maps_of_features_are_refused_by_name(reduction: str) -> None:
+    model = clca.create_model("vit_tiny_patch16_224", **SMALL, reduction=reduction, keep_rate=rate_of(reduction))
+    images = torch.randn(2, 3, 16, 16)
+    for name in ("forward_intermediates", "get_intermediate_layers"):
+        with pytest.raises(clca.ClcaError, match=f"there is no {name}.*forward_trace"):
+            getattr(model, name)(images, indices=[1], output_fmt="NCHW")
+
+
+def test_features_only_is_refused_by_name() -> None:
+    for make in (clca.create_model, lambda name, **more: timm.create_model("clca_vit", backbone=name, **more)):
+        with pytest.raises(clca.ClcaError, match="features_only=True asks for maps of features"):
+            make("vit_tiny_patch16_224", features_only=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "evit", "ats"])
+def test_no_image_at_all(reduction: str) -> None:
+    model = clca.create_model(
+        "vit_tiny_patch16_224", **SMALL, num_classes=5, reduction=reduction, keep_rate=rate_of(reduction),
+        dynamic_img_size=True,
+    ).eval()  # fmt: skip
+    assert model(torch.zeros(0, 3, 16, 16)).shape == (0, 5)
+
+
 @every_reduction
 @pytest.mark.parametrize("cla", [True, False])
 def test_gradient_checkpointing_changes_no_gradient(reduction: str, cla: bool) -> None:

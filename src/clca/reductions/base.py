@@ -140,7 +140,8 @@ class Reduction(nn.Module):
         place: "inside" the block, between attention and MLP, or "before" it.
         needs: The fields of `Evidence` that `reduce` reads.
         alters_attention: Whether later attentions need a key bias or a mask.
-        fixed_counts: Whether parameters depend on the keep rate, which then cannot be set at run time.
+        fixed_counts: Whether parameters depend on the keep rate or the number of patches, of which then neither can
+            be set at run time.
         pads: Whether the number of tokens varies by image, so that a batch is padded.
         fuses: Whether what `select` gives has a fused token.
 

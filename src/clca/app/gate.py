@@ -17,6 +17,7 @@ from clca.app.settings import PageSettings
 from clca.app.upload_folder import UploadFolder
 from clca.serve.guard import refuse
 from clca.serve.refusal import Refusal
+from clca.serve.root_path import path_below
 from clca.serve.settings import MIB, ServeSettings
 
 _API = "/gradio_api"
@@ -81,7 +82,7 @@ class Gate:
             else:
                 await send({"type": "websocket.close", "code": 1008})
             return
-        path, method = _path_of(scope), scope["method"]
+        path, method = path_below(scope), scope["method"]
         try:
             if len(path) > _PATH_LENGTH:
                 raise Refusal(404, "not_found", "there is nothing here")
@@ -212,12 +213,6 @@ class Gate:
             more = message.get("more_body", False)
             if piece:
                 yield piece
-
-
-def _path_of(scope: Scope) -> str:
-    """The path below the mount, as Gradio will read it."""
-    root, path = scope.get("root_path", ""), scope["path"]
-    return (path[len(root) :] if root and path.startswith(root) else path) or "/"
 
 
 def _files_in(content: Any) -> Iterator[Any]:

@@ -83,8 +83,9 @@ def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, 
     """Mount the page at /, behind its gate."""
     bound_sessions(blocks)
     gr.mount_gradio_app(
-        app, blocks, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, mcp_server=False,
-        enable_monitoring=False, pwa=False, i18n=room.words.i18n, max_file_size=page.upload_bytes, css_paths=[_STYLE],
+        app, blocks, path="/", root_path=settings.root_path or None, footer_links=[], run_history=False,
+        show_error=False, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False, i18n=room.words.i18n,
+        max_file_size=page.upload_bytes, css_paths=[_STYLE],
         theme=gr.themes.Default(primary_hue="green", neutral_hue="stone", font=_FONTS, font_mono=["monospace"]),
     )  # fmt: skip
     blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded

@@ -29,6 +29,7 @@ class Serving:
         host: Address to listen on; 127.0.0.1 lets only this machine in, 0.0.0.0 all that reach it.
         port: Port to listen on; 0 takes a free one.
         token_file: File whose content clients have to show as a bearer token, and browsers as the password.
+        root_path: Path below which a proxy shows the server, such as /cultivars; nothing where it is at the top.
         max_batch: Images the model takes at once, at most.
         wait_ms: How long an image waits for others to share its batch, in milliseconds.
         queue: Images that may be under way before requests are refused with 429.
@@ -45,6 +46,7 @@ class Serving:
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None
+    root_path: str = ""
     max_batch: int = 16
     wait_ms: float = 5.0
     queue: int = 128
@@ -61,7 +63,7 @@ class Serving:
         """As the endpoint takes them, the token read from its file."""
         from clca.serve.settings import MIB, ServeSettings
 
-        names = ("max_batch", "wait_ms", "queue", "files", "decoders", "threads", "device", "precision")
+        names = ("root_path", "max_batch", "wait_ms", "queue", "files", "decoders", "threads", "device", "precision")
         for name in ("file_mib", "megapixels"):
             if not math.isfinite(getattr(self, name)):
                 flag = f"--{name.replace('_', '-')}"

@@ -20,6 +20,7 @@ from clca.serve.docs_page import POLICY, docs_page
 from clca.serve.guard import Guard
 from clca.serve.metrics import CountRequests, Metrics
 from clca.serve.refusal import Refusal
+from clca.serve.root_path import RootPath
 from clca.serve.served_model import ServedModel, load
 from clca.serve.service import Ranked, Service
 from clca.serve.settings import ServeSettings
@@ -101,6 +102,8 @@ def create_app(
     # The last one added comes first: requests without the token are counted as well.
     app.add_middleware(Guard, token=settings.token, local=settings.local)
     app.add_middleware(CountRequests, metrics=metrics)
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
     return app
 
 

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clca.serve.refusal import Refusal
+from clca.serve.root_path import path_below
 
 OPEN = ("/health", "/health/live", "/health/ready")
 
@@ -49,7 +50,7 @@ class Guard:
         return None
 
     def _may(self, scope: Scope) -> bool:
-        if self._digest is None or scope["path"] in OPEN:
+        if self._digest is None or path_below(scope) in OPEN:
             return True
         shown = _shown(Headers(scope=scope).get("authorization", ""))
         # Digests are of one length, so that the comparison's time tells nothing of the token, nor of its length.

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clca.serve.root_path import path_below
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _PATHS = ("/v1/predict", "/v1/models", "/health", "/health/live", "/health/ready", "/metrics")
@@ -51,7 +53,8 @@ class CountRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in _PATHS else "other"  # what clients invent makes no series
+        path = path_below(scope)
+        path = path if path in _PATHS else "other"  # what clients invent makes no series
         began, code = time.perf_counter(), 500
 
         async def watched(message: Message) -> None:

@@ -1,5 +1,6 @@
 """What an endpoint accepts, and how it batches; every limit of it in one place."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -24,6 +25,7 @@ class ServeSettings:
         local: Whether requests have to call this machine localhost, 127.0.0.1 or the like. Where only this machine can
             reach the server, and needs no token, that keeps out the pages of other sites in a browser here, which get
             at it by a name that they made to lead here (DNS rebinding).
+        root_path: Below which path a proxy shows the server, as "/cultivars"; requests come with it or without.
         files: Images a request.
         file_bytes: Bytes an image, as it is sent.
         request_bytes: Bytes a request.
@@ -35,7 +37,7 @@ class ServeSettings:
         grace_seconds: How long a server that is told to stop waits for what it has accepted.
 
     Raises:
-        ClcaError: Where a number is not positive, or the token is too short to keep anyone out.
+        ClcaError: Where a number is not positive, the token is too short to keep anyone out, or `root_path` is none.
     """
 
     max_batch: int = 16
@@ -47,6 +49,7 @@ class ServeSettings:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     token: str | None = None
     local: bool = False
+    root_path: str = ""
     files: int = 32
     file_bytes: int = 16 * MIB
     request_bytes: int = 64 * MIB
@@ -67,6 +70,8 @@ class ServeSettings:
             value = getattr(self, field.name)
             if type(value) in (int, float) and not (value > 0 or (field.name == "wait_ms" and value == 0)):
                 raise ClcaError(f"{field.name} = {value}: has to be above 0")
+        if not re.fullmatch(r"(/[\w~-][\w.~-]*)*", self.root_path, re.ASCII):
+            raise ClcaError(f"root_path {self.root_path!r}: write the path as /cultivars, of letters, digits and -._~")
         if self.token is not None and len(self.token) < 16:
             raise ClcaError("the token has fewer than 16 characters: make one with `openssl rand -hex 32`")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):

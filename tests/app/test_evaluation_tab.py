@@ -20,8 +20,8 @@ def run(vines: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(vines, tmp_path / "vines"))
 
 
-def told(run: Path) -> str:
-    served = SimpleNamespace(folder=run, classes=CLASSES, keep_rate=0.5)
+def told(run: Path, keep_rate: float | tuple[float, ...] = 0.5) -> str:
+    served = SimpleNamespace(folder=run, classes=CLASSES, keep_rate=keep_rate)
     return evaluation_html(Words().speaker({}), served, evaluations(run))  # type: ignore[arg-type]
 
 
@@ -44,6 +44,24 @@ def test_the_table_by_class_is_of_the_evaluation_in_the_head_not_of_other_images
     html = told(run)
     assert "val: 12 photographs" in html
     assert {images for _, images in by_class(html)} == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("own", "shown", "named"),
+    [(0.5, 0.5, None), (0.4, 0.5, "40%"), (0.9, 1.0, "90%"), (0.1, 0.25, "10%"), ((0.2, 0.3), 0.25, "20% 30%")],
+)
+def test_the_head_names_the_share_that_it_is_of_where_that_is_not_the_models_own(
+    run: Path, own: float | tuple[float, ...], shown: float, named: str | None
+) -> None:
+    for path in (run / "evaluation").glob("*/evaluation.json"):
+        numbers = json.loads(path.read_text())
+        path.write_text(json.dumps(numbers | {"top1": numbers["keep_rate"]}))  # to tell them apart
+    head = told(run, own).split("<h4>By")[0]
+    assert f"<b>{shown:.1%}</b>" in head
+    assert ("the nearest share that was evaluated" in head) is (named is not None)
+    if named is not None:
+        assert f"With {shown:.0%} of the patches" in head
+        assert f"this model keeps {named}." in head
 
 
 @pytest.mark.parametrize(

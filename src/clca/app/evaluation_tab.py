@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from statistics import fmean
 
 import gradio as gr
 
 from clca.app import render
 from clca.app.room import Room, speaker
 from clca.app.words import Speaker
-from clca.serve.served_model import ServedModel
+from clca.serve.served_model import Rates, ServedModel
 from clca.training.run_folder import read_csv
 from clca.training.stored_evaluations import StoredEvaluation
 
@@ -45,13 +46,16 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
     """
     if not stored or served.folder is None:
         return f"<p class=clca-note>{escape(say('not_evaluated'))}</p>"
-    own = next((each for each in stored if each.keep_rate == served.keep_rate), stored[0])
+    own = min(stored, key=lambda each: (each.keep_rate != served.keep_rate, _apart(each.keep_rate, served.keep_rate)))
     head = say("evaluated_on", split=own.split, images=own.images, classes=len(served.classes))
     cards = "".join(
         f"<div><h4>{escape(say(key))}</h4><b>{value:.1%}</b></div>"
         for key, value in (("top1", own.top1), ("top5", own.top5), ("macro", own.macro))
     )
     parts = [f"<h3>{escape(head)}</h3><div class=clca-price>{cards}</div>"]
+    if own.keep_rate != served.keep_rate:
+        note = say("evaluated_near", rate=_rate(own.keep_rate), own=_rate(served.keep_rate))
+        parts.append(f"<p class=clca-note>{escape(note)}</p>")
     if len(stored) > 1:
         heads = [say("keep_rate"), say("top1"), say("top5"), say("macro"), "GMACs"]
         rows = [
@@ -106,5 +110,12 @@ def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
     return f"<h4>{escape(say('confusion'))}</h4><ul>{items}</ul>" if items else ""
 
 
-def _rate(rate: float | tuple[float, ...]) -> str:
+def _apart(one: Rates, other: Rates) -> float:
+    """How far the means of two keep rates are from each other."""
+    return abs(
+        fmean(one if isinstance(one, tuple) else (one,)) - fmean(other if isinstance(other, tuple) else (other,))
+    )
+
+
+def _rate(rate: Rates) -> str:
     return " ".join(f"{each:.0%}" for each in (rate if isinstance(rate, tuple) else (rate,)))

@@ -3,12 +3,13 @@
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 from small_endpoint import tiny_model
 
 from clca.commands import serve, serving
 from clca.errors import ClcaError
-from clca.serve import server
+from clca.serve import loading, server
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,20 @@ def test_a_port_that_is_taken_is_told_before_the_run_is_opened(tmp_path: Path) -
 def test_a_port_is_taken_from_the_start_by_a_server_that_is_still_loading() -> None:
     with server.listen("127.0.0.1", 0) as loading, pytest.raises(ClcaError, match="cannot listen"):
         server.listen("127.0.0.1", loading.getsockname()[1])
+
+
+def test_an_address_of_ipv6_is_listened_on_told_and_taken_as_any_other() -> None:
+    try:
+        listening = server.listen("::1", 0)
+    except ClcaError:
+        pytest.skip("this machine has no IPv6 loopback")
+    with listening, loading.answered_meanwhile(listening):
+        port = listening.getsockname()[1]
+        address = serving.Serving(host="::1").address(port)
+        assert address == f"http://[::1]:{port}"
+        assert httpx.get(f"{address}/health/live", timeout=30, trust_env=False).status_code == 200
+        with pytest.raises(ClcaError, match=f"cannot listen on ::1 port {port}"):
+            server.listen("::1", port)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens, so that a port that is taken is told before a model is loaded.
 
-    Who connects meanwhile waits for the model: were the socket only bound, another server that is still loading could
-    bind the same port, and one of the two would fail minutes later.
+    Who connects meanwhile waits, or is told so by `clca.serve.loading`: were the socket only bound, another server that
+    is still loading could bind the same port, and one of the two would fail minutes later.
 
     Args:
         host: Name or address.

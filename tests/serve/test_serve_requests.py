@@ -348,6 +348,14 @@ def test_metrics_count_requests_images_and_batches() -> None:
     assert float(lines["clca_images_under_way"]) == float(lines["clca_queue_images"]) == 0
 
 
+def test_whoever_asks_with_head_gets_the_head_of_the_same_answer(client: TestClient) -> None:
+    for path in ("/health", "/health/live", "/health/ready", "/v1/models", "/metrics", "/docs", "/openapi.json"):
+        head, answer = client.head(path), client.get(path)
+        assert (head.status_code, head.headers["content-type"]) == (200, answer.headers["content-type"])
+    assert client.head("/nothing").status_code == 404
+    assert not any("head" in methods for methods in client.get("/openapi.json").json()["paths"].values())
+
+
 def test_openapi_describes_bodies_refusals_and_examples(client: TestClient) -> None:
     found = client.get("/openapi.json").json()
     predict = found["paths"]["/v1/predict"]["post"]

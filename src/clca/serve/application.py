@@ -36,7 +36,7 @@ _REASONS = {
     415: "Not an image of a known format, or a body of an unknown type",
     422: "A damaged image, no image, or an option out of range",
     429: "Too much is under way: come back after Retry-After seconds",
-    503: "The server is stopping",
+    503: "The models are still loading, or the server is stopping",
     504: "Not answered in time",
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -152,11 +152,15 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         results = [_as_result(upload, answer) for upload, answer in zip(uploads, answers, strict=True)]
         return Answer(model=served.name, keep_rate=rates, results=results)
 
+    # Health checkers and load balancers ask with HEAD; the server leaves the body of the answer out.
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models", tags=["models"])
     async def models() -> Models:
         """What is served: classes, image size, reduction, keep rates, cost; and the limits of a request."""
         return described
 
+    @app.head("/health", include_in_schema=False)
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health", responses={503: {"model": Health}}, tags=["operation"])
     @app.get("/health/ready", responses={503: {"model": Health}}, tags=["operation"])
     async def health(response: Response) -> Health:
@@ -164,15 +168,18 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         response.status_code = 200 if service.accepts else 503
         return Health(live=True, ready=service.accepts)
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live", tags=["operation"])
     async def live() -> Health:
         """200 while the process lives. Needs no token."""
         return Health(live=True, ready=service.accepts)
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
 
+    @app.head("/metrics", response_class=Response, include_in_schema=False)
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def read_metrics() -> Response:
         """For Prometheus: requests by code, latency, queue length, batch sizes, images."""

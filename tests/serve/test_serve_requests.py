@@ -360,7 +360,12 @@ def test_openapi_describes_bodies_refusals_and_examples(client: TestClient) -> N
     found = client.get("/openapi.json").json()
     predict = found["paths"]["/v1/predict"]["post"]
     assert {"multipart/form-data", "image/*"} <= set(predict["requestBody"]["content"])
-    assert {"200", "401", "408", "413", "415", "422", "429", "503", "504"} <= set(predict["responses"])
+    assert {"200", "400", "401", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504"} == set(
+        predict["responses"]
+    )
+    assert set(found["paths"]["/v1/models"]["get"]["responses"]) == {"200", "401", "421", "503"}
+    assert set(found["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
+    assert set(found["paths"]["/health"]["get"]["responses"]) == {"200", "421", "503"}
     assert {parameter["name"] for parameter in predict["parameters"]} == {"top_k", "keep_rate", "model"}
     assert "leaf.jpg" in json.dumps(found["components"]["schemas"]["ImageAnswer"])
     assert "curl" in predict["description"]

@@ -34,14 +34,22 @@ _REASONS = {
     408: "The upload is too slow",
     413: "Over a limit of bytes, files or pixels",
     415: "Not an image of a known format, or a body of an unknown type",
+    421: "Called by another name than localhost, where only this machine is answered",
     422: "A damaged image, no image, or an option out of range",
     429: "Too much is under way: come back after Retry-After seconds",
+    500: "The server failed, or the model gave no finite number",
     503: "The models are still loading, or the server is stopping",
     504: "Not answered in time",
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Refused, "description": text} for status, text in _REASONS.items()
 }
+_OF_ALL: dict[int | str, dict[str, Any]] = {status: _RESPONSES[status] for status in (401, 421, 503)}
+_OF_HEALTH: dict[int | str, dict[str, Any]] = {
+    421: _RESPONSES[421],
+    503: {"model": Health, "description": _REASONS[503]},
+}
+_TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "requestBody": {
@@ -154,22 +162,22 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     # Health checkers and load balancers ask with HEAD; the server leaves the body of the answer out.
     @app.head("/v1/models", include_in_schema=False)
-    @app.get("/v1/models", tags=["models"])
+    @app.get("/v1/models", responses=_OF_ALL, tags=["models"])
     async def models() -> Models:
         """What is served: classes, image size, reduction, keep rates, cost; and the limits of a request."""
         return described
 
     @app.head("/health", include_in_schema=False)
     @app.head("/health/ready", include_in_schema=False)
-    @app.get("/health", responses={503: {"model": Health}}, tags=["operation"])
-    @app.get("/health/ready", responses={503: {"model": Health}}, tags=["operation"])
+    @app.get("/health", responses=_OF_HEALTH, tags=["operation"])
+    @app.get("/health/ready", responses=_OF_HEALTH, tags=["operation"])
     async def health(response: Response) -> Health:
-        """200 while requests are taken, 503 while the server stops. Needs no token."""
+        """200 while requests are taken, 503 while the models load and while the server stops. Needs no token."""
         response.status_code = 200 if service.accepts else 503
         return Health(live=True, ready=service.accepts)
 
     @app.head("/health/live", include_in_schema=False)
-    @app.get("/health/live", tags=["operation"])
+    @app.get("/health/live", responses={421: _RESPONSES[421]}, tags=["operation"])
     async def live() -> Health:
         """200 while the process lives. Needs no token."""
         return Health(live=True, ready=service.accepts)
@@ -180,7 +188,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return HTMLResponse(docs_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
 
     @app.head("/metrics", response_class=Response, include_in_schema=False)
-    @app.get("/metrics", response_class=Response, tags=["operation"])
+    @app.get("/metrics", response_class=Response, responses={200: _TEXT, **_OF_ALL}, tags=["operation"])
     async def read_metrics() -> Response:
         """For Prometheus: requests by code, latency, queue length, batch sizes, images."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -56,7 +56,7 @@ def test_the_head_names_the_share_that_it_is_of_where_that_is_not_the_models_own
     for path in (run / "evaluation").glob("*/evaluation.json"):
         numbers = json.loads(path.read_text())
         path.write_text(json.dumps(numbers | {"top1": numbers["keep_rate"]}))  # to tell them apart
-    head = told(run, own).split("<h4>By")[0]
+    head = told(run, own).split("<h3>By")[0]
     assert f"<b>{shown:.1%}</b>" in head
     assert ("the nearest share that was evaluated" in head) is (named is not None)
     if named is not None:

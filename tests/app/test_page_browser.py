@@ -374,6 +374,7 @@ def test_it_speaks_the_language_of_the_browser(browser: Browser, vines: Path, tm
             page.goto(address)
             expect(page.locator("#title")).to_have_text(title)
             expect(page.locator("#answer")).to_have_text(empty)
+            expect(page.locator("html")).to_have_attribute("lang", locale[:2])
             context.close()
 
 

@@ -23,7 +23,7 @@ from clca.training.stored_evaluations import StoredEvaluation
 SAY = Speaker(Words(), "en")
 NASTY = "<script>alert('x')</script>\"' onerror=y & {0} %s"
 VOID = {"img"}
-TAGS = {"div", "p", "strong", "span", "ol", "li", "i", "img", "h4", "b", "section", "figure", "figcaption", "table",
+TAGS = {"div", "p", "strong", "span", "ol", "li", "i", "img", "h2", "b", "section", "figure", "figcaption", "table",
         "thead", "tbody", "tr", "th", "td"}  # fmt: skip
 
 

@@ -49,10 +49,10 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
     own = min(stored, key=lambda each: (each.keep_rate != served.keep_rate, _apart(each.keep_rate, served.keep_rate)))
     head = say("evaluated_on", split=own.split, images=own.images, classes=len(served.classes))
     cards = "".join(
-        f"<div><h4>{escape(say(key))}</h4><b>{value:.1%}</b></div>"
+        f"<div><p class=what>{escape(say(key))}</p><b>{value:.1%}</b></div>"
         for key, value in (("top1", own.top1), ("top5", own.top5), ("macro", own.macro))
     )
-    parts = [f"<h3>{escape(head)}</h3><div class=clca-price>{cards}</div>"]
+    parts = [f"<h2>{escape(head)}</h2><div class=clca-price>{cards}</div>"]
     if own.keep_rate != served.keep_rate:
         note = say("evaluated_near", rate=_rate(own.keep_rate), own=_rate(served.keep_rate))
         parts.append(f"<p class=clca-note>{escape(note)}</p>")
@@ -68,12 +68,12 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
             ]
             for e in stored
         ]
-        parts.append(f"<h4>{escape(say('by_rate'))}</h4>{render.table(heads, rows)}")
+        parts.append(f"<h3>{escape(say('by_rate'))}</h3>{render.table(heads, rows)}")
     # By class and confusions are of the evaluation in the head, not of whichever the run has besides.
     rows = _by_class(read_csv(own.folder / "classes.csv"))
     if rows:
         heads = ["", *(say(f"column_{name}") for name in ("images", "precision", "recall", "f1"))]
-        parts.append(f"<h4>{escape(say('by_class'))}</h4>{render.table(heads, rows)}")
+        parts.append(f"<h3>{escape(say('by_class'))}</h3>{render.table(heads, rows)}")
     parts.append(_confusions(say, read_csv(own.folder / "confusion.csv")))
     return f"<div class=clca-evaluation>{''.join(parts)}</div>"
 
@@ -107,7 +107,7 @@ def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
         f"<li>{escape(say('confused_once' if count == 1 else 'confused', true=true, taken=taken, count=count))}</li>"
         for true, taken, count in most_confused(counts, names, _CONFUSIONS)
     )
-    return f"<h4>{escape(say('confusion'))}</h4><ul>{items}</ul>" if items else ""
+    return f"<h3>{escape(say('confusion'))}</h3><ul>{items}</ul>" if items else ""
 
 
 def _apart(one: Rates, other: Rates) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +33,12 @@ from clca.app.room import Room  # noqa: E402
 from clca.app.sweeping import sweeping  # noqa: E402
 
 _STYLE = Path(__file__).with_name("style.css")
+# Gradio says that every page is English, and a screen reader would read another language by English rules.
+_LANGUAGE = """() => {
+    const ours = OURS, asked = navigator.languages.map(tag => tag.toLowerCase());
+    const found = asked.flatMap(tag => [tag, tag.split('-')[0]]).find(tag => ours.includes(tag));
+    document.documentElement.lang = found ?? 'en';
+}"""
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 
 
@@ -79,6 +86,12 @@ def build(room: Room) -> gr.Blocks:
     return blocks.queue(max_size=64, default_concurrency_limit=8)
 
 
+def _theme() -> gr.themes.Base:
+    """Green on stone. Gradio's own grey of small print has a contrast of 2.5 on white; WCAG asks for 4.5."""
+    theme = gr.themes.Default(primary_hue="green", neutral_hue="stone", font=_FONTS, font_mono=["monospace"])
+    return theme.set(body_text_color_subdued="*neutral_600")
+
+
 def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, page: PageSettings) -> None:
     """Mount the page at /, behind its gate."""
     bound_sessions(blocks)
@@ -86,7 +99,7 @@ def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, 
         app, blocks, path="/", root_path=settings.root_path or None, footer_links=[], run_history=False,
         show_error=False, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False, i18n=room.words.i18n,
         max_file_size=page.upload_bytes, css_paths=[_STYLE],
-        theme=gr.themes.Default(primary_hue="green", neutral_hue="stone", font=_FONTS, font_mono=["monospace"]),
+        theme=_theme(), js=_LANGUAGE.replace("OURS", json.dumps(list(room.words.languages))),
     )  # fmt: skip
     blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
     folder = upload_folder()

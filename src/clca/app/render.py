@@ -62,7 +62,7 @@ def price(say: Speaker, look: Look, rates: Rates, stored: Sequence[StoredEvaluat
 
 
 def _cell(name: str, value: str, about: str) -> str:
-    return f"<div><h4>{escape(name)}</h4><b>{escape(value)}</b><p>{escape(about)}</p></div>"
+    return f"<div><p class=what>{escape(name)}</p><b>{escape(value)}</b><p>{escape(about)}</p></div>"
 
 
 def _accuracy(say: Speaker, rate: Rates, stored: Sequence[StoredEvaluation]) -> tuple[str, str]:
@@ -100,7 +100,7 @@ def depths(say: Speaker, explanation: Explanation) -> str:
         f'<i style="width:{100 * abs(depth.logit) / reach:.2f}%"></i></div></li>'
         for depth in explanation.depths
     )
-    return f"<div class=clca-answer><h4>{escape(say('depths', name=explanation.target))}</h4><ol>{rows}</ol></div>"
+    return f"<div class=clca-answer><h2>{escape(say('depths', name=explanation.target))}</h2><ol>{rows}</ol></div>"
 
 
 def _percent(share: float) -> str:
@@ -114,7 +114,7 @@ def figures(title: str, pictures: Sequence[Image.Image], captions: Sequence[str]
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for picture, caption in zip(pictures, captions, strict=True)
     )
-    return f"<section><h4>{escape(title)}</h4><div class=clca-figures>{shown}</div></section>"
+    return f"<section><h2>{escape(title)}</h2><div class=clca-figures>{shown}</div></section>"
 
 
 def address_of(picture: Image.Image, side: int = 480) -> str:

@@ -62,6 +62,18 @@ def test_every_format_is_read_and_leaves_no_file(kind: str, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xd8\xff" + bytes(1 << 20), b"\xff\xd8" + b"\xff\xec\0\2" * (1 << 18),
+     photo(1)[:33] + b"\0\0\0\0prVt\xa6\x87\x8c\x49" * (1 << 17)],
+    ids=["JPEG of zeros", "JPEG of segments", "PNG of chunks"],
+)  # fmt: skip
+def test_a_header_of_very_many_pieces_is_not_read_to_its_end(data: bytes) -> None:
+    with pytest.raises(Refusal, match="too many pieces") as refused:
+        decode(data, TRANSFORM, 10_000)
+    assert refused.value.status == 422
+
+
 @pytest.mark.parametrize("data", [b"x", b"P", b"\x89", b"BM", b"GIF8", b"\xff\xd8", b"II*\0"])
 def test_a_few_bytes_are_no_image(data: bytes) -> None:
     assert outcome(data) in (415, 422)

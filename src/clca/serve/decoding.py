@@ -16,6 +16,22 @@ from clca.serve.refusal import Refusal
 # A transform that scales the shorter side would make a huge picture of a line of pixels.
 _NARROWEST = 100
 
+# Pillow reads headers piece by piece in Python, and keeps the pieces: millions of them, or bytes that are none, would
+# take a decoder minutes and gigabytes. Photographs need some hundred reads.
+_HEADER_READS = 50_000
+
+
+class _Header(io.BytesIO):
+    """A file of which only so many pieces are read."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _HEADER_READS:
+            raise Refusal(422, "damaged", "damaged: its header has too many pieces")
+        return super().read(size)
+
 
 def decode(data: bytes, transform: Transform, max_pixels: int) -> Tensor:
     """`decode_image`, transformed.
@@ -44,8 +60,10 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """
     known = _looks_like_an_image(data)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:  # reads the header only
+        with Image.open(_Header(data), formats=_FORMATS) as image:  # reads the header only
             width, height = image.size
+    except Refusal:
+        raise
     except UnidentifiedImageError:
         if known:
             raise Refusal(422, "damaged", "damaged or truncated: its header cannot be read") from None

@@ -72,7 +72,7 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
     # By class and confusions are of the evaluation in the head, not of whichever the run has besides.
     rows = _by_class(read_csv(own.folder / "classes.csv"))
     if rows:
-        heads = ["", *(say(f"column_{name}") for name in ("images", "precision", "recall", "f1"))]
+        heads = [*(say(f"column_{name}") for name in ("class", "images", "precision", "recall", "f1"))]
         parts.append(f"<h3>{escape(say('by_class'))}</h3>{render.table(heads, rows)}")
     parts.append(_confusions(say, read_csv(own.folder / "confusion.csv")))
     return f"<div class=clca-evaluation>{''.join(parts)}</div>"

@@ -87,9 +87,17 @@ def build(room: Room) -> gr.Blocks:
 
 
 def _theme() -> gr.themes.Base:
-    """Green on stone. Gradio's own grey of small print has a contrast of 2.5 on white; WCAG asks for 4.5."""
+    """Green on stone, and darker than Gradio's own, whose small print and buttons have contrasts of 2.3 to 3.3.
+
+    Source: WCAG 2.2, success criterion 1.4.3, which asks for 4.5.
+    """
     theme = gr.themes.Default(primary_hue="green", neutral_hue="stone", font=_FONTS, font_mono=["monospace"])
-    return theme.set(body_text_color_subdued="*neutral_600")
+    green, darker = "*primary_700", "*primary_800"
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        button_primary_background_fill=green, button_primary_background_fill_dark=green,
+        button_primary_background_fill_hover=darker, button_primary_background_fill_hover_dark=darker,
+    )  # fmt: skip
 
 
 def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, page: PageSettings) -> None:

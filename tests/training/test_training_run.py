@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,33 +190,6 @@ def test_the_bar_of_a_resumed_run_begins_at_its_epoch(done: int, epoch: int) -> 
     shown = Display(3, 10, done, True, Console(file=file, force_terminal=True, color_system=None, width=120))
     shown.close()
     assert f"epoch {epoch}/3" in file.getvalue()
-
-
-HOLDS = """
-import sys, pathlib
-from clca.training.run_folder import MetricsLog
-log = MetricsLog(pathlib.Path(sys.argv[1]), 10**9)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_run_is_trained_by_one_process_at_a_time(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("fcntl")
-    config = make_config()
-    stop_after(4, config, monkeypatch)
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    words = [sys.executable, "-c", HOLDS, str(tmp_path / "run" / "metrics.jsonl")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(ClcaError, match="another process trains this run now; wait for its end, or choose another"):
-            train(config, quiet=True)
-        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-        other.kill()
-    train(config, quiet=True)
 
 
 def test_what_a_killed_process_was_writing_is_removed(

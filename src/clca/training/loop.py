@@ -4,6 +4,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import monotonic
@@ -30,6 +31,7 @@ from clca.training.config import TrainConfig, default_run_folder, identity
 from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
+from clca.training.metrics_log import MetricsLog, claimed
 from clca.training.preflight import build_model, open_splits, refuse_other_images, verify_images
 from clca.training.progress import Display
 from clca.training.signals import first_signal
@@ -104,19 +106,26 @@ def train(
         return finished_run(folder)
     with folder_of.left_as_it_was(folder):
         folder_of.make_writable(folder)
-        begun = (folder / folder_of.CHECKPOINT).is_file()
-        own = folder_of.own_images(folder) if begun else None
-        splits = open_splits(config, own.root if own is not None else None)
-        if begun:
-            refuse_other_images(folder, splits)
-        # Before the images are read, which takes long: a setting that the model refuses is told at once.
-        model = build_model(config, splits.classes, start=not begun)
-        if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
-            verify_images(splits, progress=show)
-        accelerator = make_accelerator(config, folder)
-        held = RunState(config, folder, model, splits, accelerator)
-        with held.nothing_left_of_a_false_start():
-            return _until_the_end(held, accelerator, console, display, show)
+        with claimed(folder) if is_first_process() else nullcontext() as log:
+            if log is not None and folder_of.find_run(folder, config) != state:
+                raise ClcaError(f"--out {folder}: another process has just trained there; run the command again")
+            held = _taken_up(config, folder, log, console, show)
+            return _until_the_end(held, held.accelerator, console, display, show)
+
+
+def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, console: Console, show: bool) -> RunState:
+    """A run that is ready for its first step here: one that was begun where its checkpoint says, or a new one."""
+    begun = (folder / folder_of.CHECKPOINT).is_file()
+    own = folder_of.own_images(folder) if begun else None
+    splits = open_splits(config, own.root if own is not None else None)
+    if begun:
+        refuse_other_images(folder, splits)
+    # Before the images are read, which takes long: a setting that the model refuses is told at once.
+    model = build_model(config, splits.classes, start=not begun)
+    if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
+        verify_images(splits, progress=show)
+    accelerator = make_accelerator(config, folder)
+    return RunState(config, folder, model, splits, accelerator, log)
 
 
 def _until_the_end(
@@ -136,7 +145,6 @@ def _until_the_end(
             result = loop.until_the_end()
     finally:
         shown.close()
-        held.close()
         _end_tracking(accelerator, config, shown)
     return result
 

@@ -5,7 +5,6 @@ full disk leaves the previous one whole.
 """
 
 import csv
-import errno
 import json
 import os
 import re
@@ -137,11 +136,11 @@ class _LineFeeds:
 
 @contextmanager
 def left_as_it_was(folder: Path) -> Iterator[None]:
-    """When the block fails and has left a new folder empty, remove it."""
+    """When the block fails or is interrupted and has left a new folder empty, remove it."""
     new = not folder.exists()
     try:
         yield
-    except Exception:
+    except BaseException:
         if new:
             with suppress(OSError):
                 folder.rmdir()
@@ -191,7 +190,7 @@ def find_run(folder: Path, config: TrainConfig) -> State:
     if not folder.is_dir():
         raise ClcaError(f"--out {folder}: is a file; choose another folder")
     if not (folder / CONFIG).is_file():
-        if all(entry.name.startswith(".") for entry in folder.iterdir()):
+        if all(entry.name.startswith(".") or _is_mere_claim(entry) for entry in folder.iterdir()):
             return "new"
         raise ClcaError(f"--out {folder}: holds other files and no run; choose a new folder")
     stored = read_config(folder)
@@ -204,6 +203,11 @@ def find_run(folder: Path, config: TrainConfig) -> State:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise ClcaError(f"--out {folder}: holds a different run ({listed}{more}); choose another folder")
     return "finished" if (folder / SUMMARY).is_file() else "started"
+
+
+def _is_mere_claim(path: Path) -> bool:
+    """Whether it is all that a run has left which ended before it was described."""
+    return path.name == METRICS and path.is_file() and not path.stat().st_size
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -314,23 +318,6 @@ def _tails(run: str) -> list[str]:
     return tails or [run]
 
 
-def _lock(file: IO[Any]) -> bool:
-    """Whether this process alone may write to the file from now on, for as long as it is open.
-
-    A record lock: gone with the process however that ends, and not handed on to processes that read images. Where the
-    system or the disk has none, True.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove what a process that was killed while it wrote a file of the run has left beside it."""
     names = "|".join(map(re.escape, FILES))
@@ -339,43 +326,3 @@ def remove_leftovers(folder: Path) -> None:
         if ours.fullmatch(path.name):
             with suppress(OSError):
                 path.unlink()
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, cut back to where the last checkpoint saw its end.
-
-    While it is open no other process trains the run.
-
-    Args:
-        path: The file.
-        size: Bytes to keep of it; what an interrupted run wrote after its last checkpoint is written again.
-
-    Raises:
-        ClcaError: Another process has it open.
-    """
-
-    def __init__(self, path: Path, size: int = 0) -> None:
-        self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 (stays open as long as the run)
-        if not _lock(self._file):
-            self._file.close()
-            raise ClcaError(
-                f"--out {path.parent}: another process trains this run now; wait for its end, or choose another folder"
-            )
-        self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # no zeros where lines were removed
-
-    def write(self, line: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise WorkError(f"{self.path} could not be written ({reason(error)})") from error
-
-    def sync(self) -> int:
-        """Make sure that what was written is on disk; its size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
-
-    def close(self) -> None:
-        self._file.close()

@@ -1,8 +1,6 @@
 """What a training run holds: model, optimizer, schedule, where it is; and how that is saved and taken up again."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,12 +18,19 @@ from clca.training.batches import Plan
 from clca.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
+from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
 from clca.training.preflight import Splits, image_size, set_transforms
 
 
 class RunState:
     """One training run on one process.
+
+    Args:
+        config, folder, splits: The run, where it is written, and its images.
+        model: What is trained, not yet on its device.
+        accelerator: What it is trained on.
+        log: `metrics.jsonl`, by which this process has claimed the run; None in every process but the first.
 
     Attributes:
         plan: Which images each step takes.
@@ -34,15 +39,19 @@ class RunState:
         ema: timm's moving average of it, or None.
         parameters: Those that learn.
         progress: Where the run is.
-        log: `metrics.jsonl`; None in every process but the first.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, model: TokenReducedViT, splits: Splits, accelerator: Accelerator
+        self,
+        config: TrainConfig,
+        folder: Path,
+        model: TokenReducedViT,
+        splits: Splits,
+        accelerator: Accelerator,
+        log: MetricsLog | None,
     ) -> None:
-        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.config, self.folder, self.accelerator, self.log = config, folder, accelerator, log
         self.first: bool = accelerator.is_main_process
-        self.log: folder_of.MetricsLog | None = None
         self.plan = Plan.fitting(
             len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed,
             mixes=bool(config.mixup or config.cutmix),
@@ -85,10 +94,10 @@ class RunState:
                     f"{path}: is not of this run ({type(error).__name__}); remove the file to begin anew"
                 ) from error
         self.accelerator.wait_for_everyone()  # nobody writes before all have read
-        if self.first:
-            if not path.is_file():  # first of all files: a folder without it is not taken for a run
+        if self.log is not None:
+            if not path.is_file():  # before anything is saved: a folder without it is not taken for a run
                 folder_of.write_json(self.folder / folder_of.CONFIG, self._description())
-            self.log = folder_of.MetricsLog(self.folder / folder_of.METRICS, self.progress.metrics_size)
+            self.log.cut(self.progress.metrics_size)
             folder_of.remove_leftovers(self.folder)
         self._seconds_before, self._began = self.progress.seconds, monotonic()
         self.saved_at, self.saved_step, self.saving_takes = self._began, self.progress.step, 0.0
@@ -198,19 +207,3 @@ class RunState:
                 f"--track {self.config.track}: {reason(error)}; no more is sent there, {folder_of.METRICS} has it all"
             )
         return None
-
-    @contextmanager
-    def nothing_left_of_a_false_start(self) -> Iterator[None]:
-        """If the run fails before anything of it is saved, remove its description, which would refuse a mended one."""
-        try:
-            yield
-        except Exception:
-            saved = any((self.folder / name).is_file() for name in (folder_of.CHECKPOINT, folder_of.WEIGHTS))
-            if self.first and not saved:
-                for name in (folder_of.CONFIG, folder_of.METRICS):
-                    (self.folder / name).unlink(missing_ok=True)
-            raise
-
-    def close(self) -> None:
-        if self.log is not None:
-            self.log.close()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import clca
 from clca.errors import ClcaError, WorkError
-from clca.training import TrainConfig, resume, train
+from clca.training import TrainConfig, device, resume, train
 from clca.training import loop as loop_of
 from clca.training.progress import Display
 from clca.training.run_folder import find_run
@@ -170,6 +170,54 @@ def test_a_run_does_not_go_on_with_other_images(
     for part in root.glob(split):
         (part / new).unlink() if (part / new).is_file() else shutil.move(part / new, part / old)
     train(config, quiet=True)
+
+
+@pytest.mark.parametrize(("split", "told"), [("train", "train"), ("val", "watched")])
+def test_a_run_does_not_go_on_with_as_many_other_images(
+    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, told: str
+) -> None:
+    root = shutil.copytree(images, tmp_path / "copy")
+    config = make_config(data={"root": str(root)})
+    stop_after(4, config, monkeypatch)
+    one, kept = root / split / "class1" / "0.png", tmp_path / "kept.png"
+    for name, content in (("0.png", "val/class0/1.png"), ("9.png", f"{split}/class1/0.png")):
+        shutil.copy2(images / content, kept)
+        one.rename(tmp_path / "away.png")
+        shutil.copy2(kept, one.with_name(name))
+        with pytest.raises(ClcaError, match=f"begun .as many {told} images, with other names, sizes or classes.; put"):
+            train(config, quiet=True)
+        one.with_name(name).unlink()
+        (tmp_path / "away.png").rename(one)
+    shutil.copytree(root, tmp_path / "moved")
+    shutil.rmtree(root)
+    (tmp_path / "moved").rename(root)  # the same images, copied
+    train(config, quiet=True)
+
+
+def test_a_run_of_before_that_names_no_images_goes_on(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, file = make_config(), tmp_path / "run" / "config.json"
+    stop_after(4, config, monkeypatch)
+    content = json.loads(file.read_text())
+    for name in ("train_digest", "watched_digest", "precision"):
+        assert content["resolved"].pop(name)
+    file.write_text(json.dumps(content))
+    assert train(config, quiet=True).steps == 6
+
+
+@pytest.mark.parametrize("begun", ["no", "bf16"])
+def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: str
+) -> None:
+    whole = train(make_config(out=tmp_path / "whole", precision=begun), quiet=True)
+    config = make_config(precision="auto")
+    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun == "bf16")
+    stop_after(4, config, monkeypatch)
+    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun != "bf16")
+    result = resume(tmp_path / "run")
+    assert f"goes on with precision {begun}, as it was begun" in capsys.readouterr().err
+    assert same(weights(result.folder), weights(whole.folder))
 
 
 def test_a_run_with_a_relative_path_goes_on_from_another_folder(

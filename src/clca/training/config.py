@@ -117,7 +117,9 @@ class TrainConfig(BaseModel):
     )
 
     precision: Literal["auto", "no", "bf16", "fp16"] = Field(
-        "auto", description="Mixed precision. auto: bf16 where the device computes it fast, else none."
+        "auto",
+        description="Mixed precision. auto: bf16 where the device computes it fast, else none; a resumed run "
+        "keeps what it began with.",
     )
     device: Literal["auto", "cpu"] = Field("auto", description="auto: the GPU if there is one. cpu: not even then.")
     channels_last: bool = Field(False, description="Images in channels-last order in memory.")

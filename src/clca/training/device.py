@@ -5,6 +5,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -40,19 +41,20 @@ def make_accelerator(
         config: The run; says device, precision, gradient accumulation and tracker.
         folder: Run folder, where TensorBoard's files go.
         device: "auto" or "cpu"; used without `config`.
-        precision: "auto", "no", "bf16" or "fp16"; used without `config`.
+        precision: "auto", "no", "bf16" or "fp16"; with `config` what its "auto" was on the machine that began the run.
         serves: Whether the process goes on when the work is done: one that waits should give back what it freed.
 
     Raises:
         ClcaError: fp16 without a GPU, or a tracker that is not installed.
     """
     if config is not None:
-        device, precision = config.device, config.precision
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+        device = config.device
+        precision = config.precision if config.precision != "auto" else precision
+    on_cpu = _is_cpu(device)
     if precision == "fp16" and on_cpu:
         raise ClcaError("--precision fp16 needs a GPU; on a CPU choose bf16 or no")
     if precision == "auto":
-        precision = "bf16" if _bf16_is_fast(on_cpu) else "no"
+        precision = automatic_precision(device)
     track = config.track if config is not None else "none"
     if track != "none" and importlib.util.find_spec(track) is None:
         raise ClcaError(f"--track {track} needs the package {track}: pip install 'clca[{track}]'")
@@ -70,6 +72,15 @@ def make_accelerator(
         # Buffers are batch norm's, which are equal in all processes already.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def automatic_precision(device: str) -> Literal["no", "bf16"]:
+    """What `precision: auto` is on this machine; device: "auto" or "cpu"."""
+    return "bf16" if _bf16_is_fast(_is_cpu(device)) else "no"
+
+
+def _is_cpu(device: str) -> bool:
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 def _bf16_is_fast(on_cpu: bool) -> bool:

@@ -28,7 +28,7 @@ from clca.training.batches import (
     train_loader,
 )
 from clca.training.config import TrainConfig, default_run_folder, identity
-from clca.training.device import is_first_on_its_machine, is_first_process, make_accelerator
+from clca.training.device import automatic_precision, is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
 from clca.training.metrics_log import MetricsLog, claimed
@@ -124,7 +124,11 @@ def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, console
     model = build_model(config, splits.classes, start=not begun)
     if is_first_on_its_machine():  # each machine has a cache of its own, and nobody waits for it in a process group
         verify_images(splits, progress=show)
-    accelerator = make_accelerator(config, folder)
+    precision = folder_of.begun_precision(folder) if begun else "auto"
+    accelerator = make_accelerator(config, folder, precision=precision)
+    if show and config.precision == "auto" and precision not in ("auto", automatic_precision(config.device)):
+        line = f"{folder}: goes on with precision {precision}, as it was begun; auto is another on this machine"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return RunState(config, folder, model, splits, accelerator, log)
 
 

@@ -1,6 +1,8 @@
 """Everything that can go wrong before the first step, found before the first step."""
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,30 +89,61 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
 def refuse_other_images(folder: Path, splits: Splits) -> None:
     """Refuse to go on with a run whose images are not those it was begun with.
 
-    Its steps are counted by their number, and its head by their classes: with others it would go on without a word,
-    at the wrong place or with the names of the classes exchanged.
+    Its steps are counted by their number, its epochs ordered by their place in the list, and its head by their classes:
+    with others it would go on without a word, at the wrong place or with the names of the classes exchanged.
 
     Raises:
         ClcaError: With what has changed.
     """
     stored = read_config(folder)
-    counted = stored.get("resolved", {})
-    now = {"train_images": len(splits.train), "watched_images": len(splits.watched) if splits.watched else 0}
+    then, now = stored.get("resolved", {}), described_images(splits)
     changed = [
-        f"{counted[name]} {name.replace('_', ' ')} then and {count} now"
-        for name, count in now.items()
-        if counted.get(name, count) != count
+        f"{then[name]} {name.replace('_', ' ')} then and {now[name]} now"
+        for name in ("train_images", "watched_images")
+        if then.get(name, now[name]) != now[name]
     ]
     classes = stored.get("classes", splits.classes)
     if classes != splits.classes:
         differing = ((classes, splits.classes, "without"), (splits.classes, classes, "with"))
         told = [f"{how} {_some(sorted(set(a) - set(b)))}" for a, b, how in differing if set(a) - set(b)]
         changed.append(f"classes now {' and '.join(told) or 'in another order'}")
+    changed = changed or [
+        f"as many {name} images, with other names, sizes or classes"
+        for name in ("train", "watched")
+        if then.get(f"{name}_digest", now[f"{name}_digest"]) != now[f"{name}_digest"]  # runs of before have none
+    ]
     if changed:
         raise ClcaError(
             f"--out {folder}: its images have changed since it was begun ({'; '.join(changed)}); "
             "put them back to go on, or choose another --out to begin anew"
         )
+
+
+def described_images(splits: Splits) -> dict[str, Any]:
+    """How many images there are to learn from and to watch, and a digest of which, as `config.json` keeps them."""
+    told: dict[str, Any] = {}
+    for name, images in (("train", splits.train), ("watched", splits.watched)):
+        told[f"{name}_images"] = len(images) if images is not None else 0
+        told[f"{name}_digest"] = _digest(images) if images is not None else None
+    return told
+
+
+def _digest(images: Images) -> str:
+    """Of the path below the set, the size in bytes and the class of each image in its order; none is opened.
+
+    Neither where the set lies nor when it was copied makes a difference.
+    """
+    digest = hashlib.sha256()
+    root = getattr(images, "root", None)  # None: drawn in memory
+    below = root if root is None or root.is_dir() else root.parent
+    for path, label in zip(images.paths, images.labels, strict=True):
+        name, size = str(path), 0
+        if below is not None:
+            name = str(path.relative_to(below)) if path.is_relative_to(below) else path.name
+            with suppress(OSError):  # `verify_images` tells of an image that is not there
+                size = path.stat().st_size
+        digest.update(f"{name}\t{size}\t{label}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def _expected_size(config: ModelConfig) -> int | None:

@@ -245,6 +245,13 @@ def stored_config(folder: Path) -> TrainConfig:
         raise ClcaError(f"{folder / CONFIG}: settings of another version of clca ({type(error).__name__})") from None
 
 
+def begun_precision(folder: Path) -> str:
+    """The precision that a run was begun with: "no", "bf16" or "fp16"; "auto" where its folder does not say."""
+    resolved = read_config(folder).get("resolved")
+    precision = resolved.get("precision") if isinstance(resolved, dict) else None
+    return precision if precision in ("no", "bf16", "fp16") else "auto"
+
+
 @dataclass(frozen=True)
 class OwnImages:
     """The images that a run was made from."""

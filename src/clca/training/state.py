@@ -20,7 +20,7 @@ from clca.training.config import TrainConfig
 from clca.training.device import versions
 from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
-from clca.training.preflight import Splits, image_size, set_transforms
+from clca.training.preflight import Splits, described_images, image_size, set_transforms
 
 
 class RunState:
@@ -122,9 +122,8 @@ class RunState:
             "train": self.config.model_dump(mode="json"),
             "resolved": {
                 "started_in": os.getcwd(),
-                "train_images": len(self.train_images),
+                **described_images(Splits(self.train_images, self.watched_images)),
                 "watched_split": self.config.watched_split,
-                "watched_images": len(self.watched_images) if self.watched_images is not None else 0,
                 "batch_size": plan.batch_size,
                 "steps_per_epoch": plan.steps_per_epoch,
                 "warmup_epochs": self.config.warmup,

@@ -29,12 +29,14 @@ from clca.weights import differences, load_strict, read_state_dict
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
+def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool = False) -> None:
     """Write a model so that `from_pretrained` gives it back.
 
     Args:
         model: What to save, with its `classes` and `preprocess`.
         folder: Made if it is missing, `~` is the home folder; what else its `config.json` says is kept.
+        checked: Whether this very model was saved before and nothing but the values of its parameters has changed: then
+            none is made to compare it with, which takes longer than a small one takes to write.
 
     Raises:
         ClcaError: If the model was not made by name and cannot be made again, has become another since it was made
@@ -45,7 +47,8 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path) -> None:
     folder = expanded(folder)
     config = _as_json(model)
     state = model.state_dict()
-    _check_can_be_made(model.config, state)
+    if not checked:
+        _check_can_be_made(model.config, state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}

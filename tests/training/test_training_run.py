@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import clca
+from clca import hub
 from clca.errors import ClcaError, WorkError
 from clca.training import TrainConfig, device, resume, train
 from clca.training import loop as loop_of
@@ -240,6 +241,20 @@ def test_the_bar_of_a_resumed_run_begins_at_its_epoch(done: int, epoch: int) -> 
     assert f"epoch {epoch}/3" in file.getvalue()
 
 
+@pytest.mark.parametrize("width", [120, 80, 79, 60, 59, 50, 49, 40])
+def test_the_bar_keeps_its_counts_in_a_narrow_terminal(width: int) -> None:
+    file = io.StringIO()
+    shown = Display(52, 183, 0, True, Console(file=file, force_terminal=True, color_system=None, width=width))
+    shown.step(4321, 1.2345, 123.4)
+    shown.close()
+    last = file.getvalue()[file.getvalue().rindex("epoch") :]
+    assert "epoch 24/52" in last
+    assert "4321/9516 loss 1.234" in last
+    assert "…" not in last
+    assert ("-:--:--" in last) is (width >= 50)
+    assert ("images/s" in last) is (width >= 80)
+
+
 def test_what_a_killed_process_was_writing_is_removed(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +346,20 @@ def _never_better(self: Any, numbers: dict[str, Any]) -> bool:
     self.progress.best, self.progress.best_epoch = numbers, 1
     self.progress.stale += 1
     return True
+
+
+def test_that_the_weights_can_be_loaded_is_checked_once_a_run(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, check = [], hub._check_can_be_made
+    monkeypatch.setattr(hub, "_check_can_be_made", lambda *given: (checks.append(given), check(*given)))
+    monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)  # but saved each time
+    result = train(make_config(epochs=3), quiet=True)
+    assert len(checks) == 1
+    model = clca.from_pretrained(result.folder)
+    model.save_pretrained(str(result.folder))
+    model.save_pretrained(str(result.folder))
+    assert len(checks) == 3
 
 
 def test_a_damaged_or_dangerous_checkpoint_is_refused(make_config: Make, tmp_path: Path) -> None:

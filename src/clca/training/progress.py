@@ -31,17 +31,19 @@ class Display:
         self._first = done
         self._bar: Bar | None = None
         if show and self.console.is_terminal:
-            self._bar = Bar(
-                TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]}"),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=self.console,
-            )
+            # With the columns of a terminal from which on each is shown: rich would cut all of them, the counts first.
+            shown = [
+                (0, TextColumn("epoch {task.fields[epoch]}/" + str(epochs))),
+                (60, BarColumn(bar_width=None)),
+                (0, MofNCompleteColumn()),
+                (0, TextColumn("loss {task.fields[loss]}")),
+                (80, TextColumn("{task.fields[rate]}")),
+                (80, TimeElapsedColumn()),
+                (50, TextColumn("left")),
+                (50, TimeRemainingColumn(elapsed_when_finished=False)),
+            ]
+            columns = [column for least, column in shown if self.console.width >= least]
+            self._bar = Bar(*columns, console=self.console)
             epoch = min(epochs, done // steps_per_epoch + 1)
             self._task = self._bar.add_task("train", total=self.total, completed=done, epoch=epoch, loss="…", rate="")
             self._bar.start()

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.hub import save_pretrained
 from clca.model import TokenReducedViT
 from clca.training import run_folder as folder_of
 from clca.training.batch_norm import normalise_over_processes
@@ -63,6 +64,7 @@ class RunState:
         self.train_images, self.watched_images = set_transforms(splits, image_size(model), config.augmentation)
         self._prepare(model)
         self.progress = Progress()
+        self._weights_saved = False
         self._resume()
 
     def _prepare(self, model: TokenReducedViT) -> None:
@@ -175,9 +177,10 @@ class RunState:
         if not self.first:
             return
         try:
-            self.judged.save_pretrained(str(self.folder))
+            save_pretrained(self.judged, self.folder, checked=self._weights_saved)
         except (ClcaError, SafetensorError) as error:  # the folder was writable when the run began
             raise WorkError(f"{self.folder / folder_of.WEIGHTS} could not be written: {error}") from error
+        self._weights_saved = True
 
     def write(self, line: dict[str, Any]) -> str | None:
         """A line of `metrics.jsonl`, and the same to the tracker under names like val/top1.

@@ -48,6 +48,18 @@ def test_every_run_is_made_once_and_the_table_has_them_all(tmp_path):
     assert set(table["axis.keep_rate"]) == {"0.5", "0.25"}
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_log_that_cannot_be_written_fails_its_run_alone(tmp_path, processes):
+    plan = small_plan(seeds=1)
+    log = run_folder(tmp_path, plan.runs[0].name) / "log.txt"
+    log.mkdir(parents=True)
+    result = run_study(plan, tmp_path, LocalProcesses(processes) if processes else None, **QUICK)
+    assert (result.finished, result.failed) == (3, 1)
+    assert f"{log}: cannot be written (is a directory)" in (log.parent / "failure.json").read_text()
+    log.rmdir()
+    assert run_study(plan, tmp_path, retry_failed=True, **QUICK).complete
+
+
 def test_runs_beside_one_another_share_the_processes_that_read_images(tmp_path):
     base = {key: value for key, value in BASE.items() if key != "workers"}
     run_study(small_plan(base=base, seeds=1), tmp_path, threads=2, **QUICK)

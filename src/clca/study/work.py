@@ -8,17 +8,17 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, reason
 from clca.study.claim import Claim, claim
 from clca.study.folder import (
     FAILURE,
@@ -158,9 +158,11 @@ def _failed(job: Job, folder: Path, error: Exception, attempt: int) -> Outcome:
     if is_full(folder, error):
         return Outcome(job.name, "no space", line)
     text = "".join(traceback.format_exception(error))
-    with open(folder / LOG, "a", encoding="utf-8", errors="backslashreplace") as log:
+    # What cannot be written may be the very failure; the outcome tells it all the same.
+    with suppress(OSError, WorkError), _opened(folder / LOG) as log:
         log.write(text)
-    write_failure(folder, line, text, attempt)
+    with suppress(WorkError):
+        write_failure(folder, line, text, attempt)
     return Outcome(job.name, "failed", line)
 
 
@@ -202,9 +204,24 @@ def _tidy(job: Job, trained: Path) -> None:
 
 
 @contextmanager
+def _opened(log: Path) -> Iterator[TextIO]:
+    """The log of a run, to add to.
+
+    Raises:
+        WorkError: It cannot be opened.
+    """
+    try:
+        file = open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+    except OSError as error:
+        raise WorkError(f"{log}: cannot be written ({reason(error)})") from error
+    with file:
+        yield file
+
+
+@contextmanager
 def _log(path: Path, own_process: bool) -> Iterator[Console]:
     """Where a run says what it does: its own file, and with it all that its process prints meanwhile."""
-    with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+    with _opened(path) as file:
         console = Console(file=file, width=120, force_terminal=False)
         if not own_process:
             yield console

@@ -124,6 +124,11 @@ class TokenReducedViT(TimmContract):
         self.global_pool: str = vit.global_pool
         self.cla_head: CrossLayerAggregationHead | None = None
         if config.cla:
+            if dropped := getattr(vit.head_drop, "p", 0.0):
+                warnings.warn(
+                    f"the aggregation head has no dropout, as published: drop_rate={dropped} has no effect",
+                    stacklevel=3,
+                )
             head = CrossLayerAggregationHead(
                 self.embed_dim, len(self.locations) + 1, config.num_classes, config.cla_width
             )

@@ -261,6 +261,16 @@ def test_carrier_starts_as_a_copy_of_cls() -> None:
     assert clca.reduce_tokens(vit, num_classes=5, num_clr=0).clr is None
 
 
+def test_dropout_before_the_head_acts_without_cla_and_is_told_with_it() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.warns(UserWarning, match=r"no dropout, as published: drop_rate=0\.5 has no effect"):
+        told = clca.create_model("deit_tiny_patch16_224", **SMALL, num_classes=5, drop_rate=0.5)
+    acts = clca.create_model("deit_tiny_patch16_224", **SMALL, num_classes=5, drop_rate=0.5, cla=False)
+    for model, same in ((told, True), (acts, False)):
+        features = model.train().forward_features(images)
+        assert torch.equal(model.forward_head(features), model.forward_head(features)) is same
+
+
 def test_the_backbone_is_shared_and_unchanged() -> None:
     vit = timm.create_model("deit3_small_patch16_224", **SMALL, num_classes=6).eval()
     images = torch.randn(2, 3, 16, 16)

@@ -529,7 +529,9 @@ def test_a_tracker_that_does_not_end_hides_no_result(
         train(make_config(track="tensorboard", lr=1e30, warmup_epochs=0, out=tmp_path / "failing"), quiet=True)
 
 
-def test_a_compiled_run_learns_the_same(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_learns_the_same(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = train(make_config(out=tmp_path / "plain", precision="bf16"), quiet=True)
     calls, compile_model = [], torch.compile
 
@@ -538,7 +540,8 @@ def test_a_compiled_run_learns_the_same(make_config: Make, tmp_path: Path, monke
         return compile_model(call, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", with_fast_backend)
-    compiled = train(make_config(out=tmp_path / "compiled", precision="bf16", compile=True), quiet=True)
+    compiled = train(make_config(out=tmp_path / "compiled", precision="bf16", compile=True))
+    assert "compiling in the first step, which takes minutes" in capsys.readouterr().err
     assert calls == [{"fullgraph": True}]
     assert compiled.train["loss"] == pytest.approx(plain.train["loss"], rel=1e-5)
     expected = weights(plain.folder)

@@ -226,6 +226,8 @@ class _Loop:
         state, progress = self.state, self.progress
         if progress.step:
             self.display.say(f"resuming {state.folder} after step {progress.step} of {stop}")
+        if self.config.compile:
+            self.display.say("compiling in the first step, which takes minutes; Ctrl-C twice ends it at once")
         self._end_epoch_if_over(watched)  # a run can be interrupted between its last step and its evaluation
         while progress.step < stop and not self._has_stopped_improving():
             if self._one_step(batches):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clca.explain import Explanation, Stage, View
+from clca.lettering import save_figure
 from clca.training.run_folder import replacing
 
 _INK, _FAINT = "#26302a", "#6d776f"
@@ -73,7 +74,7 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
     _answer_bars(axes_at(begin + 0.56, y, columns - begin - 0.6, min(bars, 1.9)), explanation)
     figure.text(side / width, 0.17 / height, _note(explanation), size=6.8, color=_FAINT, va="center")
     with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=200, format="png")
+        save_figure(figure, temporary, dpi=200, format="png")
 
 
 def shrink(image: Image.Image, side: int = _MAX_SIDE) -> NDArray[np.float64]:

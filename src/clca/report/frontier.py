@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clca.lettering import save_figure
 from clca.report.speedup import STYLES
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def draw_frontier(path: Path, tuning: Tuning, best: Sequence[Point]) -> None:
         tuning: What `clca.tune.tune` found.
         best: Its frontier, from cheap to dear.
     """
-    frontier_figure(tuning, best).savefig(path, dpi=160, format="png")
+    save_figure(frontier_figure(tuning, best), path, dpi=160, format="png")
 
 
 def family_style(number: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from textwrap import fill
 from typing import Any
 from xml.etree import ElementTree
 
+from clca.lettering import save_figure
 from clca.training.run_folder import replacing
 
 INK, FAINT, GRID, PAPER = "#222222", "#6b6b6b", "#dddddd", "#ffffff"
@@ -119,8 +119,7 @@ def plain_style(salt: str) -> Iterator[None]:
         "grid.color": GRID, "grid.linewidth": 0.6, "text.parse_math": False, "axes.unicode_minus": True,
         "svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42, "path.simplify": True,
     }  # fmt: skip
-    with rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a class's name in a script that the font has not
+    with rc_context(settings):
         yield
 
 
@@ -157,7 +156,7 @@ def write_files(picture: Picture, folder: Path) -> list[Path]:
         for form, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             path = folder / f"{picture.name}.{form}"
             with replacing(path) as temporary:
-                figure.savefig(temporary, format=form, dpi=160, metadata=metadata)
+                save_figure(figure, temporary, format=form, dpi=160, metadata=metadata)
             figure.set_layout_engine("none")  # found once
             written.append(path)
     return written
@@ -182,7 +181,7 @@ def _panel_svg(picture: Picture, panel: Panel, key: str) -> str:
         axes.patch.set_visible(False)
         text = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(text, format="svg", metadata=nothing)
+        save_figure(figure, text, format="svg", metadata=nothing)
     return inline(text.getvalue(), key, panel.title, panel.alt)
 
 

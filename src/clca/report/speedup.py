@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.config import spelled
+from clca.lettering import save_figure
 from clca.reductions import list_reductions
 from clca.training.stored_evaluations import by_rate
 
@@ -44,7 +45,7 @@ def draw_speed_ups(path: Path, panels: Sequence[tuple[str, Sequence[Row]]], form
         panels: Title and rows of each panel; rows without a speed-up are left out.
         form: "png" or "pdf".
     """
-    speed_up_figure(panels).savefig(path, dpi=160, format=form)
+    save_figure(speed_up_figure(panels), path, dpi=160, format=form)
 
 
 def speed_up_figure(panels: Sequence[tuple[str, Sequence[Row]]]) -> Figure:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clca.lettering import save_figure
 from clca.model import TokenReducedViT
 
 _FADED = 0.86  # how far a dropped patch goes towards paper
@@ -208,4 +209,4 @@ def draw_survivors(
         "fuses the dropped into one token). Counts include CLS, carriers and recovered tokens. Below: the answer."
     )
     figure.text(0.62 / size[0], 0.26 / size[1], note, size=8, color=_FAINT, va="center")
-    figure.savefig(path, dpi=160, format="png", facecolor=figure.get_facecolor())
+    save_figure(figure, path, dpi=160, format="png", facecolor=figure.get_facecolor())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clca.lettering import save_figure
 from clca.paths import shown
 
 MOST_WITH_NUMBERS = 25
@@ -51,7 +52,7 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, shrink=0.8, aspect=30)
     bar.set_label("share of the true class")
-    figure.savefig(path, dpi=130, format="png", bbox_inches="tight", pad_inches=0.15)
+    save_figure(figure, path, dpi=130, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
 def most_confused(confusion: np.ndarray, names: list[str], count: int = 5) -> list[tuple[str, str, int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clca.lettering import save_figure
+
 if TYPE_CHECKING:
     from clca.training.sweeping import Sweep
 
@@ -36,4 +38,4 @@ def draw_sweep(path: Path, sweep: Sweep) -> None:
     axes.grid(axis="y", color=_FAINT, alpha=0.25, lw=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=150, format="png")
+    save_figure(figure, path, dpi=150, format="png")

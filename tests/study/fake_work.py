@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import clca.data
 from clca.errors import WorkError
 from clca.study.work import Job
 
@@ -16,6 +17,13 @@ def note(job: Job, folder: Path, console: Any) -> dict[str, Any]:
         file.write(f"{job.name} {os.getpid()}\n")
     console.print("made")
     return {"top1": 0.5 + 0.01 * job.config["seed"], "gmacs": 1.0}
+
+
+def look(job: Job, folder: Path, console: Any) -> dict[str, Any]:
+    """The same, with how many images there are to learn from."""
+    data = job.config["data"]
+    images = clca.data.open(data["root"], data["train_split"], source=data["source"])
+    return {**note(job, folder, console), "train_images": len(images)}
 
 
 def slowly(job: Job, folder: Path, console: Any) -> dict[str, Any]:

@@ -457,3 +457,14 @@ def test_a_pretraining_that_fails_is_told_and_nothing_else_begins(tmp_path):
     with pytest.raises(WorkError, match="the pretraining failed"):
         run_study(small_plan(pretraining={"epochs": 2}), tmp_path, work="fake_work:crash", quiet=True)
     assert not list(begun_runs(tmp_path))
+
+
+def test_leaves_are_drawn_where_a_study_asks_for_them_and_as_it_asks(tmp_path, monkeypatch):
+    told = small_plan(base={**BASE, "source": "leaves"}, seeds=1)
+    run_study(told, tmp_path / "told", runs=told.runs[:1], work="fake_work:look", quiet=True)
+    assert read_table(tmp_path / "told")["train_images"].tolist() == [12]
+    write_leaves(tmp_path / "leaves", 3, 5, 40, progress=False)
+    monkeypatch.chdir(tmp_path)
+    found = small_plan(base={**BASE, "data": "leaves"}, seeds=1)
+    run_study(found, tmp_path / "found", runs=found.runs[:1], **QUICK)
+    assert not (tmp_path / "found/data").exists()

@@ -56,7 +56,7 @@ def open(
     from clca.data.sources import read_listing
     from clca.data.unused import describe_unused
 
-    if source == "leaves" or (source is None and is_leaves(root)):
+    if is_leaves(root, source):
         return Leaves.from_text(str(root), split=split, transform=transform)
     listing = read_listing(root, source)
     if strict and listing.problems:
@@ -67,8 +67,10 @@ def open(
     return ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
 
 
-def is_leaves(root: str | Path) -> bool:
-    """Whether `root` asks for synthetic leaves in memory rather than for files."""
+def is_leaves(root: str | Path, source: str | None = None) -> bool:
+    """Whether a set, by its root and source as `open` takes them, is synthetic leaves in memory rather than files."""
+    if source is not None:
+        return source == "leaves"
     text = str(root)
     return text.startswith("leaves:") or (text == "leaves" and not Path(text).exists())
 

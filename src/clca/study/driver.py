@@ -236,7 +236,7 @@ class _Driver:
         update: dict[str, Any] = {}
         root = self.roots.get(config.data.root)
         if root is not None:
-            update["data"] = config.data.model_copy(update={"root": str(root)})
+            update["data"] = config.data.model_copy(update={"root": str(root), "source": None})
         if config.workers is None and self.threads is not None:
             update["workers"] = min(8, self.threads)  # else each of many runs would take the whole machine's
         if first is not None:

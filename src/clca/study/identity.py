@@ -74,7 +74,7 @@ def images_fingerprint(root: str, source: str | None = None) -> str | None:
     from clca.data.leaves import DrawnLeaves
     from clca.data.sources import read_listing
 
-    if source == "leaves" or (source is None and is_leaves(root)):
+    if is_leaves(root, source):
         leaves = DrawnLeaves.from_text(root, split="all")
         images = len(leaves) // len(leaves.classes)
         own = [len(leaves.classes), images, leaves.size, leaves.seed, leaves.difficulty]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clca.data import is_leaves
 from clca.study.folder import DATA, appearing
 from clca.study.plan import Plan, PlannedRun
 
@@ -28,8 +29,9 @@ def drawn(
     Raises:
         WorkError: They cannot be written.
     """
-    texts = dict.fromkeys(plan.config(run).data.root for run in [*plan.pretraining, *runs])
-    return {text: _folder(out, text, say, progress) for text in texts if text.partition(":")[0] == "leaves"}
+    sets = [plan.config(run).data for run in [*plan.pretraining, *runs]]
+    texts = dict.fromkeys(data.root for data in sets if is_leaves(data.root, data.source))
+    return {text: _folder(out, text, say, progress) for text in texts}
 
 
 def _folder(out: Path, text: str, say: Callable[[str], None], progress: bool) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.config import ModelConfig
+from clca.data import is_leaves
 from clca.errors import ClcaError
 from clca.paths import expanded
 from clca.study.config import StudyConfig
@@ -276,7 +277,7 @@ class _Resolver:
             if "root" not in settings:
                 raise ClcaError(f"{self.study.name}: no images are named; write data: FOLDER under base or axes")
             made = self._checked(choice, {"backbone": "-"}, settings, {}).data
-            made = made.model_copy(update={"root": below(self.data_folder, made.root)})
+            made = made.model_copy(update={"root": below(self.data_folder, made.root, made.source)})
             self.data.known[key] = (data_text(made, self._fingerprint(made)), made)
         return self.data.known[key]
 
@@ -318,7 +319,7 @@ class _Resolver:
         for number, settings in enumerate(self.study.pretraining):
             model, data, own = by_part({**self.study.base, **settings})
             made = self._checked((), model, data, own)
-            where = made.data.model_copy(update={"root": below(self.data_folder, made.data.root)})
+            where = made.data.model_copy(update={"root": below(self.data_folder, made.data.root, made.data.source)})
             seed = self.study.seeds[0]
             self.stages.append(made.model_copy(update={"data": where, "seed": seed}))
             weights = weights_fingerprint(made.weights) if made.weights is not None else self.started_from or None
@@ -359,8 +360,8 @@ def arm(model: ModelConfig) -> str:
     ]
 
 
-def below(folder: str | None, root: str) -> str:
-    """A data folder, below another if it is relative."""
-    if folder is None or root == "leaves" or root.startswith("leaves:") or expanded(root).is_absolute():
+def below(folder: str | None, root: str, source: str | None = None) -> str:
+    """The root of a set, below a data folder if it is relative."""
+    if folder is None or is_leaves(root, source) or expanded(root).is_absolute():
         return root
     return str(expanded(folder) / root)

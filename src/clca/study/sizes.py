@@ -29,7 +29,7 @@ def _size(root: str, source: str | None, train_split: str, split: str) -> SetSiz
     from clca.data import is_leaves
     from clca.data.ultra_fgvc import ULTRA_FGVC
 
-    if source == "leaves" or (source is None and is_leaves(root)):
+    if is_leaves(root, source):
         from clca.data.leaves import DrawnLeaves
 
         learned, judged = (DrawnLeaves.from_text(root, split=name) for name in (train_split, split))

@@ -78,20 +78,19 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     text = room.get_template(template).render(light=LIGHT, dark=DARK, **content)
-    earlier = _linked(path)
+    try:
+        earlier = _linked(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        earlier = set()
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be none
-    for name in earlier - _linked(path):
+    for name in earlier - _linked(text):
         with suppress(OSError):
             (path.parent / name).unlink()
 
 
-def _linked(page: Path) -> set[str]:
+def _linked(text: str) -> set[str]:
     """The files below figures/ and tables/ that a page of ours links to."""
-    try:
-        text = page.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
     if '<meta name="generator" content="clca report">' not in text:
         return set()
     links = re.findall(r'<a href="((?:figures|tables)/[^"/]+\.(?:png|pdf|csv|tex))">', text)

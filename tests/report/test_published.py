@@ -60,6 +60,8 @@ def test_published_hands_out_a_copy():
         ({"backbone": "deit_base_patch16_224.fb_in1k", "keep_rate": 1.0, "arm": "base", "reduction": "none"}, 54.2),
         ({"backbone": "deit_base_patch16_224.fb_in1k", "keep_rate": 1.0, "arm": "base"}, 54.2),
         ({"num_clr": 1, "clc_gap": True, "clc_recover_at_last": True, "cla_width": 2}, 55.6),
+        ({"keep_rates": None, "locations": "3 6 9"}, 55.6),
+        ({"data": "soygene", "keep_rate": 1.0, "arm": "base", "reduction": "none", "locations": "2 8"}, 66.0),
     ],
 )
 def test_a_setting_of_the_paper_gets_its_number(changed, top1):
@@ -83,6 +85,8 @@ def test_a_setting_of_the_paper_gets_its_number(changed, top1):
         {"num_clr": 4},
         {"clc_gap": False},
         {"cla_width": 1},
+        {"keep_rates": "0.15 0.1 0.05"},
+        {"locations": "2 8"},
         {"data": None},
         {"keep_rate": None, "img_size": None},
     ],

@@ -17,6 +17,7 @@ from small_study import BASE, small_plan
 
 from clca.data.leaves import write_leaves
 from clca.errors import ClcaError, WorkError
+from clca.report.study_numbers import over_seeds, paired_gains
 from clca.report.study_report import study_report
 from clca.study.driver import run_study
 from clca.study.executors import LocalProcesses
@@ -82,6 +83,9 @@ def test_the_table_is_rebuilt_from_the_folders(tmp_path):
     assert read_table(tmp_path).equals(before)
     (tmp_path / "results.parquet").write_bytes(b"damaged")
     assert read_table(tmp_path).equals(before)
+    for foreign in (before.drop(columns="name"), pandas.DataFrame({"name": before["name"], "state": "finished"})):
+        foreign.to_parquet(tmp_path / "results.parquet")
+        assert read_table(tmp_path).equals(before)
     run_study(plan, tmp_path, **QUICK)
     (run_folder(tmp_path, plan.runs[0].name) / "result.json").unlink()
     assert Counter(read_table(tmp_path)["state"]) == {"finished": 7, "interrupted": 1}
@@ -457,6 +461,31 @@ def test_a_pretraining_that_fails_is_told_and_nothing_else_begins(tmp_path):
     with pytest.raises(WorkError, match="the pretraining failed"):
         run_study(small_plan(pretraining={"epochs": 2}), tmp_path, work="fake_work:crash", quiet=True)
     assert not list(begun_runs(tmp_path))
+
+
+def test_a_list_of_keep_rates_is_another_setting_than_its_mean_also_in_runs_made_before_the_table_said_it(tmp_path):
+    axes = {"keep_rate": [0.5, [0.75, 0.5, 0.25]], "arm": {"base": {"cla": False, "clc": False}, "clca": {}}}
+    plan = small_plan(base={**BASE, "reduction": "evit", "locations": [0, 1, 2]}, axes=axes, seeds=1)
+    run_study(plan, tmp_path, **QUICK)
+    table = read_table(tmp_path)
+    assert table["keep_rate"].tolist() == [0.5] * 4
+    assert sorted(table["keep_rates"].dropna()) == ["0.75 0.5 0.25"] * 2
+    assert set(table["locations"]) == {"0 1 2"}
+    assert over_seeds(table)["n"].tolist() == [1, 1, 1, 1]
+    assert len(paired_gains(table)) == 2
+    study_report(tmp_path, tmp_path / "report")
+    page = (tmp_path / "report/index.html").read_text()
+    assert "0.75 0.5 0.25" in page
+    assert "blocks 0 1 2" in page
+    (tmp_path / "results.parquet").unlink()
+    for run in plan.runs:
+        for file in ("result.json", "run.json"):
+            path = run_folder(tmp_path, run.name) / file
+            content = json.loads(path.read_text())
+            for name in ("keep_rates", "locations"):
+                (content if file == "result.json" else content["row"]).pop(name)
+            path.write_text(json.dumps(content))
+    assert read_table(tmp_path).equals(table)
 
 
 def test_leaves_are_drawn_where_a_study_asks_for_them_and_as_it_asks(tmp_path, monkeypatch):

@@ -45,6 +45,9 @@ VARIANTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cla_width": (2, ("cla", "clca")),
 }
 """Settings of the two modules: the default, which is the paper's, and the arms that each bears on."""
+BY_BLOCK = ("keep_rates", "locations")
+"""Columns that are blank where all blocks that reduce have one rate, and are those that the backbone's depth gives."""
+_BLOCKS = "3 6 9"  # of twelve, which is what the paper's backbones have: what the depth gives
 
 _NUMBERS = ("top1", "gain_low", "gain_high", "gmacs", "img_size", "keep_rate")
 
@@ -91,11 +94,12 @@ def join(table: pd.DataFrame) -> pd.DataFrame:
     Top-1 of the table is `top1_mean` (percent, as of `over_seeds`) where there is one, else `top1` (0 to 1, as in the
     results table). Rows are neither lost nor doubled nor moved. Where the paper does not say which backbone, each of
     its nine is joined, and `published_note` says so. EViT at keep rate 1 and no reduction are the same model and match
-    alike. Carriers, GAP and head width must be the defaults, as in the paper's main results.
+    alike. Keep rates that differ from block to block, and other blocks, are other settings, whatever the mean.
+    Carriers, GAP and head width must be the defaults, as in the paper's main results.
 
     Args:
         table: Rows with `data`, `backbone`, `reduction`, `keep_rate`, `img_size` and `arm`; without one of these
-            nothing matches.
+            nothing matches. And `BY_BLOCK`, if there are some.
 
     Returns:
         A copy with `published_top1` (percent), `difference` (points, ours less theirs), `published_method`,
@@ -123,7 +127,10 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     if reduction in _SAME_AS_NONE and rate == 1.0:
         reduction = "none"
     pixels = None if size is None or pd.isna(size) else int(size)
-    return row.get("data"), reduction, rate, pixels, row.get("arm")
+    rates, blocks = (text if isinstance(text := row.get(name), str) else "" for name in BY_BLOCK)
+    if blocks == _BLOCKS or (reduction == "none" and row.get("arm") == "base"):  # nothing happens at the blocks
+        blocks = ""
+    return row.get("data"), reduction, rate, rates, blocks, pixels, row.get("arm")
 
 
 def _match(candidates: Any, row: dict[str, Any]) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ _TITLES = {
     "backbone": "Backbone",
     "reduction": "Reduction",
     "keep_rate": "Keep rate",
+    "keep_rates": "by block",
+    "locations": "Blocks",
     "img_size": "Image",
     "variant": "Modules",
 }
@@ -58,7 +60,9 @@ def cell(name: str, value: Any) -> str:
 
 def in_caption(name: str, value: Any) -> str:
     """The same where no heading says what it is: keep rate 0.1."""
-    return f"keep rate {value:g}" if name == "keep_rate" and not pd.isna(value) else cell(name, value)
+    words = {"keep_rate": "keep rate", "keep_rates": "by block", "locations": "blocks"}
+    text = cell(name, value)
+    return f"{words[name]} {text}" if name in words and text else text
 
 
 def column(rows: pd.DataFrame, name: str, shown: Callable[[Any], str]) -> list[str]:

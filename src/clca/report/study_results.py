@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from clca.report.published import VARIANTS
+from clca.report.published import BY_BLOCK, VARIANTS
 from clca.report.study_cells import (
     ARM_TITLES,
     cell,
@@ -98,7 +98,7 @@ def _by_setting(means: pd.DataFrame, pairs: pd.DataFrame) -> tuple[pd.DataFrame,
     for name in frame.columns.difference([*SETTING, "variant", *axes]):
         if not name.endswith(("_approximate", "_seeds")):
             frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    return _sorted(frame if (frame["variant"] != "").any() else frame.drop(columns="variant")), arms
+    return _sorted(frame.drop(columns=[name for name in (*BY_BLOCK, "variant") if (frame[name] == "").all()])), arms
 
 
 _OF_ARM = {
@@ -117,7 +117,7 @@ _GAIN = {"gain": "mean", "gain_low": "low", "gain_high": "high", "gain_pairs": "
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     """By set and backbone; no reduction first, then each with its rates from high to low."""
-    by = [*SETTING, *(name for name in frame if name == "variant" or str(name).startswith("axis."))]
+    by = [name for name in (*SETTING, "variant", *axes_of(frame)) if name in frame]
     order = frame[by].assign(keep_rate=-frame["keep_rate"].astype(float))
     order["reduction"] = order["reduction"].where(order["reduction"] != "none", "")
     return frame.loc[order.sort_values(by, kind="stable").index].reset_index(drop=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from clca.report.published import VARIANTS
+from clca.report.published import BY_BLOCK, VARIANTS
 from clca.report.study_cells import ARM_TITLES
 
-SETTING = ["data", "backbone", "reduction", "keep_rate", "img_size"]
+SETTING = ["data", "backbone", "reduction", "keep_rate", *BY_BLOCK, "img_size"]
 """What a base model and one with CLCA have in common."""
 
 ARMS = ("base", "cla", "clc", "clca")
@@ -40,7 +40,7 @@ def finished_runs(table: pd.DataFrame) -> pd.DataFrame:
         `axis.*` columns ("" where blank).
     """
     runs = without_pretraining(table)
-    for name in ("data", "backbone", "reduction", "arm", "run", "name", "finished_at"):
+    for name in ("data", "backbone", "reduction", *BY_BLOCK, "arm", "run", "name", "finished_at"):
         runs[name] = _text(runs, name)
     for name in ("keep_rate", "img_size", "seed", "top1", "gmacs"):
         runs[name] = number_column(runs, name)
@@ -86,7 +86,9 @@ def setting_text(runs: pd.DataFrame, *, arm: bool = False) -> pd.Series:
     """Each run's setting in words: leaves · evit · 0.5 · 64 px."""
     sizes = runs["img_size"].map(lambda size: "" if pd.isna(size) else f"{size:g} px")
     rates = runs["keep_rate"].map(lambda rate: "" if pd.isna(rate) else f"{rate:g}")
-    parts = [runs["data"], runs["backbone"], runs["reduction"], rates, sizes]
+    rates = rates.where(runs["keep_rates"] == "", runs["keep_rates"])
+    blocks = runs["locations"].map(lambda blocks: blocks and f"blocks {blocks}")
+    parts = [runs["data"], runs["backbone"], runs["reduction"], rates, blocks, sizes]
     parts += [runs["arm"].map(lambda name: ARM_TITLES.get(name, name))] if arm else []
     parts += [runs["variant"], *(runs[axis] for axis in axes_of(runs))]
     told = [" · ".join(part for part in row if part) for row in zip(*parts, strict=True)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clca.config import ModelConfig
+from clca.config import ModelConfig, spelled
 from clca.study.folder import TRAINED
 from clca.training.config import TrainConfig
 from clca.training.run_folder import CONFIG, METRICS, SUMMARY
@@ -29,6 +30,7 @@ def settings_row(name: str, identity: str, labels: dict[str, str], set_name: str
         "backbone": model.backbone,
         "reduction": model.reduction,
         "keep_rate": _one_rate(model),
+        **by_block(model.reduction, model.keep_rate, model.locations),
         "img_size": model.img_size[0] if isinstance(model.img_size, tuple) else model.img_size,
         "arm": arm,
         "num_clr": model.num_clr,
@@ -37,6 +39,22 @@ def settings_row(name: str, identity: str, labels: dict[str, str], set_name: str
         "cla_width": model.cla_width,
         "seed": config.seed,
         **{f"axis.{axis}": label for axis, label in labels.items()},
+    }
+
+
+def by_block(
+    reduction: str, keep_rate: float | Sequence[float], locations: Sequence[int] | None
+) -> dict[str, str | None]:
+    """The columns that say what is not the same, or not as always, at every reduction block.
+
+    Returns:
+        `keep_rates`: One rate a block, as "0.75 0.5 0.25"; None where all have the same. `locations`: The blocks, as
+        "2 5 8"; None for those that a backbone's depth gives.
+    """
+    rates = () if reduction == "none" or isinstance(keep_rate, (int, float)) else tuple(keep_rate)
+    return {
+        "keep_rates": spelled(rates) if len(set(rates)) > 1 else None,
+        "locations": None if locations is None else " ".join(map(str, locations)),
     }
 
 

@@ -20,23 +20,24 @@ from clca.study.folder import (
     read_result,
     run_folder,
 )
+from clca.study.record import by_block
 from clca.training.run_folder import replacing
 
 if TYPE_CHECKING:
     import pandas
 
-_TEXT = ("run", "name", "state", "error", "data", "split", "backbone", "reduction", "arm", "device", "precision",
-         "host", "clca", "torch", "timm", "finished_at")  # fmt: skip
+_TEXT = ("run", "name", "state", "error", "data", "split", "backbone", "reduction", "keep_rates", "locations",
+         "arm", "device", "precision", "host", "clca", "torch", "timm", "finished_at")  # fmt: skip
 _WHOLE = ("img_size", "num_clr", "cla_width", "seed", "params", "train_images", "epochs", "steps", "threads")
 _YES_NO = ("clc_gap", "clc_recover_at_last")
 _NUMBER = ("keep_rate", "top1", "top5", "macro", "loss", "train_loss", "train_top1", "gmacs", "computed_gmacs",
            "images_per_second", "train_seconds", "seconds", "grad_max", "grad_median")  # fmt: skip
 COLUMNS = (
-    "run", "name", "state", "error", "data", "split", "backbone", "reduction", "keep_rate", "img_size", "arm",
-    "num_clr", "clc_gap", "clc_recover_at_last", "cla_width", "seed", "top1", "top5", "macro", "loss", "train_loss",
-    "train_top1", "gmacs", "computed_gmacs", "params", "images_per_second", "train_images", "train_seconds", "seconds",
-    "epochs", "steps", "grad_max", "grad_median", "device", "precision", "threads", "host", "clca", "torch", "timm",
-    "finished_at",
+    "run", "name", "state", "error", "data", "split", "backbone", "reduction", "keep_rate", "keep_rates", "locations",
+    "img_size", "arm", "num_clr", "clc_gap", "clc_recover_at_last", "cla_width", "seed", "top1", "top5", "macro",
+    "loss", "train_loss", "train_top1", "gmacs", "computed_gmacs", "params", "images_per_second", "train_images",
+    "train_seconds", "seconds", "epochs", "steps", "grad_max", "grad_median", "device", "precision", "threads", "host",
+    "clca", "torch", "timm", "finished_at",
 )  # fmt: skip
 
 
@@ -86,14 +87,23 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
     """The row of one run that has begun."""
     folder = run_folder(out, name)
     result = read_result(folder)
-    if result is not None:
+    if result is not None and "keep_rates" in result:
         return dict(as_utf8({"name": name, **result}))
-    described = (read_json(folder / DESCRIPTION) or {}).get("row", {})
+    description = read_json(folder / DESCRIPTION) or {}
+    if result is not None:  # made before there were these columns
+        return dict(as_utf8({"name": name, **result, **_by_block(description)}))
+    described = {**_by_block(description), **description.get("row", {})}
     failure = read_json(folder / FAILURE)
     state = {"state": "interrupted", "error": None}
     if failure is not None:
         state = {"state": "failed", "error": failure.get("error")}
     return dict(as_utf8({"name": name, **described, **state}))
+
+
+def _by_block(description: Mapping[str, Any]) -> dict[str, str | None]:
+    """The columns of `record.by_block`, from a run.json that lacks them."""
+    model = description.get("train", {}).get("model", {})
+    return by_block(model.get("reduction", "none"), model.get("keep_rate", 1.0), model.get("locations"))
 
 
 def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
@@ -121,11 +131,15 @@ def write_table(out: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def _stored(path: Path) -> list[dict[str, Any]]:
-    """The rows of results.parquet; none where it cannot be read, since it is no more than a copy."""
+    """The rows of results.parquet; none where it is not a table of ours, since it is no more than a copy."""
     pandas = _pandas()
+    from pyarrow import ArrowException
+
     try:
         table = pandas.read_parquet(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ArrowException):
+        return []
+    if not set(COLUMNS) <= set(table.columns):
         return []
     return table.astype(object).where(table.notna(), None).to_dict("records")
 

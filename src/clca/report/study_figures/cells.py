@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clca.report.published import BY_BLOCK
 from clca.report.study_settings import axes_of
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ def pooled(cells: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> 
         columns: To be averaged.
 
     Returns:
-        `keys`, reduction, arm, keep_rate, `columns`, `backbones` and `n` (runs); and how many points were left out.
+        `keys`, reduction, arm, keep_rate, `BY_BLOCK`, `columns`, `backbones` and `n` (runs); and how many points were
+        left out.
     """
     if cells.empty:
         return cells, 0
-    whole = [*keys, "reduction", "arm", "keep_rate"]
+    whole = [*keys, "reduction", "arm", "keep_rate", *(name for name in BY_BLOCK if name in cells)]
     grouped = cells.groupby(whole, sort=True, dropna=False)
     points = grouped[list(columns)].mean()
     points["backbones"], points["n"] = grouped["backbone"].nunique(), grouped["n"].sum()
@@ -46,9 +48,10 @@ def pooled(cells: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> 
 
 
 def also_over(cells: pd.DataFrame) -> str:
-    """A sentence on the study's other axes, which a point is a mean over too."""
+    """What else a point is a mean over, and where one stands whose rates are several."""
+    several = " Rates that differ from block to block stand at their mean." if (cells["keep_rates"] != "").any() else ""
     axes = [name.removeprefix("axis.") for name in axes_of(cells) if cells[name].nunique() > 1]
-    return f" Points are means over {', '.join(axes)} too." if axes else ""
+    return several + (f" Points are means over {', '.join(axes)} too." if axes else "")
 
 
 def panel_title(keys: Sequence[str], values: Sequence[object], cells: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
 from study_maker import make_study
 
 from clca.reductions import list_reductions
@@ -130,10 +131,24 @@ def test_published_results_of_the_set_stand_beside_ours(small: Numbers) -> None:
     texts = [text.get_text() for text in drawn(picture.panels[0]).texts]
     assert set(letters) <= set(texts)
     assert "54.6 % at 448" in texts  # TransFG, whose cost lies beyond the panel
+    axes = drawn(picture.panels[0])
+    moved = [tuple(dots.get_offsets()[0]) for dots in axes.collections if isinstance(dots, PathCollection)]
+    costs = {(row["gmacs"], row["top1"]) for row in theirs.to_dict("records")}
+    assert (78.5, 52.5) not in moved  # where it is
+    assert moved
+    assert set(moved) <= costs  # where they would hide another letter, a dot says where they belong
     elsewhere = small.cells.assign(data="leaves")
     other = accuracy_gmacs(elsewhere, known)
     assert other is not None
     assert "Letters" not in other.caption
+
+
+def test_only_rates_of_reductions_have_a_place_by_keep_rate(small: Numbers) -> None:
+    rates = {f"{rate:g}" for rate in small.cells.loc[small.cells["reduction"] != "none", "keep_rate"]}
+    axes = drawn(picture_of(small, "keep-rates").panels[0])
+    assert {text.get_text() for text in axes.get_xticklabels()} == rates
+    listed = ", ".join(sorted(rates, key=float, reverse=True))
+    assert f"Lines join keep rates ({listed});" in picture_of(small, "accuracy-gmacs").caption
 
 
 def test_paired_gains_show_mean_interval_count_and_p(small: Numbers) -> None:

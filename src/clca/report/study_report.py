@@ -236,7 +236,9 @@ def _versions(finished: pd.DataFrame) -> str:
     for name in ("clca", "torch", "timm", "device", "precision", "threads"):
         there = sorted({str(value) for value in finished[name].dropna()}) if name in finished else []
         if there:
-            word = {"device": "on ", "precision": "mixed precision ", "threads": "threads "}.get(name, f"{name} ")
+            if name == "precision":
+                there = ["no mixed precision" if value == "no" else value for value in there]
+            word = {"device": "on ", "precision": "", "threads": "threads "}.get(name, f"{name} ")
             parts.append(word + " and ".join(there))
     return ", ".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +83,18 @@ class _Against:
         over = "each point is the mean over seeds"
         if len(self.keys) == 2 and self.cells["backbone"].nunique() > 1:
             over += f" and over {int(self.points['backbones'].max())} backbones"
-        rates = ", ".join(f"{rate:g}" for rate in sorted(self.points["keep_rate"].dropna().unique(), reverse=True))
-        text = f"Lines join keep rates ({rates}); {over}. Open and dashed: base; filled: CLCA."
+        reduced = self.points.loc[self.points["reduction"] != "none", "keep_rate"].dropna().unique()
+        rates = ", ".join(f"{rate:g}" for rate in sorted(reduced, reverse=True))
+        text = f"Lines join keep rates ({rates}); {over}." if rates else f"{over[0].upper()}{over[1:]}."
+        text += " Open and dashed: base; filled: CLCA."
         text += cells_of.also_over(self.cells)
         if self.left_out:
             text += f" {self.left_out} points are left out because runs of some backbones are not finished."
         if self.letters:
-            text += f" Letters: {self._letters_told()}; one beyond the panel stands at its edge with its numbers."
+            text += (
+                f" Letters: {self._letters_told()}; one that hides another stands beside its point, and one beyond the"
+            )
+            text += " panel at its edge with its numbers."
         if by_time:
             where = ", ".join(self.devices) or "a device that was not noted"
             text += (
@@ -136,7 +142,9 @@ class _Against:
 
 
 def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
-    """A letter in a circle for each published result; one that is far off stands at the edge and says its numbers."""
+    """A letter in a circle for each published result; one far off stands at the edge and says its numbers."""
+    from matplotlib.collections import LineCollection
+
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
     right = min(max(right, 1.06 * theirs["gmacs"].max()), 1.25 * right)
     reach = 0.35 * (high - low)
@@ -153,9 +161,16 @@ def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
         while any(abs(x - other) < 0.06 and abs(y - level) < 0.06 for other, level in taken):
             x, y = (x + 0.02, y) if x < 0.9 else (x, y + 0.02)
         taken.append((x, y))
+        inside = left <= cost <= right and bottom <= height <= top
+        if inside and math.hypot(x - at[0], y - at[1]) > 0.01:
+            letter = (axes.transScale + axes.transLimits).inverted().transform((x, y))
+            axes.add_collection(
+                LineCollection([[(cost, height), letter]], colors=[FAINT], linewidths=0.7), autolim=False
+            )
+            axes.scatter([cost], [height], s=5, color=INK, zorder=4)
         axes.text(x, y, letters[row["method"]], size=7.5, weight="bold", color=INK, ha="center", va="center", zorder=5,
                   transform=axes.transAxes, bbox=_CIRCLE)  # fmt: skip
-        if not (left <= cost <= right and bottom <= height <= top):
+        if not inside:
             beyond.append((x, y, f"{height:.1f} %" + (f" at {cost:.0f}" if cost > right else "")))
     for x, y, text in beyond:
         half = 0.0072 * len(text)

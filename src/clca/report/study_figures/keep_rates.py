@@ -39,7 +39,9 @@ def accuracy_keep_rates(cells: pd.DataFrame) -> list[Picture]:
 
 def _picture(key: str, title: str, cells: Any, sets: Sequence[str]) -> Picture:
     points, left_out = cells_of.pooled(cells, ["data", "img_size"], ("top1_mean", "top1_sd"))
-    sizes, rates = sorted(points["img_size"].unique()), sorted(points["keep_rate"].unique())
+    alone = points.groupby("data")["reduction"].transform(lambda own: (own == "none").all()).astype(bool)
+    drawn = points[alone | (points["reduction"] != "none")]  # the dense model beside others is a level line
+    sizes, rates = sorted(points["img_size"].unique()), sorted(drawn["keep_rate"].unique())
     panels = [panel for name in sets for panel in _of_set(points[points["data"] == name], sizes, rates, len(sets) > 1)]
     backbones = int(points["backbones"].max())
     caption = "Mean ± standard deviation over seeds."

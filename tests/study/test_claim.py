@@ -172,7 +172,7 @@ def test_one_wins(tmp_path: Path, before: str, links: bool) -> None:
         if before == "released":
             alive_elsewhere(folder, state="released")
         if before == "dead":
-            alive_elsewhere(folder, machine=module._machine(), pid=os.getpid(), started="another time")
+            alive_elsewhere(folder, machine=module.machine(), pid=os.getpid(), started="another time")
     racers, won = 6, processes.Queue()
     barrier = processes.Barrier(racers)
     racing = [start(race, folders, barrier, links, won) for _ in range(racers)]
@@ -313,15 +313,15 @@ def test_a_child_does_not_release(tmp_path: Path, take: Callable[..., Claim]) ->
 
 
 def test_a_process_number_given_again_is_not_the_owner(tmp_path: Path) -> None:
-    alive_elsewhere(tmp_path, machine=module._machine(), pid=os.getpid(), started="another time")
+    alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started="another time")
     assert holder(tmp_path) is None
-    alive_elsewhere(tmp_path, machine=module._machine(), pid=os.getpid(), started=module._start_of(os.getpid()))
+    alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started=module.start_of(os.getpid()))
     assert holder(tmp_path).pid == os.getpid()
 
 
 def test_a_process_that_cannot_be_seen_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/proc mounted so that it hides the processes of other users."""
-    alive_elsewhere(tmp_path, machine=module._machine(), pid=7)
+    alive_elsewhere(tmp_path, machine=module.machine(), pid=7)
 
     def hidden(path: Path) -> bytes:
         raise FileNotFoundError(path)
@@ -333,7 +333,7 @@ def test_a_process_that_cannot_be_seen_is_not_taken_for_dead(tmp_path: Path, mon
     monkeypatch.setattr(os, "kill", of_another)
     assert holder(tmp_path).pid == 7
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_machine", lambda: "")  # which machine this is cannot be told
+    monkeypatch.setattr(module, "machine", lambda: "")  # which machine this is cannot be told
     alive_elsewhere(tmp_path, machine="", pid=2**30)
     assert holder(tmp_path).pid == 2**30
 
@@ -422,7 +422,7 @@ def test_who_beats_is_never_stale_and_who_does_not_is_at_last(
 def test_file_times_of_other_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = alive_elsewhere(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_server_time", lambda folder: pytest.fail("a look at a claim in use writes nothing"))
+        patch.setattr(module, "server_time", lambda folder: pytest.fail("a look at a claim in use writes nothing"))
         for ahead in (86400, -1800, -3500):
             os.utime(path, (0, time.time() + ahead))
             assert claim(tmp_path) is None
@@ -430,11 +430,9 @@ def test_file_times_of_other_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert holder(tmp_path) is None
     assert os.listdir(tmp_path) == ["claim.1"]
     assert holder(tmp_path, Watch(forgotten=3 * 86400)) is not None
-    monkeypatch.setattr(
-        module, "_server_time", lambda folder: long_ago + 60
-    )  # it is this machine's clock that is wrong
+    monkeypatch.setattr(module, "server_time", lambda folder: long_ago + 60)  # it is this machine's clock that is wrong
     assert holder(tmp_path) is not None
-    monkeypatch.setattr(module, "_server_time", full)  # the file server's clock cannot be asked
+    monkeypatch.setattr(module, "server_time", full)  # the file server's clock cannot be asked
     assert holder(tmp_path) is not None
 
 

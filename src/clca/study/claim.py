@@ -18,34 +18,27 @@ heartbeat and stops. Until then, at most a second after it wakes, it may still w
 what must not be written twice. And look whether a run is finished *after* claiming it: before, another may finish it.
 """
 
-import errno
-import json
 import os
-import re
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.study.claim_files import NO_CLAIM, Found, Owner, create, newest, server_time, write_aside
+from clca.study.this_machine import clock_in_sleep, machine, start_of
 
 BEAT, PATIENCE, FORGOTTEN = 10.0, 90.0, 3600.0
 """Seconds between heartbeats; of no heartbeat until a claim is stale; behind the file server until it is so at once."""
 
 LOST = 75
 """Exit code of a process that was taken over from (EX_TEMPFAIL: the run goes on, elsewhere)."""
-
-_NAME = re.compile(r"claim\.([1-9][0-9]*)", re.ASCII)
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_NO_CLAIM = (0, 0)  # a file time that says "nobody": setting it needs no space, also on a full disk
 
 
 @dataclass(frozen=True)
@@ -58,48 +51,6 @@ class Holder:
     host: str
     pid: int
     since: float
-
-
-@dataclass(frozen=True)
-class _Owner:
-    """What a claim file says."""
-
-    token: str
-    host: str
-    machine: str
-    pid: int
-    started: str
-    state: str
-    time: float
-
-    @classmethod
-    def parse(cls, raw: bytes) -> Self | None:
-        try:
-            owner = cls(**json.loads(raw))
-        except (ValueError, TypeError, RecursionError):
-            return None
-        sound = all(type(getattr(owner, field.name)) is field.type for field in fields(cls))
-        return owner if sound and 0 < owner.pid < 2**31 else None
-
-    def dump(self) -> bytes:
-        return json.dumps(asdict(self)).encode() + b"\n"
-
-
-class _Found(NamedTuple):
-    """The newest claim in a folder; no owner: it cannot be read."""
-
-    generation: int
-    owner: _Owner | None
-    time_ns: int
-
-    @property
-    def seen(self) -> tuple[int, int]:
-        """What an observer can tell another one: mounts of one folder may show no fractions of a second."""
-        return self.generation, self.time_ns // 10**9
-
-    @property
-    def released(self) -> bool:
-        return self.time_ns == 0 or (self.owner is not None and self.owner.state == "released")
 
 
 class Watch:
@@ -139,27 +90,27 @@ class Watch:
         found = _look(folder := Path(folder))
         return None if found is None or self._holds(folder, found) else found.seen
 
-    def _holds(self, folder: Path, found: _Found) -> bool:
+    def _holds(self, folder: Path, found: Found) -> bool:
         """Whether the claim still counts, as far as can be known now."""
         if found.released or _died_here(found.owner):
             return False
         return not (self._quiet(folder, found) or self._old(folder, found))
 
-    def _quiet(self, folder: Path, found: _Found) -> bool:
+    def _quiet(self, folder: Path, found: Found) -> bool:
         now, what = self._clock(), (found.generation, found.time_ns)
         before, looked, unchanged = self._seen.get(folder, (None, now, 0.0))
         unchanged = unchanged + min(now - looked, self.patience / 3) if before == what else 0.0
         self._seen[folder] = (what, now, unchanged)
         return unchanged >= self.patience
 
-    def _old(self, folder: Path, found: _Found) -> bool:
+    def _old(self, folder: Path, found: Found) -> bool:
         def behind(now: float) -> bool:
             return now - found.time_ns / 1e9 > self.forgotten
 
         if not behind(time.time()):  # the usual case, without writing anything
             return False
         try:
-            return behind(_server_time(folder))
+            return behind(server_time(folder))
         except OSError:
             return False
 
@@ -171,7 +122,7 @@ class Claim:
     """
 
     def __init__(
-        self, folder: Path, generation: int, owner: _Owner, *, beat: float, on_lost: Callable[[], None] | None
+        self, folder: Path, generation: int, owner: Owner, *, beat: float, on_lost: Callable[[], None] | None
     ) -> None:
         self.folder = folder
         self.generation = generation
@@ -186,9 +137,9 @@ class Claim:
     def still_held(self) -> bool:
         """Whether no other process has taken the run over. True where it cannot be told (the file server is away)."""
         with suppress(OSError):
-            _server_time(self.folder)
+            server_time(self.folder)
         try:
-            found = _newest(self.folder)
+            found = newest(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
@@ -208,7 +159,7 @@ class Claim:
             if not self.still_held():
                 return
             try:
-                temporary = _write_aside(self.folder, replace(self._owner, state="released"))
+                temporary = write_aside(self.folder, replace(self._owner, state="released"))
                 try:
                     os.replace(temporary, self.path)
                 except OSError:
@@ -216,7 +167,7 @@ class Claim:
                     raise
             except OSError:
                 with suppress(OSError):
-                    os.utime(self.path, _NO_CLAIM)
+                    os.utime(self.path, NO_CLAIM)
 
     def __enter__(self) -> Self:
         return self
@@ -228,10 +179,10 @@ class Claim:
         return False
 
     def _keep(self) -> None:
-        last = _clock_in_sleep()
+        last = clock_in_sleep()
         while not self._over.wait(min(self._beat, 1.0)):  # short: waiting does not count a machine's sleep
-            if _clock_in_sleep() - last >= self._beat:
-                last = _clock_in_sleep()
+            if clock_in_sleep() - last >= self._beat:
+                last = clock_in_sleep()
                 if not self._renew():
                     return
 
@@ -284,21 +235,21 @@ def claim(
     """
     folder = Path(folder)
     try:
-        found = _newest(folder)
+        found = newest(folder)
         if found and found.seen != gone and (watch or Watch())._holds(folder, found):
             return None
         generation = found.generation + 1 if found else 1
         pid = os.getpid()
-        owner = _Owner(
+        owner = Owner(
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
-            machine=_machine(),
+            machine=machine(),
             pid=pid,
-            started=_start_of(pid) or "",
+            started=start_of(pid) or "",
             state="held",
             time=time.time(),
         )
-        if not _create(folder, generation, owner):
+        if not create(folder, generation, owner):
             return None
     except (FileNotFoundError, NotADirectoryError):
         raise ClcaError(f"{folder}: no such folder, so there is no run to claim; make the run's folder first") from None
@@ -326,149 +277,18 @@ def holder(folder: Path, watch: Watch | None = None) -> Holder | None:
     return Holder(found.owner.host, found.owner.pid, found.owner.time)
 
 
-def _look(folder: Path) -> _Found | None:
+def _look(folder: Path) -> Found | None:
     try:
-        return _newest(folder)
+        return newest(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise WorkError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
-def _newest(folder: Path) -> _Found | None:
-    generations = [int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
-    if not generations:
-        return None
-    path = folder / f"claim.{max(generations)}"
-    try:
-        file = os.open(path, os.O_RDONLY)  # opening makes a network file system's client ask for the time anew
-        try:
-            return _Found(max(generations), _Owner.parse(os.read(file, 2**16)), os.fstat(file).st_mtime_ns)
-        finally:
-            os.close(file)
-    except OSError:
-        return _Found(max(generations), None, path.stat().st_mtime_ns)
-
-
-def _create(folder: Path, generation: int, owner: _Owner) -> bool:
-    """Create the claim with its content whole; False: another process was first."""
-    path = folder / f"claim.{generation}"
-    temporary = _write_aside(folder, owner)
-    try:
-        os.link(temporary, path)
-        return True
-    except FileExistsError:
-        # A network file system may have made the link, lost the answer and tried again.
-        found = _newest(folder)
-        return bool(found and found.owner and found.owner.token == owner.token)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return False
-    try:
-        _write(file, owner.dump())  # until this is done others see a claim that cannot be read, which is held
-    except OSError:
-        with suppress(OSError):
-            os.utime(path, _NO_CLAIM)  # not removed: a name must be made only once
-        raise
-    return True
-
-
-def _write_aside(folder: Path, owner: _Owner) -> Path:
-    temporary = _unused(folder)
-    try:
-        _write(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666), owner.dump())
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _write(file: int, content: bytes) -> None:
-    try:
-        while content:
-            content = content[os.write(file, content) :]
-    finally:
-        os.close(file)
-
-
-def _unused(folder: Path) -> Path:
-    return folder / f".claim.{uuid.uuid4().hex}.tmp"
-
-
-def _server_time(folder: Path) -> float:
-    """The file server's clock, from a file made and removed; a network client's listing of the folder is then fresh."""
-    path = _unused(folder)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        return os.fstat(file).st_mtime
-    finally:
-        os.close(file)
-        os.unlink(path)
-
-
-def _died_here(owner: _Owner | None) -> bool:
+def _died_here(owner: Owner | None) -> bool:
     """Whether the owner ran on this machine and has ended."""
-    if owner is None or not owner.machine or owner.machine != _machine():
+    if owner is None or not owner.machine or owner.machine != machine():
         return False
-    started = _start_of(owner.pid)
+    started = start_of(owner.pid)
     return started is None or ("" not in (started, owner.started) and started != owner.started)
-
-
-@cache
-def _machine() -> str:
-    """What processes that see each other's ids have in common, and no others; "" where that cannot be told."""
-    host = socket.gethostname()
-    if sys.platform != "linux":
-        return f"{host} {uuid.getnode():x}"
-    try:
-        if os.readlink("/proc/self") != str(os.getpid()):  # the /proc of another process-id namespace
-            return ""
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{host} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process of this machine began; None: it has ended, "": cannot be told."""
-    if sys.platform != "linux":
-        import psutil
-
-        try:
-            process = psutil.Process(pid)
-            return None if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
-        except psutil.NoSuchProcess:
-            return None
-        except psutil.Error:
-            return ""
-    # psutil adds the time of the boot, which moves when the clock is set; the kernel's own count does not.
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except OSError:
-            pass
-        return ""  # another user's process that /proc hides (hidepid)
-    except OSError:
-        return ""
-    values = stat[stat.rindex(b")") + 2 :].split()
-    state, threads, started = values[0], int(values[17]), values[19].decode()
-    return None if state in (b"Z", b"X") and threads <= 1 else started
-
-
-def _clock_in_sleep() -> float:
-    """Seconds by a clock that goes on while the machine sleeps."""
-    if hasattr(time, "clock_gettime"):
-        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-    return time.monotonic()

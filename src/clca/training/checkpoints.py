@@ -26,6 +26,7 @@ class Progress:
         best, best_epoch: Numbers and number (from 1) of the best epoch on val; None before the first.
         stale: Epochs since then.
         seconds: Time spent, over all parts of the run.
+        tracked: What the tracker calls the run, so that a resumed one goes on there; "" without one.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class Progress:
     best_epoch: int = 0
     stale: int = 0
     seconds: float = 0.0
+    tracked: str = ""
 
 
 def save_checkpoint(path: Path, progress: Progress, states: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
-from clca.errors import ClcaError, WorkError, reason
+from clca.errors import ClcaError, WorkError
 from clca.training import run_folder as folder_of
 from clca.training.batches import (
     end_workers,
@@ -27,7 +27,7 @@ from clca.training.batches import (
     seed_step,
     train_loader,
 )
-from clca.training.config import TrainConfig, default_run_folder, identity
+from clca.training.config import TrainConfig, default_run_folder
 from clca.training.device import automatic_precision, is_first_on_its_machine, is_first_process, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
@@ -36,6 +36,7 @@ from clca.training.preflight import build_model, open_splits, refuse_other_image
 from clca.training.progress import Display
 from clca.training.signals import first_signal
 from clca.training.state import RunState
+from clca.training.tracking import begin_tracking, end_tracking
 
 
 class Interrupted(KeyboardInterrupt):
@@ -144,35 +145,13 @@ def _until_the_end(
     loop = _Loop(held, shown)
     try:
         if config.track != "none":
-            _begin_tracking(accelerator, config)
+            begin_tracking(held)
         with first_signal(loop.ask_to_stop):
             result = loop.until_the_end()
     finally:
         shown.close()
-        _end_tracking(accelerator, config, shown)
+        end_tracking(accelerator, config, shown)
     return result
-
-
-def _begin_tracking(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Raises ClcaError: The tracker does not begin, as one that wants a login or a network."""
-    try:
-        accelerator.init_trackers("clca", {name: _plain(value) for name, value in identity(config).items()})
-    except Exception as error:
-        accelerator.trackers = []
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ClcaError(
-            f"--track {config.track}: it did not begin ({why}); set it up, or leave --track away"
-        ) from error
-
-
-def _end_tracking(accelerator: Accelerator, config: TrainConfig, shown: Display) -> None:
-    """A tracker that cannot end in order is no reason for the run to fail, nor to hide why it did."""
-    if not accelerator.trackers:
-        return
-    try:
-        accelerator.end_training()
-    except Exception as error:
-        shown.say(f"--track {config.track}: it did not end in order ({reason(error)}); {folder_of.METRICS} has it all")
 
 
 def resume(folder: str | Path, *, quiet: bool = False, console: Console | None = None) -> RunResult:
@@ -188,11 +167,6 @@ def finished_run(folder: Path) -> RunResult:
         return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
     except (OSError, ValueError, KeyError) as error:
         raise WorkError(f"{folder / folder_of.SUMMARY}: cannot be read ({type(error).__name__})") from error
-
-
-def _plain(value: object) -> int | float | str | bool:
-    """What every tracker takes as a setting."""
-    return value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
 
 
 class _Loop:

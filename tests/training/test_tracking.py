@@ -1,0 +1,132 @@
+"""`--track` with the real libraries: every number arrives, and a run that was interrupted goes on in the same place."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clca.training import TrainConfig, train
+from clca.training import loop as loop_of
+
+Make = Callable[..., TrainConfig]
+
+
+def train_in_two_parts(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, stop: int = 4) -> list[dict[str, Any]]:
+    """Fail before update `stop` + 1, one past the last checkpoint, go on; the lines of metrics.jsonl."""
+    step = loop_of._Loop._one_step
+
+    def failing(self: Any, batches: Any) -> bool:
+        if self.progress.step == stop:
+            raise RuntimeError("the power has gone")
+        return step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_of._Loop, "_one_step", failing)
+        with pytest.raises(RuntimeError, match="the power"):
+            train(config, quiet=True)
+    train(config, quiet=True)
+    return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]  # type: ignore[operator]
+
+
+def flat(lines: list[dict[str, Any]]) -> set[tuple[str, int]]:
+    """(name, step) of all that was sent."""
+    found = set()
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, dict):
+                found |= {(f"{name}/{key}", line["step"]) for key in value}
+            elif name != "step" and value is not None:
+                found.add((name, line["step"]))
+    return found
+
+
+def test_mlflow_goes_on_in_the_same_run(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/store.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    lines = train_in_two_parts(make_config(track="mlflow", checkpoint_steps=3), monkeypatch)
+    client = mlflow.MlflowClient()
+    [experiment] = client.search_experiments(filter_string="name = 'clca'")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert run.data.params["lr"] == "0.001"
+    sent = {
+        (name, point.step) for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)
+    }
+    assert sent == flat(lines)
+
+
+def test_a_store_that_knows_the_run_no_more_gets_a_new_one(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def init_trackers(self: Any, project: str, settings: dict[str, Any], more: dict[str, Any]) -> None:
+        begun.append(more["mlflow"])
+        if "run_id" in more["mlflow"]:
+            raise RuntimeError("no such run")
+
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", init_trackers)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    load = loop_of.RunState._resume
+
+    def told(self: Any) -> None:
+        load(self)
+        self.progress.tracked = "gone"
+
+    monkeypatch.setattr(loop_of.RunState, "_resume", told)
+    train(make_config(track="mlflow"), quiet=True)
+    assert begun == [{"run_id": "gone"}, {"run_name": "run"}]
+
+
+def log_records(content: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log (blocks of 32 KiB; checksum, length and type before each piece)."""
+    at, held = 7, b""  # after wandb's own header
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:  # too little for another piece: filled up
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        held += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            yield held
+            held = b""
+
+
+def test_wandb_goes_on_in_the_same_run(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    records = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    lines = train_in_two_parts(make_config(track="wandb", checkpoint_steps=3), monkeypatch)
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert len({file.name for file in files}) == 1, "the second part is another run"
+    sent, settings = set(), {}
+    for file in files:
+        for data in log_records(file.read_bytes()):
+            record = records.Record.FromString(data)
+            if record.HasField("history"):
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                sent |= {(key, int(items["_step"])) for key in items if not key.startswith("_")}
+            for item in record.config.update:
+                settings[item.key] = item.value_json
+    assert sent == flat(lines)
+    assert json.loads(settings["lr"]) == 0.001
+
+
+def test_tensorboard_shows_no_step_twice(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(track="tensorboard", checkpoint_steps=3)
+    lines = train_in_two_parts(config, monkeypatch)
+    seen = EventAccumulator(str(tmp_path / "run" / "clca")).Reload()
+    sent = Counter((name, event.step) for name in seen.Tags()["scalars"] for event in seen.Scalars(name))
+    assert set(sent) == flat(lines)
+    # The line of an epoch's last step and that of the epoch both name the epoch.
+    assert all(count == 1 for (name, _), count in sent.items() if name != "epoch")

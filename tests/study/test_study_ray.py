@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -93,3 +94,11 @@ def test_an_address_without_a_cluster_is_refused_in_a_line(tmp_path):
         run_study(small_plan(), tmp_path, OnRay("127.0.0.1:1"), work="fake_work:note", quiet=True)
     assert "--ray-address 127.0.0.1:1: no cluster answers" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    executor = OnRay()
+    with pytest.raises(ClcaError, match=r"pip install 'clca\[ray\]'"):
+        executor.start()
+    executor.close()  # as the driver does, whatever happened: it shall not hide the line above

@@ -29,6 +29,7 @@ class OnRay:
 
     def __init__(self, address: str | None = None, cpus: float = 1, gpus: float = 0) -> None:
         self.address, self.cpus, self.gpus = address, cpus, gpus
+        self._ray: Any = None
         self._running: dict[Any, Job] = {}
         self._stopping = False
         self._places = 0
@@ -123,7 +124,7 @@ class OnRay:
 
     def close(self) -> None:
         self._running.clear()
-        if self._ray.is_initialized():
+        if self._ray is not None and self._ray.is_initialized():
             self._ray.shutdown()
 
     def describe(self) -> str:

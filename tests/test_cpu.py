@@ -4,7 +4,8 @@ import platform
 
 import pytest
 
-from clca.cpu import described, this_cpu
+from clca import products
+from clca.cpu import Cpu, described, this_cpu
 
 LINUX = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -24,18 +25,39 @@ WINDOWS = "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
 
 
 @pytest.mark.parametrize(
-    ("told", "name", "family", "flags"),
+    ("told", "name", "family", "model", "flags"),
     [
-        (LINUX, "AMD EPYC 9755: all of it", 26, {"fpu", "avx2", "avx512f"}),
-        ("cpu family\t: 6\n", platform.machine(), 6, set()),
-        (LINUX_ON_ARM, platform.machine(), None, {"fp", "asimd", "bf16"}),
-        (WINDOWS, WINDOWS, 25, set()),
-        ("arm", "arm", None, set()),
-        ("", platform.machine(), None, set()),
+        (LINUX, "AMD EPYC 9755: all of it", 26, 2, {"fpu", "avx2", "avx512f"}),
+        ("cpu family\t: 6\n", platform.machine(), 6, None, set()),
+        (LINUX_ON_ARM, platform.machine(), None, None, {"fp", "asimd", "bf16"}),
+        (WINDOWS, WINDOWS, 25, 97, set()),
+        ("arm", "arm", None, None, set()),
+        ("", platform.machine(), None, None, set()),
     ],
 )
-def test_a_processor_as_it_is_described(told: str, name: str, family: int | None, flags: set[str]) -> None:
-    assert described(told) == (name, family, flags)
+def test_a_processor_as_it_is_described(
+    told: str, name: str, family: int | None, model: int | None, flags: set[str]
+) -> None:
+    assert described(told) == (name, family, model, flags)
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "wide"),
+    [
+        (25, 0x11, False),  # Genoa
+        (26, 0x02, True),  # Turin
+        (26, 0x11, True),  # Turin Dense
+        (26, 0x24, False),  # Strix Point
+        (26, 0x44, True),  # Granite Ridge, Fire Range
+        (26, 0x60, False),  # Krackan Point
+        (26, 0x70, True),  # Strix Halo
+        (26, None, True),
+        (27, 0x24, True),
+        (None, None, False),
+    ],
+)
+def test_which_processors_multiply_512_bits_at_once(family: int | None, model: int | None, wide: bool) -> None:
+    assert products.is_wide(Cpu("AMD", family, model, frozenset())) == wide
 
 
 def test_this_machines_processor_has_a_name() -> None:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 
 class Cpu(NamedTuple):
-    """A processor: its name, its family where it has one (x86), and the instruction sets it says it has."""
+    """A processor: its name, its family and model where it has them (x86), and the instruction sets it says it has."""
 
     name: str
     family: int | None
+    model: int | None
     flags: frozenset[str]
 
 
@@ -30,9 +31,10 @@ def this_cpu() -> Cpu:
 def described(told: str) -> Cpu:
     """A processor as Linux' /proc/cpuinfo or Python's `platform.processor` describes it."""
     lines = dict([part.strip() for part in line.split(":", 1)] for line in told.splitlines() if ":" in line)
-    family = re.search(r"\bfamily\s*:?\s*(\d+)", told, re.IGNORECASE)
+    family, model = (re.search(rf"\b{what}\s*:?\s*(\d+)", told, re.IGNORECASE) for what in ("family", "model"))
     return Cpu(
         name=lines.get("model name") or (told if "\n" not in told else "") or platform.machine(),
         family=int(family[1]) if family else None,
+        model=int(model[1]) if model else None,
         flags=frozenset((lines.get("flags") or lines.get("Features") or "").split()),
     )

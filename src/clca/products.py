@@ -2,9 +2,9 @@
 
 PyTorch multiplies float32 by MKL, which gives AMD's processors AVX2 kernels; oneDNN, which PyTorch brings too, goes by
 what the processor says it can do. Where AVX-512 is 512 bits wide in silicon (from Zen 5 on) that is twice as fast; Zen
-4 splits it into halves, and there is nothing in it but less memory. And what a feed-forward part writes, four times the
-width of the tokens, is made a few rows at a time, so that it is still in the cache when it is read again; its
-activation is computed anew in the backward pass instead of being kept. The numbers agree to rounding.
+4 and Zen 5 in laptops split it into halves, and there is nothing in it but less memory. And what a feed-forward part
+writes, four times the width of the tokens, is made a few rows at a time, so that it is still in the cache when it is
+read again; its activation is computed anew in the backward pass instead of being kept. The numbers agree to rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.cpu import this_cpu
+from clca.cpu import Cpu, this_cpu
 
 WIDE = 2**19
 """The most entries of a wide activation that are made at once: 2 MiB of them."""
@@ -25,6 +25,8 @@ FEWEST = 2**25
 """Products of fewer multiplications are left to PyTorch: what a call costs here counts there."""
 ZEN_5 = 26
 """The family of AMD's processors that is the first to multiply 512 bits at once."""
+ZEN_5_IN_HALVES = frozenset([*range(0x20, 0x30), *range(0x60, 0x70)])
+"""Its models that do not: Strix Point and Krackan Point, for laptops."""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether this PyTorch has oneDNN's linear layers."""
 
@@ -40,9 +42,15 @@ def _mkl_is_held_back() -> bool:
     )
 
 
+def is_wide(cpu: Cpu) -> bool:
+    """Whether a processor of AMD's multiplies 512 bits at once; those to come are taken to."""
+    family = cpu.family or 0
+    return family > ZEN_5 or (family == ZEN_5 and cpu.model not in ZEN_5_IN_HALVES)
+
+
 BY_ONEDNN = _mkl_is_held_back()
 """Whether linear layers of a float32 training step go through oneDNN; at least an MLP in pieces takes less memory."""
-TWICE_AS_FAST = BY_ONEDNN and (this_cpu().family or 0) >= ZEN_5
+TWICE_AS_FAST = BY_ONEDNN and is_wide(this_cpu())
 """Whether that is so much faster than MKL that attention gains by it too, and halves of blocks in inference."""
 
 

@@ -30,10 +30,10 @@ from clca.errors import ClcaError, WorkError
 from clca.export import check_exported, export_onnx, export_pt2, export_run, load_exported
 from clca.export.onnx_file import to_onnx
 from clca.export.program import capture
-from clca.export.whole_file import replacing
 from clca.reductions import TokenState
 from clca.reductions.registry import _REDUCTIONS
 from clca.training import DataConfig, TrainConfig, train
+from clca.training.run_folder import replacing
 from shared_data import shared_folder
 
 STYLES = {
@@ -417,7 +417,7 @@ def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path) -> None:
     path.write_text("whole")
 
     def interrupted() -> None:
-        with replacing(path) as temporary:
+        with replacing(path, in_own_folder=True) as temporary:
             temporary.write_text("ha")
             temporary.with_name("beside").write_text("more")
             raise KeyboardInterrupt
@@ -437,7 +437,7 @@ def test_a_disk_without_room_ends_in_one_line(run: Path, tmp_path: Path) -> None
     ended = subprocess.run([sys.executable, "-c", code, run, *files], capture_output=True, text=True)
     assert ended.stdout.split() == ["1", "1"], ended.stderr
     told = [line for line in ended.stderr.splitlines() if not line.endswith("…")]
-    whole = "could not be written (file too large); what was there before is whole"
+    whole = "could not be written (file too large); the previous one, if any, is whole"
     assert told == [f"clca: {file} {whole}" for file in files]
     assert not list(tmp_path.iterdir())
 

@@ -16,8 +16,8 @@ from clca.errors import ClcaError, WorkError
 from clca.export.metadata import BATCH, INPUT, OUTPUT, describe
 from clca.export.onnx_ops import translations
 from clca.export.program import at_fault, called, capture, quiet
-from clca.export.whole_file import replacing
 from clca.model import TokenReducedViT
+from clca.training.run_folder import replacing
 
 OPSET = 18  # the exporter's own; ONNX Runtime reads it from 1.14 on
 _LARGEST = 2**31 - 2**20  # protobuf's limit, less what is not weights
@@ -45,7 +45,7 @@ def export_onnx(model: TokenReducedViT, path: str | Path, *, int8: bool = False)
         WorkError: The model cannot be exported, with the operator or line at fault.
     """
     proto = build_onnx(model)
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), in_own_folder=True) as temporary:
         save_onnx(model, proto, temporary, int8=int8)
     return Path(path)
 

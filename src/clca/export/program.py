@@ -19,8 +19,8 @@ from torch.export import Dim, ExportedProgram
 
 from clca.errors import ClcaError, WorkError
 from clca.export.metadata import BATCH, describe
-from clca.export.whole_file import replacing
 from clca.model import TokenReducedViT
+from clca.training.run_folder import replacing
 
 METADATA_FILE = "metadata.json"
 _EXAMPLE_BATCH = 2  # 1 would be taken for a constant
@@ -48,7 +48,7 @@ def export_pt2(model: TokenReducedViT, path: str | Path) -> Path:
         WorkError: The model cannot be exported, with the operator or line at fault; or the file cannot be written.
     """
     program = capture(model, called(model))
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), in_own_folder=True) as temporary:
         save_pt2(model, program, temporary)
     return Path(path)
 

@@ -15,11 +15,10 @@ from clca.export.loaded import load_exported
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
-from clca.export.whole_file import replacing
 from clca.hub import from_pretrained
 from clca.measure import Spread, interleaved
 from clca.model import TokenReducedViT
-from clca.training.run_folder import refuse_run_file
+from clca.training.run_folder import refuse_run_file, replacing
 
 KINDS = ("onnx", "pt2")
 INT8_AGREEMENT = 0.9
@@ -118,7 +117,7 @@ def export_run(
     if keep_rate is not None:
         model.keep_rate = keep_rate
     pictures = find_pictures(model, run, images)
-    with replacing(path) as temporary:
+    with replacing(path, in_own_folder=True) as temporary:
         tell(f"exporting to {to}")
         if to == "pt2":
             files = {"float32": temporary}

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -33,20 +33,28 @@ State = Literal["new", "started", "finished"]
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, in_own_folder: bool = False) -> Iterator[Path]:
     """A temporary file in the same folder that takes the place of `path` once the block ends without an error.
 
     A symlink stays, and what it points to is replaced. A FIFO or a device stays too: it is given the content of a
     temporary file that lies elsewhere.
 
+    Args:
+        path: The file, there or not.
+        in_own_folder: The temporary file has the name of the file, in a folder in which other files may be left; they
+            are removed with it.
+
     Raises:
+        ClcaError: `path` is a folder, or no folder can be made beside it.
         WorkError: It could not be written; what was there before is still there.
     """
     target, stream = Path(os.path.realpath(path)), _is_stream(path)
+    if target.is_dir():
+        raise ClcaError(f"{path}: is a folder; name a file")
     whole = "" if stream else "; the previous one, if any, is whole"
     try:
-        with tempfile.TemporaryDirectory() if stream else nullcontext(target.parent) as folder:
-            temporary = Path(folder, f".{target.name}.{os.getpid()}.tmp")
+        with _temporary_folder(target, stream, in_own_folder) as folder:
+            temporary = Path(folder, target.name if in_own_folder else f".{target.name}.{os.getpid()}.tmp")
             try:
                 yield temporary
                 if stream:
@@ -61,9 +69,23 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise WorkError(f"{path} could not be written ({reason(error)}){whole}") from error
     except RuntimeError as error:  # torch's own writer reports a full disk as this
-        if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "write")):
+        told = str(error)
+        if isinstance(error, WorkError) or not any(
+            word in told for word in ("PytorchStreamWriter", "inline_container", "write")
+        ):
             raise
         raise WorkError(f"{path} could not be written (is the disk full?){whole}") from error
+
+
+def _temporary_folder(target: Path, elsewhere: bool, own: bool) -> AbstractContextManager[str | Path]:
+    if elsewhere:
+        return tempfile.TemporaryDirectory()
+    if not own:
+        return nullcontext(target.parent)
+    try:
+        return tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise ClcaError(f"{target}: nothing can be written there ({reason(error)}); choose another place") from None
 
 
 def _is_stream(path: Path) -> bool:

@@ -132,6 +132,22 @@ def test_csv_with_splits(tmp_path):
     assert clca.data.open(tmp_path / "list.csv", "test").labels == [0, 1]
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_csv_as_a_spreadsheet_on_windows_saves_it(tmp_path, separator, start):
+    put(*(tmp_path / "leaves" / f"{n}.png" for n in range(4)), tmp_path / "own\\4.png")
+    paths = [*(f"leaves\\{n}.png" for n in range(4)), "own\\4.png"]
+    rows = [["path", "label"], *([path, "1,5" if n % 2 else "b"] for n, path in enumerate(paths))]
+    if separator == ",":
+        rows = [[value.replace(",", ".") for value in row] for row in rows]
+    (tmp_path / "list.csv").write_text(start + "".join(separator.join(row) + "\r\n" for row in rows))
+    listing = read_listing(tmp_path / "list.csv")
+    assert listing.classes == ["1,5" if separator == ";" else "1.5", "b"]
+    assert listing.problems == []
+    found = sorted(path for samples in listing.splits.values() for path, _ in samples)
+    assert found == sorted([*(tmp_path / "leaves" / f"{n}.png" for n in range(4)), tmp_path / "own\\4.png"])
+
+
 def test_csv_without_splits_follows_the_rule_of_folders(tmp_path):
     paths = [tmp_path / name / f"{i}.png" for name in ("x", "y") for i in range(10)]
     put(*paths)

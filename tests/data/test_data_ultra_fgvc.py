@@ -95,6 +95,82 @@ def test_images_may_lie_in_the_root_itself(tmp_path):
     assert read_ultra_fgvc(tmp_path, "soylocal", SMALL).problems == []
 
 
+@pytest.mark.parametrize(
+    ("listed", "there"),
+    [
+        ("{}.png", "{}.PNG"),
+        ("{}.png", "{}.jpg"),
+        ("images/{}.png", "{}.png"),
+        ("/home/someone/cotton/images/{}.png", "{}.png"),
+        ("C:\\cotton\\images\\{}.png", "{}.JPEG"),
+        ("images\\{}.png", "images\\{}.png"),  # the name itself, as some make of it that unpack archives
+    ],
+)
+def test_lists_made_on_another_machine_name_the_same_images(tmp_path, listed, there):
+    stems = [name.removesuffix(".png") for name in NUMERIC]
+    put(tmp_path / "images", [there.format(stem) for stem in stems])
+    (tmp_path / "anno").mkdir()
+    for split in ("train", "test"):
+        lines = [f"{listed.format(stem)}\t{label_of(stem)}\r\n" for stem in stems if stem.endswith(split)]
+        (tmp_path / "anno" / f"{split}.txt").write_text("\ufeff" + "".join(lines), newline="")
+    listing = read_ultra_fgvc(tmp_path, "soylocal", SMALL)
+    found = [(path, label) for samples in listing.splits.values() for path, label in samples]
+    assert sorted(found) == sorted((tmp_path / "images" / there.format(stem), label_of(stem) - 1) for stem in stems)
+
+
+def test_an_image_as_it_is_listed_goes_before_others_of_its_name(tmp_path):
+    put(tmp_path / "images", [*NUMERIC, "1_1_train.JPG", "2_1_train.jpg"])
+    annotate(tmp_path, NUMERIC)
+    listing = read_ultra_fgvc(tmp_path, "soylocal", SMALL)
+    assert listing.problems == []
+    assert {path.suffix for samples in listing.splits.values() for path, _ in samples} == {".png"}
+
+
+@pytest.mark.parametrize("how", ["folder", "broken link"])
+def test_what_is_no_file_is_missing(tmp_path, how):
+    put(tmp_path / "images", NUMERIC)
+    annotate(tmp_path, NUMERIC)
+    (tmp_path / "images" / NUMERIC[0]).unlink()
+    if how == "folder":
+        (tmp_path / "images" / NUMERIC[0]).mkdir()
+    else:
+        (tmp_path / "images" / NUMERIC[0]).symlink_to("nowhere")
+    assert NUMERIC[0] in read_ultra_fgvc(tmp_path, "soylocal", SMALL).problems[0]
+
+
+def test_where_no_image_is_found_it_is_said_where_they_belong(tmp_path):
+    put(tmp_path / "pictures", NUMERIC)
+    annotate(tmp_path, NUMERIC)
+    with pytest.raises(ClcaError) as caught:
+        read_ultra_fgvc(tmp_path, "soylocal", SMALL)
+    assert str(caught.value) == (
+        f"{tmp_path}: none of the 72 images of soylocal is there: put 1_1_train.png … in {tmp_path / 'images'}"
+    )
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_a_set_one_level_further_down_is_pointed_at(tmp_path, annotated):
+    put(tmp_path / "SoyLocal" / "images", NUMERIC)
+    if annotated:
+        annotate(tmp_path / "SoyLocal", NUMERIC)
+    with pytest.raises(ClcaError) as caught:
+        read_listing(tmp_path)
+    assert str(caught.value) == (f"{tmp_path}: holds the data set one level further down: give {tmp_path / 'SoyLocal'}")
+
+
+def test_several_sets_in_a_folder_are_no_classes(tmp_path):
+    for name in ("SoyLocal", "Cotton80"):
+        put(tmp_path / name / "images", NUMERIC)
+        annotate(tmp_path / name, NUMERIC)
+    soyageing(tmp_path / "SoyAgeing")
+    with pytest.raises(ClcaError) as caught:
+        read_listing(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: holds the data sets Cotton80, SoyAgeing, SoyLocal one level further down: "
+        f"give {tmp_path / 'Cotton80'}"
+    )
+
+
 def test_annotations_come_before_csv_and_csv_before_names(tmp_path):
     put(tmp_path / "images", NUMERIC)
     train, test = ([name for name in NUMERIC if split in name] for split in ("train", "test"))

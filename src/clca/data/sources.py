@@ -10,7 +10,7 @@ from pathlib import Path
 from clca.data.images import EXTENSIONS
 from clca.data.listing import Listing, check_classes, with_validation
 from clca.data.splits import Samples, split_by_rule
-from clca.data.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise
+from clca.data.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise, sets_below
 from clca.data.unused import NOT_READ, describe_empty_class, describe_unused, is_set_aside
 from clca.data.walking import Identity, enclosing, identity, is_hidden, visible_files
 from clca.errors import ClcaError, reason
@@ -93,10 +93,12 @@ def read_folder(root: Path) -> Listing:
 
 
 def read_csv(root: Path) -> Listing:
-    """A CSV file (or a folder with exactly one) with columns path, label and, if there are splits, split.
+    r"""A CSV file (or a folder with exactly one) with columns path, label and, if there are splits, split.
 
     Paths are relative to the CSV file or absolute. Labels may be any text; classes are in sorted order, by value where
-    every label is a whole number. Without a split column, or without validation rows, the rule of folders holds.
+    every label is a whole number. Semicolons between columns, as spreadsheets write them where the comma is a decimal
+    point, and Windows' \ in paths are understood too. Without a split column, or without validation rows, the rule of
+    folders holds.
     """
     file = _csv_in(root) if root.is_dir() else root
     if file is None:
@@ -104,6 +106,8 @@ def read_csv(root: Path) -> Listing:
     rows, missing = [], []
     for line, row in _rows(file, required=("path", "label")):
         path = file.parent / row["path"]
+        if "\\" in row["path"] and not os.path.isfile(path):  # as Windows writes it
+            path = file.parent / row["path"].replace("\\", "/")
         if not os.path.isfile(path):  # of a name that is too long, Path's own would raise an error
             missing.append(row["path"])
             continue
@@ -137,7 +141,9 @@ def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
     """Line numbers and stripped values of a CSV file, after a check that the required columns are there and filled."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            head = stream.readline()
+            stream.seek(0)
+            reader = csv.DictReader(stream, delimiter=";" if head.count(";") > head.count(",") else ",")
             columns = [(name or "").strip() for name in reader.fieldnames or []]
             if not set(required) <= set(columns):
                 raise ClcaError(f"{file}: needs the columns {', '.join(required)}; has {', '.join(columns) or 'none'}")
@@ -148,7 +154,7 @@ def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
                     raise ClcaError(f"{file}, line {reader.line_num}: {' or '.join(required)} is empty")
                 yield reader.line_num, values
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error})") from None
+        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): save it as that") from None
 
 
 def _csv_in(folder: Path) -> Path | None:
@@ -183,6 +189,9 @@ def _class_folders(folder: Path) -> list[str]:
         raise ClcaError(f"{folder}: no class folders with images: expected one folder a class")
     if len(names) == 1 and _split_folders(folder / names[0]):
         raise ClcaError(f"{folder}: holds the data set one level further down: give {folder / names[0]}")
+    if sets := sets_below(folder, names):
+        these = "the data set" if len(sets) == 1 else f"the data sets {', '.join(sets)}"
+        raise ClcaError(f"{folder}: holds {these} one level further down: give {folder / sets[0]}")
     return names
 
 

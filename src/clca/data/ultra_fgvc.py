@@ -9,7 +9,7 @@ import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,13 @@ def looks_like_ultra_fgvc(root: Path) -> bool:
     if any(_annotations(part) or _csv_files(part) for part in parts):
         return True
     return any(_NUMERIC_NAME.fullmatch(Path(name).stem) for name in _Images(root).names)
+
+
+def sets_below(root: Path, names: Sequence[str]) -> list[str]:
+    """Which of the folders in `root` hold one of the sets, by its annotations or, of a single one, by its layout."""
+    if len(names) == 1:
+        return [name for name in names if looks_like_ultra_fgvc(root / name)]
+    return [name for name in names if any(os.path.isfile(root / name / part / "anno/train.txt") for part in ("", "R1"))]
 
 
 def recognise(root: Path) -> str:
@@ -125,6 +132,9 @@ def read_ultra_fgvc(root: Path, name: str, published: Published | None = None) -
                 ", or images named like 1_1_train.png" if name in NUMERIC else ""
             )
             raise ClcaError(f"{part}: not laid out as {name}: expected {layouts}")
+    if missing and not any(samples.values()):
+        place = parts[0] / IMAGE_FOLDERS[0]
+        raise ClcaError(f"{root}: none of the {len(missing)} images of {name} is there: put {missing[0]} … in {place}")
     classes = _class_names(entry for entries in names.values() for entry in entries)
     splits = _three_way(samples, family)
     problems = _count_problems(root, name, published, classes, samples, missing) + check_classes(root, classes, splits)
@@ -179,10 +189,10 @@ def _read_annotation(file: Path) -> list[tuple[str, int]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal() or int(label) < 1:
+        name, *label = line.strip().rsplit(maxsplit=1)
+        if not label or not label[0].isdecimal() or int(label[0]) < 1:
             raise ClcaError(f"{file}, line {number}: expected `name label` with a label from 1, got {line.strip()!r}")
-        entries.append((name.strip(), int(label) - 1))
+        entries.append((name, int(label[0]) - 1))
     return entries
 
 
@@ -219,11 +229,20 @@ class _Images:
     def __init__(self, root: Path) -> None:
         self.folders = [folder for name in IMAGE_FOLDERS if (folder := root / name).is_dir()] + [root]
         self.listed: dict[Path, set[str]] = {}
+        self.pictures: dict[Path, dict[str, str]] = {}
 
     def _files(self, folder: Path) -> set[str]:
         if folder not in self.listed:
-            self.listed[folder] = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+            entries = os.scandir(folder) if folder.is_dir() else ()
+            self.listed[folder] = {entry.name for entry in entries if entry.is_file()}
         return self.listed[folder]
+
+    def _pictures(self, folder: Path) -> dict[str, str]:
+        """Names of image files in a folder by what precedes their ending, in lower case."""
+        if folder not in self.pictures:
+            names = sorted(name for name in self._files(folder) if Path(name).suffix.lower() in EXTENSIONS)
+            self.pictures[folder] = {Path(name).stem.lower(): name for name in reversed(names)}
+        return self.pictures[folder]
 
     @property
     def names(self) -> list[str]:
@@ -234,10 +253,18 @@ class _Images:
         return []
 
     def find(self, name: str) -> Path | None:
-        for folder in self.folders:
-            path = folder / name
+        """The file of a name in a list: as it is there, else without its folders, else with another image's ending.
+
+        Lists are made on other machines: they hold their paths, and images were converted or renamed to `.PNG` since.
+        """
+        slashed = name.replace("\\", "/")
+        paths = [folder / wanted for wanted in (name, slashed, Path(slashed).name) for folder in self.folders]
+        for path in paths:
             if path.name in self._files(path.parent):
                 return path
+        for path in paths:
+            if found := self._pictures(path.parent).get(path.stem.lower()):
+                return path.with_name(found)
         return None
 
 

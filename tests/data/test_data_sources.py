@@ -278,7 +278,9 @@ def test_names_that_are_not_utf8_are_names(tmp_path):
 
     (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
     put(tmp_path / os.fsdecode(b"caf\xe9") / "a.png")
-    assert "the name of the class b'caf\\xe9' is not UTF-8: rename it" in refused(tmp_path)
+    line = refused(tmp_path)
+    assert "the name of the class b'caf\\xe9' is not UTF-8: rename it" in line
+    assert line.endswith(f"at once: convmv -f latin1 -t utf8 -r --notest {tmp_path}")
 
 
 def test_a_name_that_is_too_long_is_a_file_that_is_missing(tmp_path):

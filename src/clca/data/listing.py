@@ -1,6 +1,7 @@
 """What every source of images produces: the class names, and which file with which label is in which split."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,11 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise ClcaError(f"{root}: the name of the class {os.fsencode(name)!r} is not UTF-8: rename it") from None
+            all_at_once = f"convmv -f latin1 -t utf8 -r --notest {shlex.quote(str(root))}"
+            raise ClcaError(
+                f"{root}: the name of the class {os.fsencode(name)!r} is not UTF-8: rename it, or all names of an old "
+                f"disk at once: {all_at_once}"
+            ) from None
     problems = []
     trained = {label for _, label in splits.get("train", [])}
     for name in ("val", "test"):

@@ -25,7 +25,7 @@ from clca.data import resized_cache, resized_file, resized_room
 from clca.data.datasets import ImageDataset
 from clca.data.images import read_image
 from clca.data.resized_cache import use_cache
-from clca.data.resized_file import SUFFIX, UNFINISHED, RowWriter, Source, read_row_file
+from clca.data.resized_file import SUFFIX, UNFINISHED, read_row_file
 from clca.data.resized_room import cache_folder, cached_sets, clear_cache
 from clca.data.transforms import ResizeFirst, eval_transform, from_preprocess, preprocess_dict, train_transform
 from clca.errors import ClcaError
@@ -300,7 +300,7 @@ def test_rows_of_files_that_are_gone_do_not_pile_up(photos, cache):
 def damage(path: Path, how: str) -> None:
     whole = path.read_bytes()
     middle = len(whole) - 200  # in the index
-    path.unlink()  # as another program would; who holds the old file keeps it
+    path.unlink()  # as another program would; who maps the old file keeps it
     path.write_bytes({
         "empty": b"", "cut": whole[:-1], "half": whole[: len(whole) // 2], "foreign": b"no rows" * 1000,
         "longer": whole + b"\0", "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
@@ -339,58 +339,6 @@ def test_a_file_damaged_while_it_is_read_gives_no_wrong_pixel_and_ends_nothing(p
     assert len(reads) == 8
     assert torch.equal(all_of(cached(photos)), expected)
     assert len(reads) == 8
-
-
-def test_a_file_that_is_cut_off_and_grows_all_the_time_does_not_end_who_reads_it(tmp_path):
-    """In a process of its own, which reading where a mapped file has ended would kill."""
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 512, 512), dtype=np.uint8)
-    writer = RowWriter(tmp_path, "set", 512, 1)
-    writer.put(0, pixels)
-    path = writer.finish("root", {}, [Source("image", 1, 2, 3, 4)])
-    file = read_row_file(path)
-    assert file is not None
-    reader = file.reader()
-    assert np.array_equal(reader.read(0), pixels)  # type: ignore[arg-type]
-
-    def read() -> None:
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
-            reader.read(0)
-
-    process = multiprocessing.get_context("fork").Process(target=read)
-    with path.open("r+b") as same:
-        process.start()
-        while process.is_alive():
-            for size in (0, pixels.size):
-                same.truncate(size)
-    process.join()
-    assert process.exitcode == 0
-
-
-@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
-def test_where_the_file_cannot_be_read_any_more_images_are(photos, monkeypatch, error):
-    expected = all_of(opened(photos))
-    dataset = cached(photos)
-
-    def fails(*args: object) -> int:
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(os, "preadv", fails)
-    assert torch.equal(all_of(dataset), expected)
-
-
-@pytest.mark.parametrize("at_once", [True, False], ids=["preadv", "seek and read"])
-def test_rows_come_whole_from_a_system_that_gives_a_part_at_a_time(photos, monkeypatch, no_decoding, at_once):
-    expected = all_of(opened(photos))
-    dataset = cached(photos)
-    whole, read = os.preadv, os.read
-    if at_once:
-        monkeypatch.setattr(os, "preadv", lambda file, parts, start: whole(file, [parts[0][:1000]], start))
-    else:
-        monkeypatch.delattr(os, "preadv")
-        monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 1000)))
-    no_decoding()
-    assert torch.equal(all_of(dataset), expected)
 
 
 def test_a_damaged_row_is_not_copied_into_another_file(photos, cache, reads):

@@ -10,11 +10,11 @@ never changes: to change something, another one is written and this one unlinked
 """
 
 import json
+import mmap
 import os
 import struct
 import threading
 import uuid
-import weakref
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -82,22 +82,20 @@ class RowFile:
 
 
 class RowReader:
-    """Reads rows of a file that it holds open, from several threads and forks; it stays readable when its name is gone.
-
-    It is not mapped into memory: there a row that cannot be read any more (a file that another program cut off or
-    another machine removed, a disk that fails) would end the process.
+    """Reads rows of a file that it maps into memory, from several threads; it stays readable when its name is gone.
 
     Args:
         path, side, checksums: As of `RowFile`.
 
     Raises:
         OSError: The file is gone.
+        ValueError: It is empty.
     """
 
     def __init__(self, path: Path, side: int, checksums: Sequence[int]) -> None:
         self._path, self._side, self._checksums = path, side, checksums
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self._file)
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Rows found to be as written: to look at every read would cost a third of the rate.
         self._sound = bytearray(len(checksums))
 
@@ -106,37 +104,15 @@ class RowReader:
 
         The file then loses its name, so that the next run makes it anew.
         """
-        pixels = np.empty(row_bytes(self._side), np.uint8)
-        if self._read(pixels, row * pixels.size) and (
-            self._sound[row] or zlib.crc32(pixels.data) == self._checksums[row]
-        ):
-            self._sound[row] = True
-            return pixels.reshape(3, self._side, self._side)
+        size = row_bytes(self._side)
+        if self._map.size() >= (row + 1) * size:  # to read where a file was cut off would end the process
+            pixels = np.frombuffer(self._map, np.uint8, size, row * size).copy()
+            if self._sound[row] or zlib.crc32(pixels.data) == self._checksums[row]:
+                self._sound[row] = True
+                return pixels.reshape(3, self._side, self._side)
         with suppress(OSError):
             self._path.unlink()
         return None
-
-    def _read(self, content: NDArray[np.uint8], start: int) -> bool:
-        """Whether bytes from `start` on fill all of `content`."""
-        done = 0
-        with suppress(OSError):
-            while done < content.size and (count := _read_at(self._file, content[done:], start + done)):
-                done += count
-        return done == content.size
-
-
-_seeking = threading.Lock()
-
-
-def _read_at(file: int, content: NDArray[np.uint8], start: int) -> int:
-    """Read bytes from `start` on; how many there were."""
-    if hasattr(os, "preadv"):  # leaves the file's position, which forks share, alone
-        return os.preadv(file, [content.data], start)
-    with _seeking:
-        os.lseek(file, start, os.SEEK_SET)
-        found = os.read(file, content.size)
-    content[: len(found)] = np.frombuffer(found, np.uint8)
-    return len(found)
 
 
 def row_bytes(side: int) -> int:

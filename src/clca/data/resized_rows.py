@@ -14,7 +14,7 @@ from clca.data.transforms import SquareResize
 class ResizedRows:
     """The resized images of a data set, by their index in it, from files of rows.
 
-    Goes to reading processes with its data set; each opens the files itself.
+    Goes to reading processes with its data set; each maps the files itself.
 
     Args:
         resize: What was done to the images.
@@ -58,7 +58,7 @@ class ResizedRows:
         if number not in self._readers:
             try:
                 self._readers[number] = RowReader(self.files[number], self.resize.size, self._checksums[number])
-            except OSError:  # evicted before this process came to it
+            except (OSError, ValueError):  # evicted before this process came to it, or cut off
                 self._readers[number] = None
         return self._readers[number]
 

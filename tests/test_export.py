@@ -1,6 +1,7 @@
 """Exported files: they compute what the model does, say how to be used, and are there whole or not at all."""
 
 import io
+import json
 import pickle
 import re
 import struct
@@ -410,6 +411,63 @@ def test_files_of_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(ClcaError, match=reason):
             load_exported(path)
     assert "stranger" not in capsys.readouterr().out
+
+
+def _code_for_guards(program: dict[str, Any], code: str) -> None:
+    program["guards_code"] = [f"{code} is None"]
+
+
+def _code_for_sizes(program: dict[str, Any], code: str) -> None:
+    for value in program["graph_module"]["graph"]["sym_int_values"].values():
+        value["as_expr"]["expr_str"] = f"[{value['as_expr']['expr_str']}, {code}][0]"
+
+
+def _function_for_an_operator(program: dict[str, Any], code: str) -> None:
+    program["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+
+
+def _code_for_an_input(program: dict[str, Any], code: str) -> None:
+    renamed = json.dumps(program).replace('"images"', json.dumps(f"images, a={code}"))
+    program.update(json.loads(renamed))
+
+
+def _pickled_weight(payloads: dict[str, Any], code: str) -> None:
+    next(iter(payloads["config"].values()))["use_pickle"] = True
+
+
+def _pickled_object(payloads: dict[str, Any], code: str) -> None:
+    payloads["config"]["x"] = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": None}
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("models/model.json", _code_for_guards),
+        ("models/model.json", _code_for_sizes),
+        ("models/model.json", _function_for_an_operator),
+        ("models/model.json", _code_for_an_input),
+        ("data/weights/model_weights_config.json", _pickled_weight),
+        ("data/constants/model_constants_config.json", _pickled_object),
+        ("data/aotinductor/model/model.so", None),
+    ],
+)
+def test_a_program_with_code_in_it_is_refused(tmp_path: Path, part: str, change: Any) -> None:
+    sound, evil, mark = tmp_path / "a.pt2", tmp_path / "b.pt2", tmp_path / "mark"
+    export_pt2(small("topk"), sound)
+    with zipfile.ZipFile(sound) as given, zipfile.ZipFile(evil, "w") as archive:
+        for name in given.namelist():
+            content = given.read(name)
+            if name.endswith(part):
+                found = json.loads(content)
+                change(found, f"open({str(mark)!r}, 'w')")
+                content = json.dumps(found, separators=(",", ":")).encode()
+            archive.writestr(name, content)
+        if change is None:
+            archive.writestr(given.namelist()[0].partition("/")[0] + "/" + part, b"")
+    with pytest.raises(ClcaError, match=f"b.pt2: {part} in it .* may hold code"):
+        load_exported(evil)
+    assert not mark.exists()
+    load_exported(sound)
 
 
 def test_an_interrupted_file_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clca.errors import ClcaError
+from clca.export.harmless import refuse_code
 from clca.export.metadata import INPUT
 from clca.export.program import METADATA_FILE, quiet
 from clca.measure import using_threads
@@ -61,7 +61,7 @@ def load_exported(path: str | Path, threads: int | None = None) -> Exported:
         threads: How many threads it computes on; None: ONNX Runtime's or torch's own number.
 
     Raises:
-        ClcaError: There is no such file, or it is not one that clca exported.
+        ClcaError: There is no such file, it is not one that clca exported, or it may hold code.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +97,7 @@ def _load_onnx(path: Path, threads: int | None) -> Exported:
 
 
 def _load_pt2(path: Path, threads: int | None) -> Exported:
-    _refuse_pickle(path)
+    refuse_code(path)
     extra = {METADATA_FILE: ""}
     try:
         with quiet():
@@ -119,18 +119,6 @@ def _load_pt2(path: Path, threads: int | None) -> Exported:
 def _checked(metadata: Any) -> dict[str, Any]:
     for key in ("format", "classes", "preprocess", "input"):
         metadata[key]
+    if not isinstance(metadata["input"]["shape"], list):
+        raise TypeError("input")
     return metadata
-
-
-def _refuse_pickle(path: Path) -> None:
-    """torch.export.load would run the code of a pickle that a stranger's archive holds; ours have none but tensors."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            content = archive.read(name) if name.endswith((".json", ".pt")) else b""
-            try:
-                if name.endswith(".pt"):
-                    torch.load(io.BytesIO(content), weights_only=True)
-                if "custom_obj" in name or (name.endswith(".json") and b'"use_pickle": true' in content):
-                    raise ValueError(name)
-            except Exception:
-                raise ClcaError(f"{path}: {name} in it may hold code, so it is not loaded") from None

@@ -14,6 +14,12 @@ from clca.config import ModelConfig, validated
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
 
 
+def test_a_value_without_an_end_is_told_by_its_beginning() -> None:
+    with pytest.raises(clca.ClcaError) as refused:
+        validated(backbone="vit_tiny_patch16_224", locations=[-1] * 100_000)
+    assert len(str(refused.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -35,6 +41,11 @@ TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_h
         ({"locations": 3}, ["locations", "3", "tuple"]),
         ({"num_classes": -1}, ["num_classes", "-1", "greater than or equal to 0"]),
         ({"num_classes": "many"}, ["num_classes", "'many'", "integer"]),
+        ({"num_classes": 10**12}, ["num_classes", "1000000000000", "less than or equal to 1000000"]),
+        ({"num_clr": 10**12}, ["num_clr", "less than or equal to 1024"]),
+        ({"cla_width": 10**12}, ["cla_width", "less than or equal to 1024"]),
+        ({"img_size": 10**30}, ["img_size", "less than or equal to 16384"]),
+        ({"img_size": (224, 10**9)}, ["img_size", "less than or equal to 16384"]),
         ({"num_clr": -1}, ["num_clr", "-1", "greater than or equal to 0"]),
         ({"cla_width": 0}, ["cla_width", "0", "greater than or equal to 1"]),
         ({"img_size": "big"}, ["img_size", "'big'", "integer"]),

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from clca.errors import ClcaError
 
@@ -25,6 +25,8 @@ def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
     return locations
 
 
+# The upper limits are beyond all use: a slip of the keyboard, or a stranger's file, is refused before memory is taken.
+Pixels = Annotated[int, Field(ge=1, le=16_384)]
 Rate = Annotated[float, AfterValidator(_is_rate)]
 Locations = Annotated[tuple[int, ...], AfterValidator(_are_locations)]
 
@@ -35,17 +37,17 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
-    num_classes: int = Field(1000, ge=0)
-    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    num_classes: int = Field(1000, ge=0, le=1_000_000)
+    img_size: Pixels | tuple[Pixels, Pixels] | None = None
     reduction: str = "none"
     keep_rate: Rate | tuple[Rate, ...] = 1.0
     locations: Locations | None = None
     cla: bool = True
     clc: bool = True
-    num_clr: int = Field(1, ge=0)
+    num_clr: int = Field(1, ge=0, le=1024)
     clc_gap: bool = True
     clc_recover_at_last: bool = True
-    cla_width: int = Field(2, ge=1)
+    cla_width: int = Field(2, ge=1, le=1024)
     backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,8 +88,13 @@ def one_line(error: ValidationError) -> str:
         if item["type"] != "value_error" and len(item["loc"]) <= depths.get(field, 0):
             continue
         depths[field] = len(item["loc"])
-        lines[field] = f"{field or 'settings'} = {item['input']!r}: {reason}"
+        lines[field] = f"{field or 'settings'} = {_short(item['input'])}: {reason}"
     return "; ".join(lines.values())
+
+
+def _short(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= 200 else f"{told[:200]} …"
 
 
 _BRANCHES = ("tuple[", "list[", "function-", "dict[", "constrained-")

@@ -183,8 +183,12 @@ def _check_size_before(source: Backbone, config: ModelConfig) -> None:
     """Patches must tile the image; timm itself would cut off the rest without a word."""
     architecture = source.architecture.partition(".")[0]
     patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
-    with torch.device("meta"):
-        patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+    try:
+        with torch.device("meta"):
+            patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ClcaError(f"{config.backbone} does not take these settings: {patch} ({first})") from None
     size = config.img_size
     assert size is not None
     check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)

@@ -206,7 +206,7 @@ def _beside(target: Path) -> Iterator[Path]:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: a stranger's, nested without an end
         raise ClcaError(f"{file} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise ClcaError(f"{file} does not hold settings by name")

@@ -245,7 +245,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ClcaError(
             f"{folder}: no {CONFIG} there, so it is no run; name the folder that clca train wrote"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ClcaError(f"{path}: cannot be read ({reason(error)})") from None
     if not isinstance(content, dict):
         raise ClcaError(f"{path}: is not a run's configuration")

@@ -161,6 +161,20 @@ def test_damaged_folders(damage: Any, words: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there is no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_saved_model_is_read_by_whom_the_user_lets_read(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        make().save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "config.json": mode,
+        "model.safetensors": mode,
+    }
+
+
 def test_classes_that_do_not_fit_are_not_saved(tmp_path: Path) -> None:
     model = make()
     model.classes = CLASSES[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,14 +193,15 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A file to write beside the target, which takes its place at once, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    beside.touch(exist_ok=False)
+    mode = beside.stat().st_mode & 0o777  # whom the user lets read new files; safetensors lets nobody else
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        yield beside
+        os.chmod(beside, mode)
+        os.replace(beside, target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 

@@ -127,6 +127,17 @@ def test_runs_are_called_by_their_folders_and_never_by_their_paths(tmp_path: Pat
         assert send(client, photo(1), model="leaves-2").status_code == 200
 
 
+def test_names_of_folders_that_are_no_utf_8_are_answered() -> None:
+    model = tiny_model()
+    model.classes = ["b\udcfcche", *CLASSES[1:]]
+    app = create_app({"l\udce4rche": model}, ServeSettings(device="cpu"))
+    with TestClient(app, base_url="http://localhost") as client:
+        (told,) = client.get("/v1/models").json()["models"]
+        assert (told["name"], told["classes"][0]) == (r"l\udce4rche", r"b\udcfcche")
+        assert r"b\udcfcche" in send(client, photo(1)).json()["results"][0]["classes"]
+        assert client.get("/metrics").status_code == 200
+
+
 def test_no_model_or_one_without_classes_is_refused() -> None:
     with pytest.raises(ClcaError, match="no model to serve"):
         create_app([])

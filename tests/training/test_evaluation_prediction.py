@@ -4,13 +4,16 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score
+from torch import nn
 
 import clca
 from clca.config import ModelConfig
@@ -18,7 +21,7 @@ from clca.errors import ClcaError
 from clca.training import DataConfig, TrainConfig, device, evaluate, predict, train
 from clca.training.confusion import most_confused, write_confusion_picture
 from clca.training.evaluation import ClassResult, Evaluation
-from clca.training.metrics import Answers
+from clca.training.metrics import Answers, answer
 from clca.training.prediction import find_images
 from clca.training.run_folder import OwnImages, own_images
 from clca.training.stored_evaluations import evaluations
@@ -111,6 +114,24 @@ def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> N
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClcaError, match=r"config\.json"):
         evaluate(tmp_path)
+
+
+def test_shares_are_exact_and_of_equal_logits_the_lower_class_comes_first() -> None:
+    """As `argmax` has it: half precision makes many logits equal, and evaluation and tuning must count alike."""
+
+    class Flat(nn.Module):
+        preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}  # noqa: RUF012
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 80).index_fill_(1, torch.tensor([7, 33, 60]), 1.0)
+
+    labels = torch.tensor([7] * 84 + [60] * 41)
+    batch: Any = [(torch.zeros(125, 3, 4, 4), labels)]
+    model: Any = Flat()
+    found = answer(model, batch, Accelerator(cpu=True))
+    assert found.ranked[0].tolist() == [7, 33, 60, 0, 1]
+    assert found.top(1) == 84 / 125
+    assert found.top(5) == 1
 
 
 def test_macro_accuracy_is_the_mean_over_classes() -> None:

@@ -59,14 +59,15 @@ def explain(model: TokenReducedViT, image: Image.Image | str | Path, target: str
         chosen = int(seen.logits.argmax()) if wanted is None else wanted
         evidence = integrated_gradients(model, pixels, chosen)
     probabilities = seen.logits.float().softmax(dim=0)
-    best = probabilities.topk(min(_NAMED, len(classes)))
+    best = probabilities.sort(descending=True, stable=True)  # of equal ones the lower first, as in argmax
+    named = zip(best.values[:_NAMED].tolist(), best.indices[:_NAMED].tolist(), strict=True)
     baseline, depths = _depths(model, seen, chosen)
     return Explanation(
         image=original,
         view=View.of(original.size, model.preprocess, _grid(model)),
         reduction=model.config.reduction,
         keep_rate=model.keep_rate,
-        top=tuple((classes[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)),
+        top=tuple((classes[k], p) for p, k in named),
         target=classes[chosen],
         probability=probabilities[chosen].item(),
         logit=seen.logits[chosen].item(),

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from clca.data.transforms import Normalization
 from clca.linear import prepacked
 from clca.model import TokenReducedViT
+from clca.reductions.base import descending
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Answers:
 
     Attributes:
         labels: True classes, [N].
-        ranked: The most likely classes, best first, [N, k], k = min(5, classes).
+        ranked: The most likely classes, best first, [N, k], k = min(5, classes). Of equally likely ones, which half
+            precision makes, the lower index comes first, as in `argmax`.
         loss: Mean cross-entropy.
         images_per_second: Of the forward pass alone, summed over processes; of use if it was asked to be measured.
     """
@@ -35,7 +37,7 @@ class Answers:
 
     def top(self, k: int) -> float:
         """Share of images with the true class among the `k` most likely."""
-        return (self.ranked[:, :k] == self.labels[:, None]).any(1).float().mean().item()
+        return (self.ranked[:, :k] == self.labels[:, None]).any(1).double().mean().item()
 
     def macro_accuracy(self) -> float:
         """Mean over the classes that occur of the share of their images that is right."""
@@ -85,7 +87,7 @@ def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator,
             logits = logits.float()
             losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
             labels.append(targets.cpu())
-            ranked.append(logits.topk(min(5, logits.shape[1])).indices.cpu())
+            ranked.append(descending(logits)[:, :5].cpu())
     model.train(was_training)
     mine = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
     shares = [share for share in gather_object([mine]) if share is not None]

@@ -113,8 +113,9 @@ def _answers(
             if images:
                 with torch.inference_mode(), accelerator.autocast():
                     logits = model(normalize(torch.stack(images), accelerator.device))
-                top = logits.float().softmax(1).topk(top_k)
-                ranked = iter(zip(top.values.tolist(), top.indices.tolist(), strict=True))
+                top = logits.float().softmax(1).sort(dim=1, descending=True, stable=True)  # as `evaluate` ranks them
+                best = top.values[:, :top_k].tolist(), top.indices[:, :top_k].tolist()
+                ranked = iter(zip(*best, strict=True))
             for path, image in found:
                 if isinstance(image, str):
                     yield Prediction(path, error=image)

@@ -106,7 +106,7 @@ def _compare(logits: Tensor, expected: Tensor, labels: list[int | None], sizes: 
     truth = torch.tensor([labels[i] for i in known], dtype=torch.long)
 
     def accuracy(answers: Tensor) -> float:
-        return (answers[known].argmax(dim=1) == truth).float().mean().item() if known else math.nan
+        return (answers[known].argmax(dim=1) == truth).double().mean().item() if known else math.nan
 
     return Agreement(
         images=len(expected),
@@ -115,7 +115,7 @@ def _compare(logits: Tensor, expected: Tensor, labels: list[int | None], sizes: 
         largest=difference.nan_to_num(nan=math.inf).max().item(),
         scale=scale,
         outside=int((~(difference <= TOLERANCE * scale)).sum()),
-        top1=same.float().mean().item(),
+        top1=same.double().mean().item(),
         accuracy=accuracy(logits),
         reference_accuracy=accuracy(expected),
     )

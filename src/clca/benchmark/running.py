@@ -74,6 +74,9 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
     if any(row.candidate.reduction == "ats" for row in rows):
         notes.append("ATS: how many tokens it keeps depends on image and weights; measured on noise"
                      + ("" if all(map(is_run, config.models)) else " with random weights"))  # fmt: skip
+    if config.training and any(row.candidate.reduction == "dynamicvit" for row in rows):
+        notes.append("DynamicViT: in training it masks tokens and drops none; its GMACs, and what is formed with them "
+                     "(of MACs, effic.), are those of inference")  # fmt: skip
     return Benchmark(config, rows, _growth(rows), rates, copying, told, versions(), command(), notes, interrupted)
 
 

@@ -126,6 +126,22 @@ def test_numbers_of_cost(tuned: Tuning) -> None:
     assert dense.images_per_second == pytest.approx(1000 / dense.latency.median)
 
 
+def test_the_cost_of_ats_is_that_of_evaluate(make_run: Callable[..., str], tmp_path: Path) -> None:
+    """It depends on the images: sixteen spread over all, not the first of the first class."""
+    draw = torch.Generator().manual_seed(1)
+    for name, contrast in zip(CLASSES, (1, 40, 255), strict=True):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(20):
+                pixels = (torch.rand(36, 36, 3, generator=draw) * contrast).to(torch.uint8)
+                Image.fromarray(pixels.numpy()).save(tmp_path / split / name / f"{number:02}.png")
+    run = make_run("ats")
+    own = evaluate(run, tmp_path, "val", workers=0, device="cpu", precision="no", cache=False)
+    settings: Any = {"keep_rates": (0.5,), "workers": 0, "device": "cpu", "precision": "no"}
+    (found,) = tune([run], Budget("gmacs", 1), data=tmp_path, console=Console(file=StringIO()), **settings).points
+    assert (found.gmacs, found.tokens) == (own.gmacs, own.tokens_per_block[-1])
+
+
 def test_a_run_named_twice_is_one_candidate(run: str, photos: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clca.tune.running.MOST_ROUNDS", 1)

@@ -133,11 +133,11 @@ class _Sized:
         loader = eval_loader(images, len(images), 32, 0, 1, workers, accelerator.device)
         for model in self.models:
             model.to(accelerator.device)
+        chosen = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)  # of all classes, as `evaluate` has
         kept, done = [], 0
         try:
             for batch, targets in loader:
-                if done < 16:
-                    kept.append(batch)
+                kept.append(batch[chosen[(chosen >= done) & (chosen < done + len(batch))] - done])
                 done += len(batch)
                 for number, model in enumerate(self.models):
                     with accelerator.autocast():
@@ -146,7 +146,7 @@ class _Sized:
                     progress((done - len(batch) * (1 - (number + 1) / len(self.models))) / len(images))
         finally:
             end_workers(loader)
-        self.sample = torch.cat(kept)[:16]
+        self.sample = torch.cat(kept)
 
     def name(self, number: int) -> str:
         return f"{self.run} {self.size} {number}"

@@ -187,6 +187,22 @@ def test_it_says_where_reduction_loses(result: Benchmark) -> None:
     assert "falls behind its MACs: 2.30 × faster for 3.00 × fewer" in lines[1]
 
 
+def test_what_is_shown_as_once_the_speed_is_not_called_slower(result: Benchmark) -> None:
+    assert replace(result, rows=[made_up(0.996, 1.0)]).falls_short() == []
+    (line,) = replace(result, rows=[made_up(0.994, 1.0)]).falls_short()
+    assert "is slower than dense: 0.99 ×" in line
+
+
+def test_macs_of_small_models_can_be_told_apart(result: Benchmark) -> None:
+    shown = Console(file=io.StringIO(), width=140)
+    rows = [replace(made_up(2, 2, keep_rate=rate), gmacs=gmacs) for rate, gmacs in ((0.5, 0.01257), (0.25, 0.009292))]
+    replace(result, rows=[*rows, replace(made_up(2, 2), gmacs=78.494)]).render(shown)
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.0126" in text
+    assert "0.00929" in text
+    assert "78.49" in text
+
+
 def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     genuine = Workshop.work
 

@@ -93,6 +93,11 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
     return Cost(published, sum(p.numel() for p in model.parameters()), tokens, computed)
 
 
+def gmacs_text(gmacs: float) -> str:
+    """GMACs as tables show them: two decimals, and of small models three digits, so that they can be told apart."""
+    return f"{gmacs:.2f}" if gmacs >= 1 else f"{gmacs:#.3g}"
+
+
 def flop_counter() -> FlopCounterMode:
     """Torch's counter of FLOPs, silent. Up to PyTorch 2.13 its own leaves out fused attention on a CPU."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -17,6 +17,7 @@ from rich.table import Table
 from clca.benchmark.candidates import DENSE, Candidate
 from clca.benchmark.config import BenchmarkConfig
 from clca.config import spelled
+from clca.costing import gmacs_text
 from clca.measure import Spread
 from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
 
@@ -237,7 +238,7 @@ def _verdicts(rows: list[Row], where: str = "") -> list[str]:
         if row.candidate.reduction == DENSE or row.speed_up is None or row.share is None:
             continue
         name, speed = f"{row.candidate.setting}{where}", row.speed_up.median
-        if speed < 1:
+        if round(speed, 2) < 1:  # as it is shown: what rounds to 1 is no loss
             lines.append(f"{name} is slower than dense: {speed:.2f} × its speed")
         elif row.share < LOSES_BELOW:
             lines.append(f"{name} falls behind its MACs: {speed:.2f} × faster for {row.mac_ratio:.2f} × fewer")
@@ -277,8 +278,8 @@ def _cells(row: Row) -> dict[str, str]:
     form = ".0f" if time is not None and time.median >= 100 else ".1f"
     return {
         "keep": spelled(row.candidate.keep_rate),
-        "GMACs": one(row.gmacs, ".2f"),
-        "made": one(row.computed_gmacs, ".2f"),
+        "GMACs": _gmacs(row.gmacs),
+        "made": _gmacs(row.computed_gmacs),
         "ms": one(time.median if time else None, form),
         "ms range": low_high(time, form),
         "img/s": one(row.images_per_second, ".1f"),
@@ -291,6 +292,10 @@ def _cells(row: Row) -> dict[str, str]:
         "MiB": one(row.peak_mib, ".0f"),
         "memory": one(row.memory_ratio, ".2f"),
     }
+
+
+def _gmacs(value: float | None) -> str:
+    return "" if value is None else gmacs_text(value)
 
 
 def _growth_title(line: Growth) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clca.config import spelled
+from clca.costing import gmacs_text
 from clca.errors import ClcaError
 from clca.measure import Spread, command, versions
 from clca.training.run_folder import CONFIG, make_writable, own_images, replacing, told_apart, write_csv, write_json
@@ -233,7 +234,7 @@ def _told(point: Point) -> str:
 
 
 def _costs(point: Point) -> str:
-    return f"{point.latency.median:.1f} ms, {point.images_per_second:.1f} images/s, {point.gmacs:.2f} GMACs"
+    return f"{point.latency.median:.1f} ms, {point.images_per_second:.1f} images/s, {gmacs_text(point.gmacs)} GMACs"
 
 
 def _flat(point: Point) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def _table(tuning: Tuning, wide: bool) -> Table:
             "ms": f"{point.latency.median:.1f}",
             "p90": f"{point.latency.p90:.1f}",
             "images/s": f"{point.images_per_second:.1f}",
-            "GMACs": f"{point.gmacs:.2f}",
+            "GMACs": gmacs_text(point.gmacs),
             "tokens": f"{point.tokens:.0f}",
         }
         table.add_row(*cells, *(values[name] for name in columns))

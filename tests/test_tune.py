@@ -126,7 +126,9 @@ def test_numbers_of_cost(tuned: Tuning) -> None:
     assert dense.images_per_second == pytest.approx(1000 / dense.latency.median)
 
 
-def test_the_cost_of_ats_is_that_of_evaluate(make_run: Callable[..., str], tmp_path: Path) -> None:
+def test_the_cost_of_ats_is_that_of_evaluate(
+    make_run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It depends on the images: sixteen spread over all, not the first of the first class."""
     draw = torch.Generator().manual_seed(1)
     for name, contrast in zip(CLASSES, (1, 40, 255), strict=True):
@@ -135,10 +137,18 @@ def test_the_cost_of_ats_is_that_of_evaluate(make_run: Callable[..., str], tmp_p
             for number in range(20):
                 pixels = (torch.rand(36, 36, 3, generator=draw) * contrast).to(torch.uint8)
                 Image.fromarray(pixels.numpy()).save(tmp_path / split / name / f"{number:02}.png")
-    run = make_run("ats")
+    run, seen = make_run("ats"), []
+
+    def spied(model: Any, *, images: torch.Tensor) -> clca.Cost:
+        seen.append(images.clone())
+        return clca.cost(model, images=images)
+
+    for module in ("clca.training.evaluation", "clca.tune.running"):
+        monkeypatch.setattr(f"{module}.cost", spied)
     own = evaluate(run, tmp_path, "val", workers=0, device="cpu", precision="no", cache=False)
     settings: Any = {"keep_rates": (0.5,), "workers": 0, "device": "cpu", "precision": "no"}
     (found,) = tune([run], Budget("gmacs", 1), data=tmp_path, console=Console(file=StringIO()), **settings).points
+    torch.testing.assert_close(seen[1], seen[0])
     assert (found.gmacs, found.tokens) == (own.gmacs, own.tokens_per_block[-1])
 
 

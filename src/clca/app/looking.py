@@ -127,8 +127,7 @@ class Lookout:
                 break
         if not bool(torch.isfinite(probabilities).all()):
             raise Refusal(500, "not_finite", "the model gave no finite probabilities for this image")
-        top = probabilities.topk(min(TOP, len(served.classes)))
-        ranked = Ranked(tuple(served.classes[k] for k in top.indices.tolist()), tuple(top.values.tolist()))
+        ranked = Ranked.of(served, probabilities, TOP)
         view, found = stages(served.model, image)
         return Look(image, ranked, 1000 * median(times), self._price(served, rates), view, found)
 

@@ -18,6 +18,7 @@ from clca.explain.explanation import Attention, Explanation, Stage
 from clca.explain.view import View
 from clca.explain.watching import Watch, cls_attention, scatter, watch
 from clca.model import TokenReducedViT
+from clca.ranking import most_likely
 from clca.reductions import reduction_class
 from clca.trace import Trace
 
@@ -59,15 +60,14 @@ def explain(model: TokenReducedViT, image: Image.Image | str | Path, target: str
         chosen = int(seen.logits.argmax()) if wanted is None else wanted
         evidence = integrated_gradients(model, pixels, chosen)
     probabilities = seen.logits.float().softmax(dim=0)
-    best = probabilities.sort(descending=True, stable=True)  # of equal ones the lower first, as in argmax
-    named = zip(best.values[:_NAMED].tolist(), best.indices[:_NAMED].tolist(), strict=True)
+    best, named = most_likely(probabilities, _NAMED)
     baseline, depths = _depths(model, seen, chosen)
     return Explanation(
         image=original,
         view=View.of(original.size, model.preprocess, _grid(model)),
         reduction=model.config.reduction,
         keep_rate=model.keep_rate,
-        top=tuple((classes[k], p) for p, k in named),
+        top=tuple((classes[k], p) for p, k in zip(best.tolist(), named.tolist(), strict=True)),
         target=classes[chosen],
         probability=probabilities[chosen].item(),
         logit=seen.logits[chosen].item(),

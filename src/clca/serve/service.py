@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from clca.ranking import most_likely
 from clca.serve.batching import Batcher
 from clca.serve.decoding import decode
 from clca.serve.metrics import Metrics
@@ -29,6 +30,12 @@ class Ranked:
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+
+    @classmethod
+    def of(cls, served: ServedModel, probabilities: Tensor, k: int) -> "Ranked":
+        """The `k` most likely of a model's classes, or all that it has, by its `probabilities` [C]."""
+        best, index = most_likely(probabilities, k)
+        return cls(tuple(served.classes[i] for i in index.tolist()), tuple(best.tolist()))
 
 
 class Place:
@@ -155,9 +162,8 @@ class Service:
         if not bool(torch.isfinite(probabilities).all()):
             self.metrics.images.labels(served.name, "not_finite").inc()
             return Refusal(500, "not_finite", "the model gave no finite probabilities for this image")
-        top = probabilities.topk(min(top_k, len(served.classes)))
         self.metrics.images.labels(served.name, "answered").inc()
-        return Ranked(tuple(served.classes[k] for k in top.indices.tolist()), tuple(top.values.tolist()))
+        return Ranked.of(served, probabilities, top_k)
 
     async def on_worker(self, function: Callable[[], Result]) -> Result:
         """The result of anything else that needs a model, run between two batches in the thread that has them."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from clca.data.transforms import Normalization
 from clca.linear import prepacked
 from clca.model import TokenReducedViT
-from clca.reductions.base import descending
+from clca.ranking import most_likely
 
 
 @dataclass
@@ -87,7 +87,7 @@ def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator,
             logits = logits.float()
             losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
             labels.append(targets.cpu())
-            ranked.append(descending(logits)[:, :5].cpu())
+            ranked.append(most_likely(logits, 5)[1].cpu())
     model.train(was_training)
     mine = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
     shares = [share for share in gather_object([mine]) if share is not None]

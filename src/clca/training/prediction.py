@@ -19,6 +19,7 @@ from clca.hub import from_pretrained
 from clca.linear import prepacked
 from clca.model import TokenReducedViT
 from clca.paths import expanded
+from clca.ranking import most_likely
 from clca.training.device import make_accelerator
 
 
@@ -113,9 +114,8 @@ def _answers(
             if images:
                 with torch.inference_mode(), accelerator.autocast():
                     logits = model(normalize(torch.stack(images), accelerator.device))
-                top = logits.float().softmax(1).sort(dim=1, descending=True, stable=True)  # as `evaluate` ranks them
-                best = top.values[:, :top_k].tolist(), top.indices[:, :top_k].tolist()
-                ranked = iter(zip(*best, strict=True))
+                best = most_likely(logits.float().softmax(1), top_k)
+                ranked = iter(zip(best[0].tolist(), best[1].tolist(), strict=True))
             for path, image in found:
                 if isinstance(image, str):
                     yield Prediction(path, error=image)

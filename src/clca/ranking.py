@@ -1,0 +1,12 @@
+"""The most likely classes, in one order everywhere."""
+
+from torch import Tensor
+
+
+def most_likely(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best of `scores` [..., C] and their indices, [..., min(k, C)] each, best first.
+
+    Of equal scores, which half precision makes often, the lower index comes first, as in `argmax`; `topk` gives any.
+    """
+    values, indices = scores.sort(dim=-1, descending=True, stable=True)
+    return values[..., :k], indices[..., :k]

@@ -42,14 +42,14 @@ def replacing(path: Path, *, in_own_folder: bool = False) -> Iterator[Path]:
     Args:
         path: The file, there or not.
         in_own_folder: The temporary file has the name of the file, in a folder in which other files may be left; they
-            are removed with it.
+            are removed with it. Whether that can be made is told before the block begins.
 
     Raises:
-        ClcaError: `path` is a folder, or no folder can be made beside it.
+        ClcaError: With `in_own_folder`, `path` is a folder, or none can be made beside it.
         WorkError: It could not be written; what was there before is still there.
     """
     target, stream = Path(os.path.realpath(path)), _is_stream(path)
-    if target.is_dir():
+    if in_own_folder and target.is_dir():
         raise ClcaError(f"{path}: is a folder; name a file")
     whole = "" if stream else "; the previous one, if any, is whole"
     try:

@@ -350,6 +350,9 @@ def test_a_head_that_the_file_lacks_is_told(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(weights=str(file))  # the aggregation head is new to every backbone's file
+    torch.save(make().state_dict(), file)
+    with pytest.warns(UserWarning, match="head and norm are not in it and start anew"):
+        make(cla=False, weights=str(file))
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,9 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
         {n.rpartition(".")[0] for n in fresh if n.startswith(new_head) and (n in state or not model.cla_head)}
     )
     if heads:
-        there = "is for another number of classes" if any(n in state for n in fresh) else "is not in it"
-        warnings.warn(f"{path}: {' and '.join(heads)} {there} and starts anew", stacklevel=2)
+        there = "for another number of classes" if any(n in state for n in fresh) else "not in it"
+        be, start = ("is", "starts") if len(heads) == 1 else ("are", "start")
+        warnings.warn(f"{path}: {' and '.join(heads)} {be} {there} and {start} anew", stacklevel=2)
     return model
 
 

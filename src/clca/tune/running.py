@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from clca import data as data_room
@@ -23,7 +22,6 @@ from clca.benchmark.progress import Meter
 from clca.costing import cost
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
-from clca.factory import build
 from clca.hub import from_pretrained
 from clca.linear import prepacked
 from clca.measure import Spread, machine, rounds, using_threads
@@ -32,9 +30,8 @@ from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.device import make_accelerator
 from clca.training.preflight import same_classes
 from clca.training.run_folder import distinct, own_images
-from clca.training.stored_evaluations import by_rate
+from clca.training.stored_evaluations import by_rate, standard_error
 from clca.tune.result import Budget, Point, Tuning, choose
-from clca.weights import load_strict
 
 KEEP_RATES = (1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 31, 60.0
@@ -155,17 +152,15 @@ class _Sized:
         for number, model in enumerate(self.models):
             latency = Spread.of([1000 * seconds for seconds in times[self.name(number)]])
             price = cost(model, images=self.sample if model._pads else None)
-            right = float(self.right[number])
-            # With one more image right and one wrong, so that no error of 0 is claimed where all are right.
-            share = (right + 1) / (images + 2)
+            top1 = float(self.right[number]) / images
             yield Point(
                 run=self.run,
                 reduction=model.config.reduction,
                 keep_rate=model.keep_rate if model.config.reduction != "none" else 1.0,
                 img_size=self.size,
                 trained_size=self.trained_size,
-                top1=right / images,
-                error=math.sqrt(share * (1 - share) / images),
+                top1=top1,
+                error=standard_error(top1, images),
                 latency=latency,
                 images_per_second=1000 * batch_size / latency.median,
                 gmacs=price.gmacs,
@@ -200,30 +195,18 @@ def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], not
 
 
 def at_size(model: TokenReducedViT, size: int) -> TokenReducedViT:
-    """The model for images of another size, its position table resampled, nothing trained.
+    """The model for images of another size, its position table resampled, nothing trained; the rest is shared.
 
     Args:
-        model: With its preprocessing.
+        model: With its preprocessing; left as it is.
         size: Side of the square images in pixels.
 
     Raises:
         ClcaError: Patches do not tile such an image, or parameters depend on the size.
     """
-    made = build(model.config.model_copy(update={"img_size": size}))
-    state = dict(model.state_dict())
-    if "pos_embed" in state:
-        state["pos_embed"] = resample_abs_pos_embed(
-            state["pos_embed"],
-            new_size=list(made.patch_embed.grid_size),
-            old_size=list(model.patch_embed.grid_size),
-            num_prefix_tokens=0 if model.no_embed_class else model.num_prefix_tokens,
-        )
-    load_strict(made, state, f"the model at {size} px")
-    assert model.preprocess is not None
-    scale = size / model.preprocess["img_size"]
-    made.classes = model.classes
-    made.preprocess = model.preprocess | {"img_size": size, "resize": round(model.preprocess["resize"] * scale)}
-    return made.eval()
+    resized = sharing(model, model.keep_rate)
+    resized.set_input_size(size)
+    return resized.eval()
 
 
 def _images_of(run: str | Path, data: str | Path | None, notes: list[str]) -> tuple[str, str | None]:

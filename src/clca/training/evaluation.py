@@ -227,8 +227,7 @@ class Judged:
         rank, processes = accelerator.process_index, accelerator.num_processes
         share, count = max(1, batch_size // processes), len(self._images)
         self._loader = eval_loader(self._images, count, share, rank, processes, workers, accelerator.device)
-        padded = model.config.reduction == "ats"
-        self._sample = _some_images(self._images, model.preprocess) if padded else None
+        self._sample = _some_images(self._images, model.preprocess) if model._pads else None
         self.model = model.to(accelerator.device)
         self.root, self.split = name, split
         self._run, self._data, self._batch_size = Path(run), data, batch_size

@@ -38,6 +38,7 @@ def test_an_end_in_words() -> None:
     assert how_it_ended(3) == "exit code 3"
     assert how_it_ended(-signal.SIGTERM) == "SIGTERM"
     assert "memory" in how_it_ended(-signal.SIGKILL)
+    assert how_it_ended(-40) == "signal 40"  # one that has no name
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")

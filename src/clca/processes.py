@@ -59,7 +59,10 @@ def end_with(parent: int) -> None:
 def how_it_ended(code: int | None) -> str:
     """The exit code of a process in words."""
     if code is not None and code < 0:
-        name = signal.Signals(-code).name
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:  # most real-time signals have none
+            return f"signal {-code}"
         return f"{name}, which the system sends when memory runs out" if name == "SIGKILL" else name
     return f"exit code {code}"
 

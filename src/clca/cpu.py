@@ -22,7 +22,7 @@ class Cpu(NamedTuple):
 def this_cpu() -> Cpu:
     """This machine's processor; outside Linux no instruction sets are told."""
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         told = platform.processor()
     return described(told)

@@ -207,7 +207,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # RecursionError: a stranger's, nested without an end
         raise ClcaError(f"{file} is not a JSON file: {error}") from None
     if not isinstance(content, dict):

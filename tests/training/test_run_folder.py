@@ -1,5 +1,8 @@
 """Names of runs: what tells them apart, and that two paths of one folder are one run."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,23 @@ def test_two_paths_of_a_folder_are_one_run(tmp_path: Path, monkeypatch: pytest.M
     assert distinct(runs) == ("runs/a", "runs/b")
     with pytest.raises(ClcaError, match="name of a run or model is empty"):
         distinct(["runs/a", " "])
+
+
+def test_settings_are_read_as_utf8_in_whatever_locale(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"classes": ["Blåbær"]}', encoding="utf-8")
+    program = """
+import sys
+import os
+import subprocess
+import sys
+from pathlib import Path
+from clca.hub import _read_config
+from clca.training.run_folder import read_config
+folder = Path(sys.argv[1])
+print(ascii([read_config(folder), _read_config(folder / "config.json")]))
+"""
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=ascii_only
+    )
+    assert done.stdout == ascii([{"classes": ["Blåbær"]}] * 2) + "\n", done.stderr

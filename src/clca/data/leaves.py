@@ -224,7 +224,7 @@ def _check_ours(out: Path, parameters: Mapping[str, Any]) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        found = json.loads((out / _PARAMETERS_FILE).read_text())
+        found = json.loads((out / _PARAMETERS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("format") != _FORMAT:

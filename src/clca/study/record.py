@@ -74,7 +74,7 @@ def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, 
         threads: Of the CPU, None for torch's own choice.
     """
     trained = folder / TRAINED
-    summary, config = (json.loads((trained / name).read_text()) for name in (SUMMARY, CONFIG))
+    summary, config = (json.loads((trained / name).read_text(encoding="utf-8")) for name in (SUMMARY, CONFIG))
     gradients = _gradients(trained / METRICS)
     return {
         "top1": evaluation.top1,

@@ -163,7 +163,7 @@ def resume(folder: str | Path, *, quiet: bool = False, console: Console | None =
 def finished_run(folder: Path) -> RunResult:
     """The result of a finished run, from its `summary.json`."""
     try:
-        summary = json.loads((folder / folder_of.SUMMARY).read_text())
+        summary = json.loads((folder / folder_of.SUMMARY).read_text(encoding="utf-8"))
         return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
     except (OSError, ValueError, KeyError) as error:
         raise WorkError(f"{folder / folder_of.SUMMARY}: cannot be read ({type(error).__name__})") from error

@@ -240,7 +240,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ClcaError(
             f"{folder}: no {CONFIG} there, so it is no run; name the folder that clca train wrote"

@@ -59,8 +59,8 @@ class TokenReducedViT(TimmContract):
         self.num_clr = config.num_clr if config.clc else 0
         self._adopt_embedding(vit, config.img_size)
         self.blocks = vit.blocks
-        self._init_carriers(vit)
-        self._init_reductions(vit)
+        self._init_carriers()
+        self._init_reductions()
         self._adopt_head(vit)
         self.recover_at = self._recovery_blocks(depth)
 
@@ -88,7 +88,7 @@ class TokenReducedViT(TimmContract):
             self._resize_embedding(size)
         self._traits["img_size"] = tuple(self.patch_embed.img_size)
 
-    def _init_carriers(self, vit: VisionTransformer) -> None:
+    def _init_carriers(self) -> None:
         self.clr: nn.Parameter | None = None
         self.clr_pos_embed: nn.Parameter | None = None
         if not self.num_clr:
@@ -97,7 +97,7 @@ class TokenReducedViT(TimmContract):
         if self.pos_embed is not None and not self.no_embed_class:
             self.clr_pos_embed = nn.Parameter(torch.randn_like(self.clr) * 0.02)
 
-    def _init_reductions(self, vit: VisionTransformer) -> None:
+    def _init_reductions(self) -> None:
         config, cls = self.config, reduction_class(self.config.reduction)
         count = len(self.locations)
         self._schedule = _schedule(config.keep_rate, self.locations)

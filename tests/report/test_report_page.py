@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from study_maker import make_run, make_study
 from clca.commands.report import run as command
 from clca.errors import ClcaError
 from clca.report.study_numbers import over_seeds
-from clca.report.study_report import report
+from clca.report.study_report import report, the_answer
 from clca.study.table import read_table
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -126,6 +127,15 @@ def test_it_says_what_is_missing_what_failed_and_what_is_mixed(made: Path) -> No
     assert "3 of 18 runs are not finished" in words
     assert "0.1" in words
     assert "the version of clca" in words
+
+
+def test_a_gain_that_rounds_to_nothing_has_no_sign() -> None:
+    row = {"reduction": "evit", "mean": -0.04, "low": -0.3, "high": 0.04, "pairs": 6, "verdict": "no clear difference"}
+    numbers = SimpleNamespace(by_reduction=pd.DataFrame([row]), everything=pd.DataFrame([row]))
+    assert the_answer(numbers, SimpleNamespace()) == [
+        "No clear difference for evit (0.0).",
+        "Over all 6 pairs the mean gain is 0.0 points (95 % interval −0.3 to 0.0).",
+    ]
 
 
 def test_it_says_the_numbers_of_its_tables(made: Path) -> None:

@@ -13,7 +13,7 @@ from clca.explain.depths import DepthShare
 from clca.explain.view import View
 
 FORMAT = "clca-explanation-1"
-DROPPED, UNSEEN = -1, -2
+UNSEEN = -2
 
 
 @dataclass(frozen=True)

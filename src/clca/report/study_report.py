@@ -145,6 +145,8 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
 
 def the_answer(numbers: Any, state: Missing) -> list[str]:
     """Does CLCA lift every reduction, by how much, and where not: the sentences that a page begins with."""
+    from clca.report.study_cells import signed
+
     if numbers.by_reduction.empty:
         if state.complete and len(numbers.cells):
             return ["This study does not compare CLCA with its absence.", *_best(numbers.cells)]
@@ -159,7 +161,9 @@ def the_answer(numbers: Any, state: Missing) -> list[str]:
     if reductions:
         lifted = [row for row in reductions if row["verdict"] == "lifts"]
         count = f"all {len(reductions)}" if len(lifted) == len(reductions) else f"{len(lifted)} of {len(reductions)}"
-        listed = ", ".join(_gain(row) for row in sorted(lifted, key=lambda row: -row["mean"]))
+        listed = ", ".join(
+            f"{row['reduction']} {signed(row['mean'])}" for row in sorted(lifted, key=lambda row: -row["mean"])
+        )
         if len(reductions) > 1:
             sentences.append(f"CLCA lifts top-1 of {count} token reductions{f': {listed} points' if lifted else ''}.")
         elif lifted:
@@ -167,13 +171,15 @@ def the_answer(numbers: Any, state: Missing) -> list[str]:
         for verdict, words in _OTHERWISE.items():
             own = [row for row in reductions if row["verdict"] == verdict]
             if own:
-                listed = ", ".join(f"{row['reduction']} ({_points(row['mean'])})" for row in own)
+                listed = ", ".join(f"{row['reduction']} ({signed(row['mean'])})" for row in own)
                 sentences.append(f"{words} {listed}.")
     dense = [row for row in rows if row["reduction"] == "none"]
-    tail = f"; the dense model gains {_points(dense[0]['mean'])}" if dense else ""
-    between = f" (95 % interval {_interval(whole)})" if math.isfinite(whole["low"]) else ""
+    tail = f"; the dense model gains {signed(dense[0]['mean'])}" if dense else ""
+    between = (
+        f" (95 % interval {signed(whole['low'])} to {signed(whole['high'])})" if math.isfinite(whole["low"]) else ""
+    )
     sentences.append(
-        f"Over all {whole['pairs']:,} pairs the mean gain is {_points(whole['mean'])} points{between}{tail}."
+        f"Over all {whole['pairs']:,} pairs the mean gain is {signed(whole['mean'])} points{between}{tail}."
     )
     return sentences
 
@@ -189,18 +195,6 @@ def _best(cells: pd.DataFrame) -> list[str]:
         f"{cost(row['gmacs'])} GMACs."
         for row in told.drop_duplicates("data").sort_values("data").to_dict("records")
     ]
-
-
-def _gain(row: dict[str, Any]) -> str:
-    return f"{row['reduction']} {_points(row['mean'])}"
-
-
-def _points(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return f"{_points(row['low'])} to {_points(row['high'])}"
 
 
 def _progress(state: Missing) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from clca.report.picture import FAINT, INK, Mark, Panel, Picture
+from clca.report.study_cells import signed
 from clca.report.study_figures.axes import rows, spread, thinned
 from clca.report.study_figures.marks import of_arm, reductions_in_order
 
@@ -80,7 +81,7 @@ def _panel(title: str, what: str, lines: list[tuple[str, dict[str, Any], Any]], 
         axes.grid(axis="x")
         axes.set_xlabel("gain of CLCA in top-1, points")
 
-    listed = "; ".join(f"{name} {row['mean']:+.1f} ({row['pairs']} pairs)" for name, row, _ in lines)
+    listed = "; ".join(f"{name} {signed(row['mean'])} ({row['pairs']} pairs)" for name, row, _ in lines)
     alt = f"Gain of CLCA in points of top-1 by {what}, means: {listed}."
     return Panel(title, draw, alt, height=1.0 + 0.3 * len(lines))
 

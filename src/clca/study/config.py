@@ -20,7 +20,6 @@ from clca.training.flags import flat_settings
 NOT_IN_A_STUDY = frozenset({"out", "seed", "track"})
 """Settings that a study gives each run itself."""
 
-Scalar = str | int | float | bool | None
 _LONGEST_PRODUCT = 10_000_000
 
 

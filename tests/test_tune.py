@@ -232,6 +232,11 @@ def test_of_those_just_as_accurate_the_cheaper_is_the_most_accurate() -> None:
     assert choose([dear, cheap], Budget("latency_ms", 100)) == (cheap, cheap)
 
 
+def test_of_those_just_as_cheap_the_more_accurate_is_chosen() -> None:
+    best, good, better = point(0.75, 50, error=0.25), point(0.6, 20), point(0.7, 20)
+    assert choose([best, good, better], Budget("latency_ms", 100)) == (best, better)
+
+
 def test_the_advice_fits_what_was_chosen() -> None:
     dense, other = point(0.9, 10, reduction="none", keep_rate=1.0), point(0.9, 10, trained_size=False)
     several = point(0.9, 10, keep_rate=(0.5, 0.25, 0.1))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ def test_shares_are_exact_and_of_equal_logits_the_lower_class_comes_first() -> N
     assert found.ranked[0].tolist() == [7, 33, 60, 0, 1]
     assert found.top(1) == 84 / 125
     assert found.top(5) == 1
+    assert found.loss == pytest.approx(math.log(3 * math.e + 77) - 1)
 
 
 def test_macro_accuracy_is_the_mean_over_classes() -> None:
@@ -140,6 +142,8 @@ def test_macro_accuracy_is_the_mean_over_classes() -> None:
     answers = Answers(labels, ranked, loss=0.0, images_per_second=1.0)
     assert answers.macro_accuracy() == pytest.approx(balanced_accuracy_score(labels, ranked[:, 0]))
     assert (answers.top(1), answers.top(2)) == (pytest.approx(3 / 6), pytest.approx(5 / 6))
+    absent = Answers(labels, torch.where(ranked == 1, 3, ranked), loss=0.0, images_per_second=1.0)
+    assert absent.macro_accuracy() == pytest.approx((2 / 3 + 0 + 0) / 3)  # over those that occur, not the fourth
 
 
 @pytest.mark.parametrize("classes", [2, 25, 60, 200])

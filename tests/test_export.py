@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import re
 import struct
@@ -29,6 +30,7 @@ from clca.data.images import read_image
 from clca.data.transforms import eval_transform, preprocess_dict
 from clca.errors import ClcaError, WorkError
 from clca.export import check_exported, export_onnx, export_pt2, export_run, load_exported
+from clca.export.check import Agreement
 from clca.export.onnx_file import to_onnx
 from clca.export.program import capture
 from clca.reductions import TokenState
@@ -300,6 +302,16 @@ def test_check_sees_another_model(tmp_path: Path) -> None:
     assert not different.holds
     with pytest.raises(WorkError, match="does not agree with PyTorch on"):
         different.require("the file")
+
+
+@pytest.mark.parametrize(
+    ("images", "outside", "largest", "holds"),
+    [(9, 0, 0.1, True), (9, 1, 0.1, False), (10, 1, 0.1, True), (10, 2, 0.1, False), (40, 2, 0.1, True),
+     (40, 3, 0.1, False), (40, 1, math.inf, False)],
+)  # fmt: skip
+def test_one_image_in_twenty_may_be_off(images: int, outside: int, largest: float, holds: bool) -> None:
+    found = Agreement(images, (1,), largest, 9.0, outside, top1=1.0, accuracy=math.nan, reference_accuracy=math.nan)
+    assert found.holds == holds
 
 
 def test_a_file_that_disagrees_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

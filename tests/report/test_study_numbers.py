@@ -233,6 +233,21 @@ class TestGains:
         assert row["verdict"] == "too few pairs"
         assert row["unit"] == "runs"
 
+    def test_six_pairs_can_tell(self):
+        pairs = paired_gains(results(reductions=("evit",), rates=(0.1,), sizes=(64,), seeds=range(6)))
+        row = gain_summary(pairs).iloc[0]
+        assert row["p"] == 0.03125
+        assert row["verdict"] == "lifts"
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_many_small_gains_and_a_few_large_losses_are_no_clear_difference(self, sign):
+        pairs = paired_gains(results(seeds=range(8))).iloc[:40].copy()
+        pairs["gain"] = sign * np.array([0.3] * 35 + [-2.0] * 5)
+        row = gain_summary(pairs).iloc[0]
+        assert row["p"] < 0.001
+        assert row["low"] < 0 < row["high"]
+        assert row["verdict"] == "no clear difference"
+
     def test_equal_gains_have_a_point_and_all_ties_no_p(self):
         pairs = paired_gains(results()).assign(gain=0.0)
         row = gain_summary(pairs).iloc[0]

@@ -59,6 +59,7 @@ GRID_MISTAKES = [
     ({"axes": {"keep_rate": [0.5, 1.5]}, "exclude": []}, "--keep-rate 1.5"),
     ({"axes": {"epochs": [52, 0]}, "exclude": []}, "--epochs 0"),
     ({"axes": {"lr": [1e-3, 1e-6]}, "exclude": []}, "min_lr"),
+    ({"axes": {"img_size": {"a": {"img_size": [64, 32]}, "b": {"img_size": 64}}}, "exclude": []}, "64 32 is oblong"),
 ]
 
 

@@ -121,6 +121,7 @@ def test_a_frozen_backbone_leaves_what_is_new(model: clca.TokenReducedViT) -> No
         ({"model": {"backbone": "vit", "keep_rate": 1.5}}, "--keep-rate 1.5: a keep rate is a share of tokens above 0"),
         ({"model": {"backbone": "vit", "keep_rate": "a"}}, "--keep-rate a: should be a valid number"),
         ({"model": {"backbone": "vit", "keep_rate": 0}}, "--keep-rate 0: a keep rate is a share of tokens above 0"),
+        ({"model": {"backbone": "vit", "img_size": (64, 32)}}, "--img-size: 64 32 is oblong, and training uses square"),
         ({"model": {}}, "--model is missing"),
         ({"nonsense": 1}, "--nonsense 1: Extra inputs are not permitted"),
     ],

@@ -322,7 +322,7 @@ def surviving(settings: Settings) -> None:
     axes.set_title("the leaf", size=10.5, color=INK, pad=7)
     for column, (title, found) in enumerate(columns, start=1):
         for row, stage in enumerate(found.stages):
-            painted, outlines = paint(pixels, stage.owner[0], found.grid, found.fuses)
+            painted, outlines = paint(pixels, stage.owner[0], found.grid, stage.fused[0])
             axes = place(column, row)
             axes.imshow(np.clip(painted, 0, 1), interpolation="nearest")
             axes.add_collection(LineCollection(list(outlines), colors=[(0.12, 0.16, 0.14, 0.75)], linewidths=0.4))

@@ -135,8 +135,8 @@ def test_paint_keeps_merges_and_fades() -> None:
     image = torch.rand(4, 8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
     owner = np.array([1, 2, 2, -1, 3, 2, 4, 4])  # 2 × 4 patches of 2 × 2 pixels
 
-    merged, outlines = paint(image, owner, (2, 4), fuses=False)
-    fused, _ = paint(image, owner, (2, 4), fuses=True)
+    merged, outlines = paint(image, owner, (2, 4), np.zeros(8, dtype=bool))
+    fused, _ = paint(image, owner, (2, 4), owner == 2)
 
     np.testing.assert_array_equal(merged[:2, :2], image[:2, :2])
     members = np.concatenate([image[:2, 2:4], image[:2, 4:6], image[2:, 2:4]])

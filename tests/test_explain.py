@@ -21,6 +21,7 @@ from clca.explain.depths import absent
 from clca.explain.explaining import integrated_gradients, to_input
 from clca.explain.watching import scatter, watch
 from clca.report.explanation import draw_explanation, outline
+from clca.report.survivors import paint, survivors
 
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 4}
 PREPROCESS = {
@@ -87,6 +88,26 @@ def test_every_patch_is_held_by_one_token_or_dropped_as_the_trace_says(reduction
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert np.ravel(told["evidence"]) == pytest.approx(found.evidence, rel=1e-4)
     assert [stage["owner"] for stage in told["stages"]] == [s.owner.reshape(4, 4).tolist() for s in found.stages]
+
+
+@pytest.mark.parametrize("economical", [True, False])
+def test_a_fused_token_of_one_patch_is_not_one_that_was_kept(economical: bool) -> None:
+    model = make("evit", keep_rate=(0.93, 1.0, 0.5), clc=False, cla=False)
+    model.economical = economical
+    first, second, third = explain(model, photo()).stages
+    assert first.gone.sum() == second.gone.sum() == 1  # 15 of 16 are kept; then nothing is dropped, nor fused again
+    assert first.owner[first.gone] == 16
+    assert (third.gone >= first.gone).all()
+    assert 8 <= third.gone.sum() <= 9  # of 16 candidates, the fused one among them, 8 are kept
+    assert not third.groups
+
+    images = to_input(model, photo())
+    drawn = survivors(model, "EViT", images)
+    pixels = np.random.default_rng(0).random((32, 32, 3))
+    for stage, own in zip(drawn.stages, (first, second, third), strict=True):
+        painted, _ = paint(pixels, stage.owner[0], (4, 4), stage.fused[0])
+        kept = (painted == pixels).reshape(4, 8, 4, 8, 3).all(axis=(1, 3, 4)).ravel()
+        assert kept.tolist() == (~own.gone).tolist()
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -337,6 +337,7 @@ class TokenReducedViT(TimmContract):
             selection = Selection(torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device))
         else:
             selection = reduction.select(x.shape[1], projected.evidence, state)
+            state.note(selection)
         x = self._call(attend_selected, block, x, projected, selection, key_bias)
         return self._call(mlp_half, block, x)
 

@@ -18,16 +18,19 @@ class Trace:
         owner: For each block the index, in the sequence that the block puts out, of the token that holds each patch
             after the block's reduction, -1 where it was dropped, each [B, P]. A fused or merged token owns all that it
             holds; in a soft merge a token goes to its largest weight.
+        fused: For each block whether a patch is in a token that fuses what was dropped, there or before, each [B, P].
         tokens: For each block how many tokens it puts out, before the cache recovers any: one number, or [B] where it
             varies by image (ATS).
     """
 
     owner: list[Tensor] = field(default_factory=list)
+    fused: list[Tensor] = field(default_factory=list)
     tokens: list[int | Tensor] = field(default_factory=list)
 
     def record(self, num_tokens: int, state: TokenState) -> None:
         assert state.owner is not None
         self.owner.append(state.owner)
+        self.fused.append(torch.zeros_like(state.owner, dtype=torch.bool) if state.fused is None else state.fused)
         self.tokens.append(num_tokens if state.valid is None else state.valid.sum(dim=1))
 
 

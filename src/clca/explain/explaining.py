@@ -147,7 +147,13 @@ def _stages(model: TokenReducedViT, trace: Trace) -> tuple[Stage, ...]:
     if kind is None:
         return ()
     return tuple(
-        Stage(block, int(trace.tokens[block]), trace.owner[block][0].cpu().numpy(), kind.fuses)
+        Stage(
+            block,
+            int(trace.tokens[block]),
+            trace.owner[block][0].cpu().numpy(),
+            trace.fused[block][0].cpu().numpy(),
+            kind.fuses,
+        )
         for block in model.locations
     )
 

@@ -24,32 +24,26 @@ class Stage:
         block: The reduction block.
         tokens: How many tokens it puts out, prefix and carriers included, before the cache recovers any.
         owner: The token that holds each patch, row by row, -1 where it was dropped, [P].
-        fuses: Whether a token that holds several patches is what is left of dropped ones (EViT), not a merge of
-            similar ones (ToMe).
+        fused: Whether a patch is in a token that fuses what was dropped (EViT), there or before, [P].
+        fuses: Whether the reduction has such tokens.
     """
 
     block: int
     tokens: int
     owner: NDArray[np.int64]
+    fused: NDArray[np.bool_]
     fuses: bool = False
 
     @property
     def gone(self) -> NDArray[np.bool_]:
         """Patches that are dropped, or fused with the dropped ones. [P]"""
-        gone = self.owner < 0
-        return gone | self._shared if self.fuses else gone
+        return (self.owner < 0) | self.fused
 
     @property
     def groups(self) -> dict[int, list[int]]:
         """Tokens that hold several merged patches: token → its patches."""
-        tokens = np.unique(self.owner[self._shared & ~self.gone])
-        return {int(token): np.flatnonzero(self.owner == token).tolist() for token in tokens}
-
-    @property
-    def _shared(self) -> NDArray[np.bool_]:
-        """Patches whose token holds others too. [P]"""
-        _, which, count = np.unique(self.owner, return_inverse=True, return_counts=True)
-        return (count[which] > 1) & (self.owner >= 0)
+        tokens, count = np.unique(self.owner[~self.gone], return_counts=True)
+        return {int(token): np.flatnonzero(self.owner == token).tolist() for token in tokens[count > 1]}
 
 
 @dataclass(frozen=True)
@@ -131,6 +125,7 @@ class Explanation:
                     "tokens": stage.tokens,
                     "gone": int(stage.gone.sum()),
                     "fuses": stage.fuses,
+                    "fused": np.flatnonzero(stage.fused).tolist(),
                     "groups": [{"token": token, "patches": patches} for token, patches in stage.groups.items()],
                     "owner": rows(stage.owner),
                 }

@@ -92,6 +92,7 @@ class TokenState:
         masked: Whether attention and pooling are weighted by `policy` (DynamicViT in training).
         losses: What the reductions add to the training loss, one scalar a location.
         owner: While tracing, the index of the token that holds each patch, -1 where it was dropped, [B, P].
+        fused: While tracing, whether a patch went into a fused token, here or at an earlier location, [B, P].
     """
 
     prefix: int
@@ -108,6 +109,7 @@ class TokenState:
     masked: bool = False
     losses: list[Tensor] = field(default_factory=list)
     owner: Tensor | None = None
+    fused: Tensor | None = None
 
     def append(self, count: int, valid: Tensor | None = None) -> None:
         """Follow `count` recovered tokens, of which `valid` [B, count] says which are real, to the end."""
@@ -128,6 +130,12 @@ class TokenState:
         if self.owner is not None:
             moved = new_index.gather(1, self.owner.clamp(min=0))
             self.owner = torch.where(self.owner < 0, self.owner, moved)
+
+    def note(self, selection: Selection) -> None:
+        """Remember whose content the fused token of a selection holds, which may be a single patch."""
+        if self.owner is not None and selection.fused is not None:
+            held = self.owner == selection.kept.shape[1]
+            self.fused = held if self.fused is None else self.fused | held
 
 
 class Reduction(nn.Module):
@@ -177,7 +185,9 @@ class Reduction(nn.Module):
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         """Reduce the tokens [B, N, C] and update `state`; returns [B, N', C]."""
-        return self.select(x.shape[1], evidence, state).of(x)
+        selection = self.select(x.shape[1], evidence, state)
+        state.note(selection)
+        return selection.of(x)
 
     @property
     def selects(self) -> bool:

@@ -29,11 +29,13 @@ class Stage:
         block: The reduction block.
         tokens: Tokens that it puts out.
         owner: The token that holds each patch, -1 where it was dropped, [B, P].
+        fused: Whether a patch is in a token that fuses what was dropped (EViT), there or before, [B, P].
     """
 
     block: int
     tokens: int
     owner: NDArray[np.int64]
+    fused: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,6 @@ class Survivors:
         name: Heading.
         grid: Patches down and across.
         stages: One a reduction location.
-        fuses: Whether a token that holds several patches is what is left of dropped ones (EViT), not a merge of
-            similar ones (ToMe).
         answers: The class given to each image.
         probabilities: Of that class.
     """
@@ -53,7 +53,6 @@ class Survivors:
     name: str
     grid: tuple[int, int]
     stages: list[Stage]
-    fuses: bool
     answers: list[str]
     probabilities: list[float]
 
@@ -69,7 +68,7 @@ def survivors(model: TokenReducedViT, name: str, images: Tensor) -> Survivors:
     """
     logits, trace = model.eval().forward_trace(images)
     stages = [
-        Stage(block, _count(trace.tokens[block]), trace.owner[block].cpu().numpy())
+        Stage(block, _count(trace.tokens[block]), trace.owner[block].cpu().numpy(), trace.fused[block].cpu().numpy())
         for block in (model.locations if model.config.reduction != "none" else ())
     ]
     best = logits.float().softmax(dim=1).max(dim=1)
@@ -79,7 +78,6 @@ def survivors(model: TokenReducedViT, name: str, images: Tensor) -> Survivors:
         name,
         (int(height), int(width)),
         stages,
-        model.config.reduction == "evit",
         [classes[k] for k in best.indices.tolist()],
         best.values.tolist(),
     )
@@ -90,18 +88,18 @@ def _count(tokens: int | Tensor) -> int:
 
 
 def paint(
-    image: NDArray[np.float64], owner: NDArray[np.int64], grid: tuple[int, int], fuses: bool
+    image: NDArray[np.float64], owner: NDArray[np.int64], grid: tuple[int, int], fused: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One image as a model holds it after a reduction.
 
     Patches that are tokens of their own keep their pixels, patches merged into one token share its mean colour, and
-    dropped ones (or fused ones, where `fuses`) fade.
+    dropped and fused ones fade.
 
     Args:
         image: Values in 0 … 1, [H, W, 3]; the sides are multiples of the grid's.
         owner: The token that holds each patch, -1 for none, [P].
         grid: Patches down and across.
-        fuses: As in `Survivors`.
+        fused: Whether a patch is in a token that fuses what was dropped, [P].
 
     Returns:
         The painted image [H, W, 3], and the outlines of tokens as line segments [S, 2, 2] of (x, y) in pixels.
@@ -112,16 +110,12 @@ def paint(
         image.reshape(rows, high, columns, wide, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, high, wide, 3)
     )
     painted = patches.copy()
-    alive = np.zeros(len(owner), dtype=bool)
-    for token in np.unique(owner):
+    alive = (owner >= 0) & ~fused
+    painted[~alive] = _FADED * _PAPER + (1 - _FADED) * patches[~alive].mean(axis=-1, keepdims=True)
+    for token in np.unique(owner[alive]):
         held = owner == token
-        gone = token < 0 or (fuses and held.sum() > 1)
-        if gone:
-            grey = patches[held].mean(axis=-1, keepdims=True)
-            painted[held] = _FADED * _PAPER + (1 - _FADED) * grey
-        elif held.sum() > 1:
+        if held.sum() > 1:
             painted[held] = patches[held].mean(axis=(0, 1, 2))
-        alive[held] = not gone
     whole = painted.reshape(rows, columns, high, wide, 3).swapaxes(1, 2).reshape(image.shape)
     return whole, _outlines(np.where(alive, owner, -1).reshape(grid), high, wide)
 
@@ -186,7 +180,7 @@ def draw_survivors(
             column += 1
             first = None
             for stage in model.stages:
-                painted, outlines = paint(image, stage.owner[row], model.grid, model.fuses)
+                painted, outlines = paint(image, stage.owner[row], model.grid, stage.fused[row])
                 axes = show(row, column, painted)
                 axes.add_collection(LineCollection(list(outlines), colors=[_LINE], linewidths=0.7))
                 if row == 0:

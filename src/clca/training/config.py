@@ -157,7 +157,9 @@ class TrainConfig(BaseModel):
     def _fits_together(self) -> "TrainConfig":
         size = self.model.img_size
         if isinstance(size, tuple) and size[0] != size[1]:  # told before a study is planned, or a model made
-            raise ValueError(f"img_size: {size[0]} {size[1]} is oblong, and training uses square images: give one number")
+            raise ValueError(
+                f"img_size: {size[0]} {size[1]} is oblong, and training uses square images: give one number"
+            )
         if self.warmup + self.cooldown >= self.epochs:
             raise ValueError(
                 f"epochs: {self.epochs} leaves none for the cosine after {self.warmup:g} of warm-up and "

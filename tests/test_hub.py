@@ -56,6 +56,18 @@ def test_round_trip(reduction: str, settings: dict[str, Any], tmp_path: Path) ->
     assert (again.classes, again.preprocess) == (CLASSES, {"img_size": 16, "mean": [0.5]})
 
 
+def test_where_another_machine_made_a_model_is_not_read(tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model"]["backbone_kwargs"] |= {"device": "meta", "dtype": "float16", "cache_dir": "/elsewhere"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    again = clca.from_pretrained(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(images), model(images))
+    assert again.config == model.config
+
+
 def test_what_else_the_config_says_is_kept(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"data": {"root": "leaves"}, "model": {"old": 1}, "seed": 3}))
     make().save_pretrained(tmp_path)

@@ -26,7 +26,8 @@ def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
 
 
 # The upper limits are beyond all use: a slip of the keyboard, or a stranger's file, is refused before memory is taken.
-Pixels = Annotated[int, Field(ge=1, le=16_384)]
+LARGEST_SIDE = 16_384
+Pixels = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Rate = Annotated[float, AfterValidator(_is_rate)]
 Locations = Annotated[tuple[int, ...], AfterValidator(_are_locations)]
 

@@ -30,7 +30,7 @@ __all__ = ["create_model", "reduce_tokens"]
 # What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Where and how a model is made here: timm takes it, and it is no part of what the model is.
-_OF_THIS_MACHINE = ("cache_dir", "device", "dtype")
+OF_THIS_MACHINE = ("cache_dir", "device", "dtype")
 _UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
 
 
@@ -108,7 +108,7 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
     if fetch:
         _check_reachable(source)
     vit = _build_backbone(source, config, pretrained=fetch and source.url is None)
-    kept = {k: v for k, v in config.backbone_kwargs.items() if k not in _OF_THIS_MACHINE}
+    kept = {k: v for k, v in config.backbone_kwargs.items() if k not in OF_THIS_MACHINE}
     model = TokenReducedViT(vit, config.model_copy(update={"backbone_kwargs": kept}))
     if weights is not None:
         load_weights(model, weights)

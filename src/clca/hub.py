@@ -22,7 +22,7 @@ from torch import Tensor
 from clca.backbones import PAPER_BACKBONES
 from clca.config import ModelConfig, one_line
 from clca.errors import ClcaError, WorkError, reason
-from clca.factory import build
+from clca.factory import OF_THIS_MACHINE, build
 from clca.model import TokenReducedViT
 from clca.paths import expanded
 from clca.weights import differences, load_strict, read_state_dict
@@ -136,7 +136,9 @@ def from_pretrained(
         config = ModelConfig(**content["model"])
     except ValidationError as error:
         raise ClcaError(f"{config_file}: {one_line(error)}") from None
-    model = build(config)
+    # `save_pretrained` writes none of these; a file by other hands would have no weights, on the device "meta".
+    kwargs = {k: v for k, v in config.backbone_kwargs.items() if k not in OF_THIS_MACHINE}
+    model = build(config.model_copy(update={"backbone_kwargs": kwargs}))
     load_strict(model, read_state_dict(weights_file), str(weights_file))
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
     _check_classes(model, str(config_file))

@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
+from clca.config import LARGEST_SIDE
 from clca.errors import ClcaError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -228,6 +229,8 @@ class _ChannelsFirst(torch.nn.Module):
 def _check_size(size: int, what: str = "image size") -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ClcaError(f"{what} {size!r} is not a positive whole number of pixels")
+    if size > _resize_for(LARGEST_SIDE):  # a stranger's file would take all memory
+        raise ClcaError(f"{what} {size} is beyond all use: at most {_resize_for(LARGEST_SIDE)} pixels")
 
 
 def _check_channels(what: str, values: Sequence[float]) -> None:

@@ -1,9 +1,11 @@
 """The command line: what it understands, what it says when it does not, and its exit codes."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -256,10 +258,27 @@ def test_every_command_has_help_with_examples(command: list[str], capsys: pytest
     assert code == 0
     assert "clca" in printed
     assert not any(internal in printed for internal in ("(default: )", "default: None", "{None}"))
-    assert (
-        command in ([[group] for group in GROUPS] + [["demo"]])
-        or f"clca {' '.join(command)} " in printed.split("Examples:")[1]
-    )
+    assert command in [[group] for group in GROUPS] or f"clca {' '.join(command)}" in printed.split("Examples:")[1]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize(
+    "command",
+    [[]] + [[name] for name in COMMANDS] + [[group, name] for group, names in GROUPS.items() for name in names],
+    ids=" ".join,
+)
+def test_help_fits_the_terminal_and_says_what_values_are(
+    command: list[str], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    printed = capsys.readouterr().out
+    told = [
+        line for line in printed.splitlines() if not line.startswith(("  clca ", "  torchrun ", "  find ", "  openssl"))
+    ]
+    assert [line for line in told if len(line) > columns and not line.startswith("usage:")] == []
+    assert not re.search(r"\b(STR|INT|FLOAT)\b|\{\w+,", printed)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ Table = Mapping[str, tuple[str, str]]
 """Name of a command → its module in `clca.commands`, and what it does."""
 
 COMMANDS: Table = {
-    "demo": ("demo", "See it work in four minutes, nothing downloaded"),
+    "demo": ("demo", "See it work in a few minutes, nothing downloaded"),
     "train": ("train", "Train a model on your images"),
     "evaluate": ("evaluate", "How good a run is, by class, and what it costs"),
     "predict": ("predict", "What is in these photographs"),
@@ -148,13 +148,16 @@ def dispatch(prog: str, summary: str, commands: Table, argv: Sequence[str]) -> i
     """Call the command that `argv` names with the rest of it; or say what there is."""
     if argv and argv[0] in commands:
         return import_module(f"clca.commands.{commands[argv[0]][0]}").run(argv[1:])
+    from clca.commands.help_text import wrapped
+
     width = max(map(len, commands))
-    listed = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in commands.items())
-    usage = f"{summary}\n\nusage: {prog} COMMAND …\n\n{listed}\n\n{prog} COMMAND --help says more."
+    listed = "\n".join(
+        wrapped(f"{name:<{width}}  {what}", "  ", " " * (width + 4)) for name, (_, what) in commands.items()
+    )
+    usage = f"{wrapped(summary)}\n\nusage: {prog} COMMAND …\n\n{listed}\n\n{prog} COMMAND --help says more."
     if prog == "clca":
-        usage += (
-            "\nWith any of them: --import FILE.py for a token reduction of your own, --debug to see where it failed."
-        )
+        more = "With any of them: --import FILE.py for a token reduction of your own, --debug to see where it failed."
+        usage += f"\n{wrapped(more)}"
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage)
         return 0 if argv else 2

@@ -100,7 +100,7 @@ def run(
         out: Folder for leaves, runs, table and picture: new, empty, or of a demo with the same seed.
         seed: Of the leaves and of the training.
         settings: Sizes.
-        console: Where the table goes; stdout if left away. Progress goes to stderr.
+        console: Where the table goes; stdout if omitted. Progress goes to stderr.
 
     Raises:
         ClcaError: The folder cannot be written, or holds something else.

@@ -142,7 +142,7 @@ def make_run(
 
     Args:
         folder: Made anew.
-        row: Its row of a study's table; invented if left away.
+        row: Its row of a study's table; invented if omitted.
         steps: Lines of metrics.jsonl.
         finished: With a summary and an evaluation.
         classes: With that many in classes.csv and confusion.csv.

@@ -33,7 +33,7 @@ class BenchmarkConfig(BaseModel):
     Attributes:
         models: Names of timm ViTs, or run folders, whose own weights and settings are then used.
         img_sizes: Sides of the square images in pixels; a run is measured at its own.
-        reductions: Names; all of them if left away. A run is measured with its own.
+        reductions: Names; all of them if omitted. A run is measured with its own.
         keep_rates: Shares of tokens kept at every location; left away, a run is measured at its own too.
         batch_sizes: Images at once.
         precisions: fp32, or bf16 or fp16 by autocast, as `clca train` and `clca predict` compute.

@@ -15,7 +15,7 @@ class Meter:
     """Share of the work that is done, on stderr, with the time left.
 
     Args:
-        console: Where to; stderr if left away.
+        console: Where to; stderr if omitted.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -44,7 +44,7 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
 
     Args:
         config: What to measure.
-        console: Where progress goes; stderr if left away.
+        console: Where progress goes; stderr if omitted.
 
     Raises:
         ClcaError: A model, size or setting that cannot be; found before anything is measured.

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         Args:
             runs: Run folders, saved models' folders or hub ids; the page lets choose among them.
             serving: Address, limits and batching.
-            examples: Folder or CSV file with example images of each class. Left away: the run's training images, where
+            examples: Folder or CSV file with example images of each class. If omitted: the run's training images, where
                 they are on this machine.
             show_examples: Show example images beside the answers.
             words: Folder with translations of the page: de.json, fr.json …

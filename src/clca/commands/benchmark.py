@@ -45,14 +45,14 @@ def run(argv: Sequence[str]) -> int:
           clca benchmark --models runs/first --keep-rates 1 0.5 0.1
 
         Args:
-            models: timm ViTs, with random weights, or run folders, with theirs. Left away: vit_small_patch16_224.
-            reductions: Left away: all. A run is measured with its own.
-            keep_rates: Shares of tokens kept. Left away: 0.7 0.5 0.25 0.1, and what a run was trained with.
-            img_sizes: Pixels a side. Left away: 448. A run is measured at its own.
-            batch_sizes: Images at once. Left away: 8 1; with --training 8.
-            precisions: fp32, or bf16 or fp16 by autocast. Left away: fp32.
+            models: timm ViTs, with random weights, or run folders, with theirs. If omitted: vit_small_patch16_224.
+            reductions: If omitted: all. A run is measured with its own.
+            keep_rates: Shares of tokens kept. If omitted: 0.7 0.5 0.25 0.1, and what a run was trained with.
+            img_sizes: Pixels a side. If omitted: 448. A run is measured at its own.
+            batch_sizes: Images at once. If omitted: 8 1; with --training 8.
+            precisions: fp32, or bf16 or fp16 by autocast. If omitted: fp32.
             modes: eager, cudagraph (captured and replayed, on a GPU), compiled by torch.compile, or onnx (in ONNX
-                Runtime, in fp32 and not with --training). Left away: eager.
+                Runtime, in fp32 and not with --training). If omitted: eager.
             quick: All reductions at 224 px and two keep rates, without memory, in under two minutes on two cores.
             growth: 224, 448 and 896 px, batch 1 (with --training 2), keep rate 0.1: exponents of time and memory in the
                 number of patches.
@@ -60,9 +60,9 @@ def run(argv: Sequence[str]) -> int:
                 two images at once.
             cla: Cross-Layer Aggregation head.
             clc: Cross-Layer Cache.
-            minutes: Time to fill with rounds, at least three. Left away: 10.
+            minutes: Time to fill with rounds, at least three. If omitted: 10.
             rounds: This many rounds instead, however long they take.
-            threads: Of the CPU. Left away: as many as torch takes.
+            threads: Of the CPU. If omitted: as many as torch takes.
             memory: Measure peak memory too, each candidate alone in a fresh process. auto: yes, but not with --quick.
             device: auto takes the GPU if there is one.
             out: Folder for benchmark.json, benchmark.csv, speedup.png and speedup.pdf.

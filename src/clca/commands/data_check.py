@@ -10,7 +10,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def check(
-        root: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")],
+        root: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
         *,
         source: str | None = None,
         workers: int | None = None,
@@ -25,8 +25,8 @@ def run(argv: Sequence[str]) -> int:
 
         Args:
             root: Folder or CSV file, as for clca train.
-            source: How the data is laid out (folder, csv, cotton80 …). Found out if left away.
-            workers: Threads that read. Left away: one a core, at most 16.
+            source: How the data is laid out (folder, csv, cotton80 …). Found out if omitted.
+            workers: Threads that read. If omitted: one a core, at most 16.
         """
         return dict(locals())
 

@@ -10,7 +10,7 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def leaves(
-        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
         *,
         cultivars: int = 20,
         images: int = 30,

@@ -11,12 +11,16 @@ def run(argv: Sequence[str]) -> int:
     import tyro
 
     def demo(
-        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = "clca-demo", *, seed: int = 0
+        out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER]")] = "clca-demo", *, seed: int = 0
     ) -> dict[str, Any]:
-        """See it work in under four minutes, without downloads: one small ViT, four ways, on synthetic leaves.
+        """See it work in a few minutes, without downloads: one small ViT, four ways, on synthetic leaves.
 
         Trains the same model dense, with EViT, with EViT and CLCA, and with ToMe and CLCA at a keep rate of 25 %,
         prints one table, and draws one picture of the tokens that survive.
+
+        Examples:
+          clca demo
+          clca demo leaves-demo --seed 1
 
         Args:
             out: Folder for the runs and the picture.

@@ -13,13 +13,11 @@ def run(argv: Sequence[str]) -> int:
 
     def evaluate(
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None,
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None,
         *,
         split: Literal["test", "val", "train", "train_val"] = "test",
         keep_rate: tuple[float, ...] = (),
-        sweep: Annotated[
-            tuple[float, ...] | None, tyro.conf.arg(metavar="[FLOAT [FLOAT ...]]", help_behavior_hint="")
-        ] = None,
+        sweep: Annotated[tuple[float, ...] | None, tyro.conf.arg(help_behavior_hint="")] = None,
         batch_size: int = 64,
         workers: int | None = None,
         device: Literal["auto", "cpu"] = "auto",
@@ -46,11 +44,11 @@ def run(argv: Sequence[str]) -> int:
             sweep: Evaluate at each of these shares of tokens too, in one table beside the run's own; what was evaluated
                 before on the same images is taken over, so an interrupted sweep goes on.
             batch_size: Images at once.
-            workers: Processes that read images. Left away: one a core, at most 8.
+            workers: Processes that read images. If omitted: one a core, at most 8.
             device: auto takes the GPU if there is one.
             precision: auto takes bf16 where the device computes it fast.
             cache: Keep the resized images on disk, so that the next evaluation need not decode them again.
-            cache_gb: Gigabytes that all resized images may take. Left away: $CLCA_CACHE_GB, else 20.
+            cache_gb: Gigabytes that all resized images may take. If omitted: $CLCA_CACHE_GB, else 20.
             out: Folder for the files.
         """
         return dict(locals())

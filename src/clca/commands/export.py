@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> int:
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
         *,
         to: Literal["onnx", "pt2"] = "onnx",
-        out: str | None = None,
+        out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
         keep_rate: tuple[float, ...] = (),
         int8: tyro.conf.FlagCreatePairsOff[bool] = False,
         images: tuple[str, ...] = (),
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         Args:
             run: Run folder, or a saved model's folder or hub id.
             to: onnx for ONNX Runtime and others, in any language; pt2 for torch.export.load.
-            out: The file. Left away: model.onnx, model-int8.onnx or model.pt2 in the run folder.
+            out: The file. If omitted: model.onnx, model-int8.onnx or model.pt2 in the run folder.
             keep_rate: Keep this share of tokens, or one share a location, instead of what the run was trained with.
             int8: Quantise the linear layers: a quarter of the size; says what it costs and gains here. ONNX only.
             images: Files, folders or patterns to check on; at most 256 images are looked at.

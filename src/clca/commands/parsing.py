@@ -5,12 +5,12 @@ import inspect
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
+from clca.commands.help_text import HeldOutput, unbroken, word_values
 from clca.errors import ClcaError
 
 
@@ -18,42 +18,26 @@ def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = N
     """Parse with tyro; a mistake becomes a ClcaError of one line instead of tyro's box."""
     import tyro
 
-    if description is None:  # tyro would take the examples for a section of the docstring that it does not show
-        description = inspect.cleandoc(what.__doc__).split("\nArgs:")[0]
     if inspect.isfunction(what):
-        _hide_empty_defaults(what)
-    told = io.StringIO()
+        word_values(what)
+        what.__doc__ = unbroken(what.__doc__ or "")
+    if description is None:  # tyro would take the examples for a section of the docstring that it does not show
+        description = what.__doc__.split("\nArgs:")[0]
+    told, asked = io.StringIO(), HeldOutput()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(asked):
             chosen, unknown = tyro.cli(
                 what, prog=prog, args=list(argv), description=description, return_unknown_args=True
             )
     except SystemExit as end:
         if end.code in (0, None):
+            print(asked.text(), end="")
             raise
         raise ClcaError(_reworded(_without_box(told.getvalue()), prog)) from None
     if unknown:
         raise ClcaError(_not_there(unknown[0], _help_of(what, prog, description), prog))
     _refuse_empty(what, argv)
     return chosen
-
-
-def _hide_empty_defaults(what: Callable[..., Any]) -> None:
-    """No "(default: None)" and no "{None}|FLOAT" in a command's help: what is taken instead is in its words."""
-    import tyro
-
-    hints, kinds = get_type_hints(what, include_extras=True), get_type_hints(what)
-    for name, parameter in inspect.signature(what).parameters.items():
-        if parameter.default is None or parameter.default == ():
-            given = [kind for kind in get_args(kinds[name]) if kind in (int, float, str, Path)]
-            one = type(None) in get_args(kinds[name]) and len(given) == 1
-            told = tyro.conf.arg(metavar=given[0].__name__.upper() if one else None, help_behavior_hint="")
-            # An argument that says these things itself stands before, and is heeded.
-            if told not in getattr(hints[name], "__metadata__", ()):
-                hints[name] = Annotated[hints[name], told]
-        elif is_dataclass(kinds[name]):
-            _hide_empty_defaults(kinds[name])
-    what.__annotations__ = hints
 
 
 def _help_of(what: Any, prog: str, description: str | None) -> str:
@@ -96,17 +80,18 @@ def _reworded(text: str, prog: str) -> str:
     if found := re.search(r"Error parsing (\S+): (.*?) Argument helptext: ", text):
         flag, reason = found.groups()
         given = re.search(r"\['.*?'\]|'.*'", reason)
-        kind = re.search(r"\b(INT|int|FLOAT|float)\b", reason + text[found.end() :])
+        # tyro names the type of a value, but not that of several: there the word for each tells.
+        kind = re.search(r"\b(int|float)\b", reason) or re.match(r"--\S+ (N|PIXELS|NUMBER|RATE)\b", text[found.end() :])
         if given and kind:
             words = " ".join(re.findall(r"'(.*?)'", given[0]))
-            number = "a whole number" if kind[1].lower() == "int" else "a number"
+            number = "a whole number" if kind[1] in ("int", "N", "PIXELS") else "a number"
             return f"{flag} is {words!r}: needs {number}"
         return f"{flag}: {reason}"
     return f"{text}; {prog} --help says more"
 
 
 def _refuse_empty(what: Any, argv: Sequence[str]) -> None:
-    """Refuse an option without the values it takes any number of: tyro would take it for left away."""
+    """Refuse an option without the values it takes any number of: tyro would take it for omitted."""
     flags = {f"--{name.replace('_', '-')}" for name in _lists_of(what)}
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         if word.replace("_", "-") in flags and following.startswith("--"):

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
         *,
         top_k: int = 5,
         format: Literal["table", "csv", "jsonl"] = "table",
-        out: str | None = None,
+        out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
         explain: str | None = None,
         keep_rate: tuple[float, ...] = (),
         batch_size: int = 32,

@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
         *,
         data_folder: str | None = None,
         out: str | None = None,
-        only: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        only: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="AXIS=VALUES")] = (),
         gmacs_per_second: float | None = None,
         cost: bool = True,
     ) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def run(argv: Sequence[str]) -> int:
         Args:
             study: A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini.
             data_folder: Folder that relative data folders of the study are below.
-            out: The study's folder, where runs may be done already. Left away: runs/ and its name.
+            out: The study's folder, where runs may be done already. If omitted: runs/ and its name.
             only: Plan these values of an axis only, as in arm=base,clca; may be given several times.
-            gmacs_per_second: Rate of training on your device, in 10⁹ multiply-accumulates a second. Left away: as
+            gmacs_per_second: Rate of training on your device, in 10⁹ multiply-accumulates a second. If omitted: as
                 measured in the runs that are done, else a matrix product measured here.
             cost: Whether to add up the multiply-accumulates. The first time that takes longer: models are looked at.
         """

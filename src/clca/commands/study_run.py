@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
         *,
         data_folder: str | None = None,
         out: str | None = None,
-        only: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        only: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="AXIS=VALUES")] = (),
         shard: str = "",
         jobs: int | None = None,
         gpus: tuple[str, ...] = (),
@@ -42,14 +42,14 @@ def run(argv: Sequence[str]) -> int:
         Args:
             study: A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini.
             data_folder: Folder that relative data folders of the study are below.
-            out: The study's folder; on a cluster, one that all nodes see. Left away: runs/ and its name.
+            out: The study's folder; on a cluster, one that all nodes see. If omitted: runs/ and its name.
             only: Make these values of an axis only, as in arm=base,clca; may be given several times.
             shard: Make one part of so many, as in 3/20, for a job array.
-            jobs: Runs at once, each in a process of its own. Left away: one run at a time, in this process.
-            gpus: GPUs that the processes of --jobs share. Left away: all see the same.
+            jobs: Runs at once, each in a process of its own. If omitted: one run at a time, in this process.
+            gpus: GPUs that the processes of --jobs share. If omitted: all see the same.
             ray: Make the runs through Ray on this machine.
             ray_address: Make them on this Ray cluster; auto is the one that runs here.
-            cpus_per_run: CPU cores a run. Left away: with --jobs an even share, with Ray 1.
+            cpus_per_run: CPU cores a run. If omitted: with --jobs an even share, with Ray 1.
             gpus_per_run: GPUs a run on Ray; 0.25 lets four runs share one.
             retry_failed: Try once more what failed.
         """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 TRAIN_HELP = """Train a classifier with token reduction, and leave a run folder.
 
-DATA is a folder with train/, val/ and test/ and one folder a class in each. The settings left away are the published
+DATA is a folder with train/, val/ and test/ and one folder a class in each. Settings that are omitted are the published
 recipe. The same command again goes on where an interrupted run stopped.
 
 Examples:

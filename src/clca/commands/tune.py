@@ -44,14 +44,14 @@ def run(argv: Sequence[str]) -> int:
             gmacs: Budget: at most this many GMACs an image.
             images_per_second: Budget: at least this many images a second.
             data: Other images than the first run's own, of the same classes.
-            keep_rates: Shares of tokens to try beside the runs' own. Left away: 1 0.9 0.7 0.5 0.35 0.25 0.15 0.1.
+            keep_rates: Shares of tokens to try beside the runs' own. If omitted: 1 0.9 0.7 0.5 0.35 0.25 0.15 0.1.
             img_sizes: Sizes in pixels to try beside the runs' own, without training.
             batch_size: Images at once when latency is measured.
-            workers: Processes that read images. Left away: one a core, at most 8.
-            threads: Of the CPU. Left away: as many as torch takes.
+            workers: Processes that read images. If omitted: one a core, at most 8.
+            threads: Of the CPU. If omitted: as many as torch takes.
             device: auto takes the GPU if there is one.
             precision: auto takes bf16 where the device computes it fast.
-            out: Folder for tune.json, tune.csv and frontier.png. Left away: RUN/tune of the first run.
+            out: Folder for tune.json, tune.csv and frontier.png. If omitted: RUN/tune of the first run.
         """
         return dict(locals())
 

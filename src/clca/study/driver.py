@@ -95,13 +95,13 @@ def run_study(
 
     Args:
         plan: The study's plan.
-        out: The folder; runs/<name> if left away.
-        executor: Where; this process if left away.
+        out: The folder; runs/<name> if omitted.
+        executor: Where; this process if omitted.
         runs: Only these of the plan.
         retry_failed: Try failed runs once more.
         threads: CPU threads a run; None for torch's choice.
         work: What makes a run, as module:function (see `work.Job`).
-        console: Where progress goes; stderr if left away.
+        console: Where progress goes; stderr if omitted.
         quiet: Show nothing.
 
     Raises:

@@ -28,7 +28,7 @@ class DataConfig(BaseModel):
         "rule), a CSV file, an Ultra-FGVC set, or leaves:cultivars=20,images=30,size=224 for synthetic leaves."
     )
     source: str | None = Field(
-        None, description="How the data is laid out (folder, csv, cotton80 …). Found out if left away."
+        None, description="How the data is laid out (folder, csv, cotton80 …). Found out if omitted."
     )
     train_split: Literal["train", "train_val"] = Field(
         "train",
@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
         description="Start from this file instead (safetensors or .pth; timm's, our own or the published names).",
     )
     out: Path | None = Field(
-        None, description="Run folder. Left away: runs/ and a name made from data, model and settings."
+        None, description="Run folder. If omitted: runs/ and a name made from data, model and settings."
     )
     seed: int = Field(
         0, ge=0, le=2**31 - 1, description="Of the new weights, the order of the images and their augmentation."
@@ -72,11 +72,11 @@ class TrainConfig(BaseModel):
     )
     warmup_epochs: NotNegative | None = Field(
         None,
-        description="Linear warm-up from --warmup-lr; part of --epochs. Left away: 2, or less if --epochs is below 52.",
+        description="Linear warm-up from --warmup-lr; part of --epochs. If omitted: 2, or less with --epochs below 52.",
     )
     cooldown_epochs: NotNegative | None = Field(
         None,
-        description="Last epochs at --min-lr; part of --epochs. Left away: 5, or less if --epochs is below 52.",
+        description="Last epochs at --min-lr; part of --epochs. If omitted: 5, or less with --epochs below 52.",
     )
     lr: Positive = Field(1e-4, description="Highest learning rate; not scaled by the batch size.")
     warmup_lr: NotNegative = Field(1e-6, description="Learning rate at the first step.")
@@ -88,7 +88,7 @@ class TrainConfig(BaseModel):
     grad_accum: int = Field(
         1, ge=1, description="Split each batch into this many parts, one after the other, to save memory."
     )
-    clip_grad: Positive | None = Field(None, description="Largest norm of the gradient. Left away: no clipping.")
+    clip_grad: Positive | None = Field(None, description="Largest norm of the gradient. If omitted: no clipping.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="Multiply the learning rate by this for every layer further from the head (0.65 to 0.9 are usual).",
@@ -101,10 +101,10 @@ class TrainConfig(BaseModel):
         description="none: random crop and flip, as published. medium: TrivialAugment, random resized crop, erasing.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Left away: 0.1 with medium and strong augmentation, else 0."
+        None, description="If omitted: 0.1 with medium and strong augmentation, else 0."
     )
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Stochastic depth. Left away: 0.1 with medium and strong augmentation, else 0."
+        None, description="Stochastic depth. If omitted: 0.1 with medium and strong augmentation, else 0."
     )
     mixup: NotNegative = Field(0.0, description="Mixup's alpha (0: off; 0.8 is usual).")
     cutmix: NotNegative = Field(0.0, description="CutMix' alpha (0: off; 1 is usual).")
@@ -113,7 +113,7 @@ class TrainConfig(BaseModel):
         description="Keep and use a moving average of the weights with this decay (0.999 suits a few thousand steps).",
     )
     patience: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Stop after this many epochs without a better top-1 on val. Left away: never."
+        None, description="Stop after this many epochs without a better top-1 on val. If omitted: never."
     )
 
     precision: Literal["auto", "no", "bf16", "fp16"] = Field(
@@ -130,7 +130,7 @@ class TrainConfig(BaseModel):
     )
 
     workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Processes that read images, for each training process. Left away: one a core, at most 8."
+        None, description="Processes that read images, for each training process. If omitted: one a core, at most 8."
     )
     cache: bool = Field(
         True,
@@ -139,7 +139,7 @@ class TrainConfig(BaseModel):
         "images only.",
     )
     cache_gb: NotNegative | None = Field(
-        None, description="Gigabytes that all resized images may take. Left away: $CLCA_CACHE_GB, else 20."
+        None, description="Gigabytes that all resized images may take. If omitted: $CLCA_CACHE_GB, else 20."
     )
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
     checkpoint_minutes: Positive = Field(10.0, description="Save last.ckpt at least this often, and after epochs.")

@@ -24,10 +24,10 @@ _FIELD_OF = {flag: name for name, flag in _RENAMED.items()}
 _SEVERAL = {"keep_rate", "locations"}
 _MODEL_HELP = {
     "model": "Name of a timm ViT, such as deit3_small_patch16_224.fb_in1k or vit_small_patch14_dinov2.",
-    "img_size": "Side of the square images in pixels; a multiple of the patch size. Left away: the model's own.",
+    "img_size": "Side of the square images in pixels; a multiple of the patch size. If omitted: the model's own.",
     "reduction": "none, topk, evit, dynamicvit, ats, tome, patchmerger, sit or dpcknn.",
     "keep_rate": "Share of tokens kept at each location (0.1: a tenth), or one share a location.",
-    "locations": "Blocks that reduce, from 0. Left away: after a quarter, half and three quarters of the depth.",
+    "locations": "Blocks that reduce, from 0. If omitted: after a quarter, half and three quarters of the depth.",
     "cla": "Cross-Layer Aggregation head: classify from the CLS tokens of several depths.",
     "clc": "Cross-Layer Cache: carry what earlier layers saw past every reduction.",
     "num_clr": "Learned carrier tokens of the cache.",
@@ -39,7 +39,7 @@ _GROUPS = ("model", "images", "recipe", "run")
 _GROUP_HELP = {
     "model": "What is trained.",
     "images": "What it sees.",
-    "recipe": "How it learns; the published recipe if left away.",
+    "recipe": "How it learns; the published recipe if omitted.",
     "run": "Where and on what it runs; nothing here changes the result but --precision and, by rounding, --compile.",
 }
 _RUN = ("out", "workers", "cache", "cache_gb", "precision", "device", "channels_last", "grad_checkpointing", "compile",

@@ -88,7 +88,7 @@ def train(
     Args:
         config: The run.
         quiet: Show nothing.
-        console: Where progress goes; stderr if left away.
+        console: Where progress goes; stderr if omitted.
         display: What shows it, made as `Display` is.
 
     Raises:

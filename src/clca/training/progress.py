@@ -18,7 +18,7 @@ class Display:
         steps_per_epoch: Updates an epoch.
         done: Updates done before (of a resumed run).
         show: False for every process but the first, and where the caller wants silence.
-        console: Where to; stderr if left away.
+        console: Where to; stderr if omitted.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def tune(
         threads: Of the CPU; None for torch's own number.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        console: Where progress goes; stderr if left away.
+        console: Where progress goes; stderr if omitted.
 
     Raises:
         ClcaError: There is no such run or image, they do not fit together, or the budget is not a positive number.

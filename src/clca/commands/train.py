@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 TRAIN_HELP = """Train a classifier with token reduction, and leave a run folder.
 
-DATA is a folder with train/, val/ and test/ and one folder a class in each. Settings that are omitted are the published
-recipe. The same command again goes on where an interrupted run stopped.
+DATA is a folder with train/, val/ and test/ and one folder a class in each. Settings that are omitted are
+those of the published recipe. The same command again goes on where an interrupted run stopped.
 
 Examples:
   clca train photos --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.1 --img-size 448

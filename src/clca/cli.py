@@ -11,6 +11,7 @@ from importlib import import_module
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.paths import shown
+from clca.processes import is_first_on_its_machine
 
 _python_format = warnings.formatwarning
 
@@ -131,16 +132,12 @@ def _format_warning(
     """A warning of our own as one line without the place in the source, from the first process of each machine."""
     if not filename.startswith(os.path.dirname(__file__) + os.sep):
         return _python_format(message, category, filename, lineno, line)
-    return f"clca: warning: {shown(str(message))}\n" if _is_first_here() else ""
-
-
-def _is_first_here() -> bool:
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+    return f"clca: warning: {shown(str(message))}\n" if is_first_on_its_machine() else ""
 
 
 def _tell(line: str) -> None:
     """One line on stderr, from the first process of each machine."""
-    if _is_first_here():
+    if is_first_on_its_machine():
         print(f"clca: {shown(line)}", file=sys.stderr)
 
 

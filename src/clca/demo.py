@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ from clca.data.transforms import from_preprocess
 from clca.demo_recipe import METHODS, DemoSettings, method_config, pretraining_config
 from clca.errors import ClcaError, reason
 from clca.hub import from_pretrained
+from clca.json_files import read_json
 from clca.model import TokenReducedViT
 from clca.paths import expanded
 from clca.processes import usable_cores
@@ -149,7 +149,7 @@ def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
     except OSError as error:
         raise ClcaError(f"{out}: cannot be read ({reason(error)})") from None
     if not empty:
-        there = _read(out / SETTINGS)
+        there = read_json(out / SETTINGS)
         if there is None or there.get("format") != _FORMAT:
             raise ClcaError(f"{out}: is not empty and holds no demo; give a new folder")
         for name, value in mine.items():
@@ -159,17 +159,9 @@ def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
     write_json(out / SETTINGS, mine)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _finished(out: Path) -> DemoResult | None:
     """The result of an earlier call, if everything that it left is still there."""
-    stored = _read(out / RESULTS)
+    stored = read_json(out / RESULTS)
     files = [out / method.folder / SUMMARY for method in METHODS] + [out / PICTURE]
     if stored is None or not all(file.is_file() for file in files):
         return None

@@ -12,13 +12,43 @@ import threading
 import time
 from typing import Any
 
+from clca.errors import ClcaError
+
 _SECONDS_TO_SAVE = 120.0
+_PROCESSES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
 
 
 def usable_cores() -> int:
     """Cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or the first of those that torchrun or accelerate launched."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def is_first_on_its_machine() -> bool:
+    """Whether this process is alone or the first of those that torchrun or accelerate launched on this machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))) == 0
+
+
+def refuse_strangers() -> None:
+    """Refuse to be one of several processes that mpirun or srun began: none would know of the others.
+
+    Raises:
+        ClcaError: With what to begin them with.
+    """
+    if "RANK" in os.environ:
+        return
+    for name in _PROCESSES:
+        count = os.environ.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            raise ClcaError(
+                f"one of {count} processes that mpirun or srun began ({name}), which would each train on their own; "
+                "begin one on each machine, as torchrun --nproc-per-node GPUS -m clca train …"
+            )
 
 
 def forked_fresh(*preload: str) -> Any:

@@ -322,3 +322,20 @@ def test_real_sets_open(shared, name, counts):
     assert tuple(len(split) for split in splits) == counts
     assert len(splits[0].classes) == int(name[-1])
     assert splits[0][0][0].mode == "RGB"
+
+
+def test_one_name_in_two_forms_of_unicode_is_no_two_classes(tmp_path: Path) -> None:
+    for split, name in (("train", "Ros\u00e9"), ("train", "Gamay"), ("val", "Rose\u0301")):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.png")
+    with pytest.raises(ClcaError, match=r"two classes look the same, .* rename all at once: convmv .* --nfc"):
+        read_listing(tmp_path)
+
+
+def test_an_image_in_training_and_in_test_is_told_also_where_all_is_accepted(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    rows = ["0.png,a,train", "1.png,b,train", "2.png,a,val", "3.png,b,test", "0.png,a,test"]
+    (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.warns(UserWarning, match=r"1 image\(s\) are in training and in test too \(0.png\)"):
+        data.open(tmp_path / "images.csv", "test", strict=False)

@@ -19,6 +19,7 @@ from clca import data
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.model import TokenReducedViT
+from clca.processes import is_first_on_its_machine, is_first_process
 from clca.training import TrainConfig, evaluate, sweep, train
 from clca.training.batches import (
     Plan,
@@ -29,7 +30,6 @@ from clca.training.batches import (
     eval_loader,
     train_loader,
 )
-from clca.training.device import is_first_on_its_machine, is_first_process
 
 CPU = torch.device("cpu")
 

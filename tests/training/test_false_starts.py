@@ -1,17 +1,26 @@
 """What is wrong is told before the long work, and a start that came to nothing stands in nobody's way."""
 
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from clca import cli
 from clca.errors import ClcaError, WorkError
-from clca.training import TrainConfig, train
+from clca.processes import refuse_strangers
+from clca.training import Interrupted, TrainConfig, train
 from clca.training import loop as loop_of
+from clca.training.device import make_accelerator
+from clca.training.loop import _Loop, finished_run
+from clca.training.run_folder import own_images
 
 Make = Callable[..., TrainConfig]
 
@@ -116,3 +125,79 @@ def test_resume_takes_what_changes_no_result(
 ) -> None:
     assert cli.main(["train", f"--resume={tmp_path}", *words]) == 2
     assert "config.json" in capsys.readouterr().err  # no run there: that it looked
+
+
+def test_a_resumed_fp16_run_without_a_gpu_is_told_what_can_be_done(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(precision="fp16")
+    with pytest.raises(ClcaError, match="on a CPU choose bf16 or no"):
+        make_accelerator(config, tmp_path)
+    with pytest.raises(ClcaError, match=r"begun with --precision fp16.* go on where there is one, or choose another"):
+        make_accelerator(config, tmp_path, precision="fp16")
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_of_mpirun_that_know_nothing_of_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv(name, "1")
+    refuse_strangers()
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(ClcaError, match=r"one of 4 processes .* torchrun"):
+        refuse_strangers()
+    monkeypatch.setenv("RANK", "0")
+    refuse_strangers()
+
+
+@pytest.mark.parametrize("text", ["3", "[" * 100_000, '{"train": 3}', '{"train": {"model": 3}, "resolved": 4}'])
+def test_a_config_of_others_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ClcaError) as caught:
+        own_images(tmp_path)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_a_summary_that_is_not_whole_is_told(tmp_path: Path) -> None:
+    for text in ("[", "3", "[" * 100_000, '{"epochs": 3}'):
+        (tmp_path / "summary.json").write_text(text)
+        with pytest.raises(WorkError, match="remove it, and the same command makes it anew"):
+            finished_run(tmp_path)
+
+
+def test_a_full_disk_is_told_with_the_file_and_half_a_line_goes(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(checkpoint_steps=1, log_every=1)
+    script = (
+        "import resource, sys; from clca.training import metrics_log; from clca.cli import main\n"
+        "def shut(self, line, write=metrics_log.MetricsLog.write):\n"
+        "    if line['step'] == 3:\n"
+        "        size = self.path.stat().st_size + 20\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "    write(self, line)\n"
+        "metrics_log.MetricsLog.write = shut\n"
+        "sys.exit(main(['train', '--config', sys.argv[1]]))\n"
+    )
+    settings = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    words = [sys.executable, "-c", script, str(tmp_path / "run.yaml")]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    log = tmp_path / "run" / "metrics.jsonl"
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == f"clca: {log} could not be written (file too large)"
+    train(config, quiet=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines() if '"lr"' in line] == list(range(1, 7))
+
+
+def test_a_signal_in_the_first_step_ends_it_at_once_and_leaves_nothing(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiles(self: _Loop, *_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the step went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_forward_backward", compiles)
+        with pytest.raises(Interrupted, match="stopped in the first step; the same command begins anew") as caught:
+            train(make_config(), quiet=True)
+        assert caught.value.signal == signal.SIGTERM
+        assert not (tmp_path / "run").exists()
+    train(make_config(), quiet=True)

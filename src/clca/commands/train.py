@@ -1,12 +1,12 @@
 """`clca train`."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clca.commands.parsing import parse, value_of
 from clca.errors import ClcaError
+from clca.processes import is_first_process, refuse_strangers
 
 if TYPE_CHECKING:
     from clca.training import TrainConfig
@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
 
     given = flags.read_file(value_of("--config", argv)) if value_of("--config", argv) else {}
     parsed = parse(flags.arguments(given), "clca train", argv, TRAIN_HELP)
+    refuse_strangers()
     from clca.training import resume
     from clca.training import train as run
 
@@ -39,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         config = flags.to_config(parsed, given)
         result = run(config)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         watched = f"top-1 {result.watched['top1']:.1%} on the watched images, " if result.watched else ""
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
         print(f"next: clca evaluate {result.folder}")

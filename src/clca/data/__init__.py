@@ -41,7 +41,8 @@ def open(
         source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
             "soyageing-R1" (R3, R4, R5, R6); None finds out by the layout.
         transform: Called with each RGB PIL image; None leaves the image as it is.
-        strict: False accepts an incomplete set (files missing, counts that differ from the published ones). Otherwise
+        strict: False accepts an incomplete set (files missing, counts that differ from the published ones), and warns
+            of images that are in training and in test. Otherwise
             a warning tells of images in the folder that are left out, where it is opened to learn from.
 
     Returns:
@@ -61,6 +62,10 @@ def open(
     listing = read_listing(root, source)
     if strict and listing.problems:
         raise ClcaError(listing.problems[0])
+    if leaked := listing.leaked():
+        names = f"{leaked[0].name} …" if len(leaked) > 1 else leaked[0].name
+        line = f"{listing.root}: {len(leaked)} image(s) are in training and in test too ({names}): test results mislead"
+        warnings.warn(line, stacklevel=2)
     if strict and listing.unused and split.startswith("train"):
         lines = describe_unused(listing.root, listing.unused)
         warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=2)

@@ -19,6 +19,7 @@ from PIL import Image
 from clca.data.inspection import track
 from clca.data.leaf_drawing import Traits, draw_leaf, leaf_detail
 from clca.errors import ClcaError, WorkError, reason
+from clca.json_files import read_json
 from clca.paths import expanded
 
 TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -223,11 +224,8 @@ def _check_ours(out: Path, parameters: Mapping[str, Any]) -> None:
         raise ClcaError(f"{out}: is a file; give a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    try:
-        found = json.loads((out / _PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+    found = read_json(out / _PARAMETERS_FILE)
+    if found is None or found.get("format") != _FORMAT:
         raise ClcaError(f"{out}: is not empty and holds no synthetic leaves; give a new folder")
     for name, value in parameters.items():
         grown = name in ("cultivars", "images") and isinstance(found.get(name), int) and value >= found[name]

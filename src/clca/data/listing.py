@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ class Listing:
         root: Where it was read from.
         source: Name of the source that read it.
         classes: Class names; a label is an index into them.
-        splits: Image files and labels of "train", "val" and "test" (whichever there are), no image in two of them.
+        splits: Image files and labels of "train", "val" and "test" (whichever there are); no image is in two of them
+            unless `problems` says so.
         problems: What keeps it from being used as it is, a line each: files missing, counts that do not fit.
         unused: Images that lie there and are in no split: of formats that are not read, without an ending, outside the
             class folders, or in folders whose names begin with _.
@@ -32,6 +34,11 @@ class Listing:
     splits: dict[str, Samples]
     problems: list[str] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
+
+    def leaked(self) -> list[Path]:
+        """Test images that are learned from or validated with too: no accuracy on them means anything."""
+        tested = {path for path, _ in self.splits.get("test", [])}
+        return sorted({path for name in ("train", "val") for path, _ in self.splits.get(name, [])} & tested)
 
     def samples(self, split: str) -> Samples:
         """The images of a split; "train_val" is train and val together.
@@ -64,7 +71,8 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
         A line for each of val and test that holds classes which training lacks.
 
     Raises:
-        ClcaError: For no images at all, a single class, or a class whose name no file of a run could hold.
+        ClcaError: For no images at all, a single class, a class whose name no file of a run could hold, or two whose
+            names differ in the form of Unicode only.
     """
     if not any(splits.values()):
         raise ClcaError(f"{root}: no images found")
@@ -79,6 +87,14 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
                 f"{root}: the name of the class {os.fsencode(name)!r} is not UTF-8: rename it, or all names of an old "
                 f"disk at once: {all_at_once}"
             ) from None
+    spelled: dict[str, str] = {}
+    for name in classes:
+        if spelled.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            how = f"convmv -f utf8 -t utf8 --nfc -r --notest {shlex.quote(str(root))}"
+            raise ClcaError(
+                f"{root}: two classes look the same, {name!r}: one has its accents as letters of their own, as macOS "
+                f"writes names; {'write it in one way' if root.is_file() else f'rename all at once: {how}'}"
+            )
     problems = []
     trained = {label for _, label in splits.get("train", [])}
     for name in ("val", "test"):

@@ -138,7 +138,7 @@ def read_row_file(path: Path) -> RowFile | None:
             return None
         row_of = {Source(*image): row for row, image in enumerate(images) if image is not None}
         return RowFile(path, index["root"], index["reading"], side, len(images), row_of, index["checksums"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
         return None
 
 

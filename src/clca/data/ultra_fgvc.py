@@ -138,7 +138,13 @@ def read_ultra_fgvc(root: Path, name: str, published: Published | None = None) -
     classes = _class_names(entry for entries in names.values() for entry in entries)
     splits = _three_way(samples, family)
     problems = _count_problems(root, name, published, classes, samples, missing) + check_classes(root, classes, splits)
-    return Listing(root, name, classes, splits, problems)
+    listing = Listing(root, name, classes, splits, problems)
+    if leaked := [path.name for path in listing.leaked()]:
+        problems.append(
+            f"{root}: {len(leaked)} image(s) are listed for training and for test: "
+            f"{', '.join(leaked[:5])}{_more(leaked)}; take them out of one list"
+        )
+    return listing
 
 
 def _stage_folders(root: Path, stage: str) -> list[Path]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clca.json_files import objects, read_json
 from clca.report import run_figures
 from clca.report.page import shown, write_page
 from clca.training.run_folder import make_writable, read_csv
@@ -111,27 +111,14 @@ def read_run(folder: Path) -> _Run:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(path) or {}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a file that may still be growing: what is not whole is left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return list(objects(path.read_text(encoding="utf-8").splitlines()))
     except (OSError, ValueError):
         return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        lines += [content] if isinstance(content, dict) else []
-    return lines
 
 
 def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None, back: str | None) -> int:

@@ -97,7 +97,7 @@ def read_steps(run: Path) -> pd.Series | None:
                     try:
                         content = json.loads(line)
                         step, value = int(content["step"]), float(content["grad_max"])
-                    except (ValueError, TypeError, KeyError):
+                    except (ValueError, TypeError, KeyError, RecursionError):
                         continue
                     if math.isfinite(value):
                         found[step] = value

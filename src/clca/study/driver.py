@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from clca.errors import ClcaError, WorkError
+from clca.json_files import read_json
 from clca.paths import expanded
 from clca.study.claim import Watch, holder
 from clca.study.executors import Executor, InThisProcess
@@ -25,7 +26,6 @@ from clca.study.folder import (
     TABLE,
     TRAINED,
     make_run_folder,
-    read_json,
     remove_remains,
     run_folder,
     state_of,
@@ -176,8 +176,8 @@ class _Driver:
             return result
         with first_signal(self.ask_to_stop):
             try:
+                self.executor.start()  # first, for Ray may be missing and drawing leaves takes minutes
                 self.roots = drawn(self.plan, self.out, waiting, self.live.say, progress=not quiet)
-                self.executor.start()
                 self.live.begin(self.executor.describe(), result)
                 if self._pretrained(result):
                     self._drive(waiting, result)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.json_files import read_json
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
 PRETRAINING = "pretraining-"
@@ -107,15 +108,6 @@ def remove_remains(out: Path, seconds: float = 86400.0) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file; None where there is none, or no whole one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a run in a study's folder, by its row, is one of the study as it is now: it may have been changed since.
 
@@ -125,7 +117,9 @@ def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
     """
     if not isinstance(listed := study.get("runs"), dict):
         return lambda row: True
-    digits, unseen = set(listed["digits"]), set(listed["unseen"])
+    if not all(isinstance(listed.get(name), list) for name in ("digits", "unseen")):
+        return lambda row: True
+    digits, unseen = set(map(str, listed["digits"])), set(map(str, listed["unseen"]))
     return lambda row: str(row["name"]).rpartition("-")[2] in digits or row.get("data") in unseen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from clca.json_files import objects
 from clca.study.folder import PRETRAINING, TRAINED, run_folder
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
@@ -157,11 +157,7 @@ def last_step(path: Path) -> tuple[str, str]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return "", ""
-    for line in reversed(lines):
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if "loss" in content:
+    for content in objects(reversed(lines)):
+        if isinstance(content.get("loss"), float):
             return str(content.get("epoch", "")), f"{content['loss']:.3f}"
     return "", ""

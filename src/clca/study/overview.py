@@ -17,7 +17,8 @@ from rich.table import Table
 
 from clca.data.resized_room import beside_cache
 from clca.errors import ClcaError, WorkError
-from clca.study.folder import RESULT, read_json, run_folder, states
+from clca.json_files import read_json
+from clca.study.folder import RESULT, run_folder, states
 from clca.study.identity import model_text
 from clca.study.plan import Plan, PlannedRun
 from clca.study.prices import Prices

@@ -15,7 +15,7 @@ from typing import Any
 from clca.config import ModelConfig
 from clca.data.resized_room import beside_cache
 from clca.errors import WorkError
-from clca.study.folder import read_json
+from clca.json_files import part, read_json
 from clca.study.identity import COMPUTES, model_text
 from clca.training.run_folder import write_json
 
@@ -32,7 +32,7 @@ class Prices:
     def __init__(self) -> None:
         self.path = beside_cache("prices.json")
         kept: dict[str, Any] = (read_json(self.path) if self.path is not None else None) or {}
-        self.kept: dict[str, Price] = kept.get(str(COMPUTES), {})
+        self.kept: dict[str, Price] = part(kept, str(COMPUTES))
         self.shipped = shipped_prices()
         self._new = False
 

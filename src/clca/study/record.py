@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clca.config import ModelConfig, spelled
+from clca.json_files import objects, part, read_json
 from clca.study.folder import TRAINED
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CONFIG, METRICS, SUMMARY
+from clca.training.run_folder import METRICS, SUMMARY, read_config
 
 _VERSIONS = ("clca", "torch", "timm")
 
@@ -74,39 +74,36 @@ def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, 
         threads: Of the CPU, None for torch's own choice.
     """
     trained = folder / TRAINED
-    summary, config = (json.loads((trained / name).read_text(encoding="utf-8")) for name in (SUMMARY, CONFIG))
+    summary, config = read_json(trained / SUMMARY) or {}, read_config(trained)
+    resolved, learned = part(config, "resolved"), part(summary, "train")
     gradients = _gradients(trained / METRICS)
     return {
         "top1": evaluation.top1,
         "top5": evaluation.top5,
         "macro": evaluation.macro,
         "loss": evaluation.loss,
-        "train_loss": summary["train"]["loss"],
-        "train_top1": summary["train"]["top1"],
+        "train_loss": learned.get("loss"),
+        "train_top1": learned.get("top1"),
         "gmacs": evaluation.gmacs,
         "computed_gmacs": evaluation.computed_gmacs,
         "params": evaluation.params,
         "images_per_second": evaluation.images_per_second,
-        "train_images": config["resolved"]["train_images"],
-        "train_seconds": summary["seconds"],
-        "epochs": summary["epochs"],
-        "steps": summary["steps"],
+        "train_images": resolved.get("train_images"),
+        "train_seconds": summary.get("seconds"),
+        "epochs": summary.get("epochs"),
+        "steps": summary.get("steps"),
         "grad_max": max(gradients, default=None),
         "grad_median": statistics.median(gradients) if gradients else None,
-        "device": config["resolved"]["device"],
-        "precision": config["resolved"]["precision"],
+        "device": resolved.get("device"),
+        "precision": resolved.get("precision"),
         "threads": threads,
         "host": platform.node(),
-        **{name: config["versions"].get(name) for name in _VERSIONS},
+        **{name: part(config, "versions").get(name) for name in _VERSIONS},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _gradients(path: Path) -> list[float]:
     """The largest gradient of every logged step."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        value = json.loads(line).get("grad_max")
-        if value is not None:
-            found.append(float(value))
-    return found
+    lines = objects(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [float(value) for line in lines if isinstance(value := line.get("grad_max"), (int, float))]

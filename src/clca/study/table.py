@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.errors import ClcaError
+from clca.json_files import part, read_json
 from clca.study.folder import (
     DESCRIPTION,
     FAILURE,
@@ -16,7 +17,6 @@ from clca.study.folder import (
     as_utf8,
     begun_runs,
     of_study,
-    read_json,
     read_result,
     run_folder,
 )
@@ -92,7 +92,7 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
     description = read_json(folder / DESCRIPTION) or {}
     if result is not None:  # made before there were these columns
         return dict(as_utf8({"name": name, **result, **_by_block(description)}))
-    described = {**_by_block(description), **description.get("row", {})}
+    described = {**_by_block(description), **part(description, "row")}
     failure = read_json(folder / FAILURE)
     state = {"state": "interrupted", "error": None}
     if failure is not None:
@@ -102,7 +102,7 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
 
 def _by_block(description: Mapping[str, Any]) -> dict[str, str | None]:
     """The columns of `record.by_block`, from a run.json that lacks them."""
-    model = description.get("train", {}).get("model", {})
+    model = part(part(description, "train"), "model")
     return by_block(model.get("reduction", "none"), model.get("keep_rate", 1.0), model.get("locations"))
 
 

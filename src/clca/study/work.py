@@ -19,6 +19,7 @@ from typing import Any, Literal, TextIO
 from rich.console import Console
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.json_files import read_json
 from clca.study.claim import Claim, claim
 from clca.study.folder import (
     FAILURE,
@@ -26,7 +27,6 @@ from clca.study.folder import (
     RESULT,
     TRAINED,
     make_run_folder,
-    read_json,
     read_result,
     run_folder,
 )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clca.training.config import DataConfig, TrainConfig
     from clca.training.evaluation import Evaluation, evaluate
-    from clca.training.loop import Interrupted, RunResult, resume, train
+    from clca.training.loop import RunResult, resume, train
     from clca.training.prediction import Prediction, predict
+    from clca.training.signals import Interrupted
     from clca.training.stored_evaluations import StoredEvaluation, evaluations
     from clca.training.sweeping import Sweep, sweep
 
@@ -33,7 +34,7 @@ _HOMES = {
     "TrainConfig": "config",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
-    "Interrupted": "loop",
+    "Interrupted": "signals",
     "RunResult": "loop",
     "resume": "loop",
     "train": "loop",

@@ -1,7 +1,6 @@
 """What a run computes on: processes, device and precision, through accelerate."""
 
 import importlib.util
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,16 +14,6 @@ from accelerate.utils import DistributedDataParallelKwargs
 from clca.errors import ClcaError
 from clca.processes import keep_freed_memory
 from clca.training.config import TrainConfig
-
-
-def is_first_process() -> bool:
-    """Whether this process is alone or the first of those that torchrun or accelerate launched."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def is_first_on_its_machine() -> bool:
-    """Whether this process is alone or the first of those that torchrun or accelerate launched on this machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))) == 0
 
 
 def make_accelerator(
@@ -48,10 +37,15 @@ def make_accelerator(
         ClcaError: fp16 without a GPU, or a tracker that is not installed.
     """
     if config is not None:
-        device = config.device
+        device, begun = config.device, precision
         precision = config.precision if config.precision != "auto" else precision
     on_cpu = _is_cpu(device)
     if precision == "fp16" and on_cpu:
+        if config is not None and begun == "fp16":
+            raise ClcaError(
+                f"--out {folder}: was begun with --precision fp16, which needs a GPU, and goes on with it only: go on "
+                "where there is one, or choose another --out to begin anew with bf16 or no"
+            )
         raise ClcaError("--precision fp16 needs a GPU; on a CPU choose bf16 or no")
     if precision == "auto":
         precision = automatic_precision(device)

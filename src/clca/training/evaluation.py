@@ -23,9 +23,10 @@ from clca.errors import ClcaError, WorkError, reason
 from clca.hub import from_pretrained
 from clca.model import TokenReducedViT
 from clca.paths import as_it_is
+from clca.processes import is_first_process
 from clca.training.batches import end_workers, eval_loader, reading_processes
 from clca.training.confusion import most_confused, write_confusion_picture
-from clca.training.device import is_first_process, make_accelerator, versions
+from clca.training.device import make_accelerator, versions
 from clca.training.metrics import answer
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
 from clca.training.run_folder import own_images, replacing, write_csv, write_json

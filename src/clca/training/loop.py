@@ -1,6 +1,5 @@
 """Training: `train(config)` from the first check to the finished run folder."""
 
-import json
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
 from clca.errors import ClcaError, WorkError
+from clca.json_files import read_json
+from clca.processes import is_first_on_its_machine, is_first_process
 from clca.training import run_folder as folder_of
 from clca.training.batches import (
     end_workers,
@@ -28,25 +29,15 @@ from clca.training.batches import (
     train_loader,
 )
 from clca.training.config import TrainConfig, default_run_folder
-from clca.training.device import automatic_precision, is_first_on_its_machine, is_first_process, make_accelerator
+from clca.training.device import automatic_precision, make_accelerator
 from clca.training.losses import make_loss
 from clca.training.metrics import answer
 from clca.training.metrics_log import MetricsLog, claimed
 from clca.training.preflight import build_model, open_splits, refuse_other_images, verify_images
 from clca.training.progress import Display
-from clca.training.signals import first_signal
+from clca.training.signals import Interrupted, first_signal
 from clca.training.state import RunState
 from clca.training.tracking import begin_tracking, end_tracking
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop and has saved where it is. `signal` is what asked for it, `folder` where to go on."""
-
-    def __init__(self, folder: Path, step: int, signal_number: int) -> None:
-        super().__init__(
-            f"stopped after step {step}; the same command, or clca train --resume {folder}, goes on from there"
-        )
-        self.folder, self.step, self.signal = folder, step, signal_number
 
 
 @dataclass(frozen=True)
@@ -162,11 +153,11 @@ def resume(folder: str | Path, *, quiet: bool = False, console: Console | None =
 
 def finished_run(folder: Path) -> RunResult:
     """The result of a finished run, from its `summary.json`."""
-    try:
-        summary = json.loads((folder / folder_of.SUMMARY).read_text(encoding="utf-8"))
-        return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
-    except (OSError, ValueError, KeyError) as error:
-        raise WorkError(f"{folder / folder_of.SUMMARY}: cannot be read ({type(error).__name__})") from error
+    path = folder / folder_of.SUMMARY
+    summary = read_json(path) or {}
+    if absent := [field.name for field in fields(RunResult)[1:] if field.name not in summary]:
+        raise WorkError(f"{path}: lacks {absent[0]}; remove it, and the same command makes it anew")
+    return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
 
 
 class _Loop:
@@ -177,13 +168,20 @@ class _Loop:
         self.config, self.plan, self.progress = state.config, state.plan, state.progress
         self.accelerator = state.accelerator
         self.stop_signal = 0
+        self.nothing_to_save = False
         self.epoch_just_ended = False
         self.normalize = Normalization(state.bare.preprocess or {})
         self.loss, self.mix = make_loss(state.config, state.bare.num_classes)
 
     def ask_to_stop(self, number: int) -> None:
-        """End after the step, because of this signal."""
+        """End after the step, because of this signal; at once in the first, which can compile for minutes.
+
+        Raises:
+            Interrupted: All that was done is in the last checkpoint, and no other process waits for this one.
+        """
         self.stop_signal = number
+        if self.nothing_to_save and self.accelerator.num_processes == 1:
+            raise Interrupted(self.state.folder, self.progress.step, number)
 
     def until_the_end(self) -> RunResult:
         stop = self.config.epochs * self.plan.steps_per_epoch
@@ -198,13 +196,17 @@ class _Loop:
     def _work_through(self, batches: Iterator[list[Tensor]], watched: DataLoader | None, stop: int) -> None:
         """All updates that are left, and what comes after every epoch."""
         state, progress = self.state, self.progress
-        if progress.step:
+        begun = progress.step
+        if begun:
             self.display.say(f"resuming {state.folder} after step {progress.step} of {stop}")
         if self.config.compile:
-            self.display.say("compiling in the first step, which takes minutes; Ctrl-C twice ends it at once")
+            self.display.say("compiling in the first step, which takes minutes")
         self._end_epoch_if_over(watched)  # a run can be interrupted between its last step and its evaluation
         while progress.step < stop and not self._has_stopped_improving():
-            if self._one_step(batches):
+            self.nothing_to_save = progress.step == state.saved_step == begun
+            asked_to_stop = self._one_step(batches)
+            self.nothing_to_save = False
+            if asked_to_stop:
                 state.save()
                 self.accelerator.wait_for_everyone()
                 raise Interrupted(state.folder, progress.step, self.stop_signal or signal.SIGTERM)

@@ -44,7 +44,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         while True:
-            self._file = open(path, "ab")  # noqa: SIM115 (stays open as long as the run)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (stays open as long as the run)
             if not _lock(self._file):
                 self._file.close()
                 raise ClcaError(
@@ -64,17 +64,23 @@ class MetricsLog:
         self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # no zeros where lines were removed
 
     def write(self, line: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise WorkError(f"{self.path} could not be written ({reason(error)})") from error
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with self._told():
+            while content:
+                content = content[self._file.write(content) :]
 
     def sync(self) -> int:
         """Make sure that what was written is on disk; its size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
+        with self._told():
+            os.fsync(self._file.fileno())
+            return self._file.seek(0, os.SEEK_END)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WorkError(f"{self.path} could not be written ({reason(error)})") from error
 
     def close(self) -> None:
         self._file.close()

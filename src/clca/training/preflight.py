@@ -27,6 +27,7 @@ from clca.data.transforms import (
 )
 from clca.errors import ClcaError
 from clca.factory import build
+from clca.json_files import part
 from clca.model import TokenReducedViT
 from clca.training.config import TrainConfig
 from clca.training.run_folder import read_config
@@ -96,7 +97,7 @@ def refuse_other_images(folder: Path, splits: Splits) -> None:
         ClcaError: With what has changed.
     """
     stored = read_config(folder)
-    then, now = stored.get("resolved", {}), described_images(splits)
+    then, now = part(stored, "resolved"), described_images(splits)
     changed = [
         f"{then[name]} {name.replace('_', ' ')} then and {now[name]} now"
         for name in ("train_images", "watched_images")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.json_files import part
 from clca.training.config import TrainConfig, identity
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
@@ -269,8 +270,7 @@ def stored_config(folder: Path) -> TrainConfig:
 
 def begun_precision(folder: Path) -> str:
     """The precision that a run was begun with: "no", "bf16" or "fp16"; "auto" where its folder does not say."""
-    resolved = read_config(folder).get("resolved")
-    precision = resolved.get("precision") if isinstance(resolved, dict) else None
+    precision = part(read_config(folder), "resolved").get("precision")
     return precision if precision in ("no", "bf16", "fp16") else "auto"
 
 
@@ -299,8 +299,9 @@ def own_images(run: str | Path) -> OwnImages | None:
     if "train" not in stored:
         return None
     own = stored_config(run).data
-    root, started_in = own.root, stored.get("resolved", {}).get("started_in")
-    if started_in is not None and not os.path.exists(root) and os.path.exists(there := os.path.join(started_in, root)):
+    root, started_in = own.root, part(stored, "resolved").get("started_in")
+    there = os.path.join(started_in, root) if isinstance(started_in, str) else root
+    if not os.path.exists(root) and os.path.exists(there):
         root = there
     return OwnImages(own.root, root, own.source, own.train_split)
 

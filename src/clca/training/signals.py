@@ -4,6 +4,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop and has saved where it is. `signal` is what asked for it, `folder` where to go on."""
+
+    def __init__(self, folder: Path, step: int, signal_number: int) -> None:
+        super().__init__(
+            f"stopped after step {step}; the same command, or clca train --resume {folder}, goes on from there"
+            if step
+            else "stopped in the first step; the same command begins anew"
+        )
+        self.folder, self.step, self.signal = folder, step, signal_number
 
 
 @contextmanager

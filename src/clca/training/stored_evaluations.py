@@ -1,13 +1,13 @@
 """`evaluations(run)`: what has been found out about a run before, read back from its folder without torch."""
 
 import contextlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError
+from clca.json_files import read_json
 from clca.training.run_folder import read_config
 
 FOLDER, NUMBERS = "evaluation", "evaluation.json"
@@ -63,7 +63,7 @@ def evaluations(run: str | Path) -> list[StoredEvaluation]:
         return []
     newest: dict[tuple[str, float | tuple[float, ...]], tuple[int, StoredEvaluation]] = {}
     for path in sorted(run.glob(f"{FOLDER}/*/{NUMBERS}")):
-        numbers = read_numbers(path)
+        numbers = read_json(path)
         stored = _stored(numbers, path.parent) if numbers is not None and numbers.get("data") == own else None
         if stored is None:
             continue
@@ -88,15 +88,6 @@ def by_rate(rate: float | tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
     """A key that sorts keep rates, and lists of them by their mean."""
     rates = rate if isinstance(rate, tuple) else (rate,)
     return sum(rates) / len(rates), rates
-
-
-def read_numbers(path: Path) -> dict[str, Any] | None:
-    """The content of an `evaluation.json`; None where there is none or it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _stored(numbers: dict[str, Any], folder: Path) -> StoredEvaluation | None:

@@ -12,12 +12,13 @@ from rich.table import Table
 
 from clca.config import spelled, validated
 from clca.errors import ClcaError, WorkError, reason
+from clca.json_files import read_json
 from clca.model import TokenReducedViT
 from clca.paths import as_it_is
 from clca.reductions import reduction_class
 from clca.training.evaluation import Judged
 from clca.training.run_folder import replacing, write_csv, write_json
-from clca.training.stored_evaluations import FOLDER, NUMBERS, by_rate, read_numbers, standard_error
+from clca.training.stored_evaluations import FOLDER, NUMBERS, by_rate, standard_error
 
 FORMAT = "clca-sweep-1"
 BESIDE = ("classes.csv", "confusion.csv", "confusion.png")
@@ -236,7 +237,7 @@ def _known(folder: Path | None, fingerprint: str) -> dict[str, Any] | None:
     """The numbers of an earlier evaluation of the same, if it is whole."""
     if folder is None or not all((folder / name).is_file() for name in BESIDE):
         return None
-    numbers = read_numbers(folder / NUMBERS)
+    numbers = read_json(folder / NUMBERS)
     return numbers if numbers is not None and numbers.get("fingerprint") == fingerprint else None
 
 

@@ -337,5 +337,5 @@ def test_an_image_in_training_and_in_test_is_told_also_where_all_is_accepted(tmp
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     rows = ["0.png,a,train", "1.png,b,train", "2.png,a,val", "3.png,b,test", "0.png,a,test"]
     (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]))
-    with pytest.warns(UserWarning, match=r"1 image\(s\) are in training and in test too \(0.png\)"):
-        data.open(tmp_path / "images.csv", "test", strict=False)
+    with pytest.warns(UserWarning, match=r"1 image\(s\) are in training and in test too \(0\.png\)"):
+        clca.data.open(tmp_path / "images.csv", "test", strict=False)

@@ -1,7 +1,10 @@
 """Whatever bytes come, they end in a tensor or in a refusal that says nothing of this machine."""
 
 import io
+import struct
 import tempfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from PIL import Image
 from small_endpoint import photo
 
 from clca.data.transforms import from_preprocess, preprocess_dict
-from clca.serve.decoding import decode
+from clca.serve.decoding import decode, decode_image
 from clca.serve.refusal import Refusal
 
 TRANSFORM = from_preprocess(preprocess_dict(16), normalize=False)
@@ -71,6 +74,49 @@ def test_every_format_is_read_and_leaves_no_file(kind: str, tmp_path: Path, monk
 def test_a_header_of_very_many_pieces_is_not_read_to_its_end(data: bytes) -> None:
     with pytest.raises(Refusal, match="too many pieces") as refused:
         decode(data, TRANSFORM, 10_000)
+    assert refused.value.status == 422
+
+
+def png(pieces: int) -> bytes:
+    """A sound PNG of black pixels, each byte of which is a chunk of its own, and empty ones before them."""
+
+    def chunk(kind: bytes, held: bytes) -> bytes:
+        return struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
+
+    pixels = zlib.compress(bytes(4 * 13))
+    parts = [b""] * (pieces - len(pixels)) + [pixels[k : k + 1] for k in range(len(pixels))]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(b"IDAT", part) for part in parts) + chunk(b"IEND", b"")
+
+
+def tiff(side: int, mark: str = "<", wide: bool = False) -> bytes:
+    """A sound TIFF of grey pixels, each of which is a tile of its own."""
+    number, head = ("Q", 16) if wide else ("I", 8)
+    values = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 277: 1, 322: 1, 323: 1}
+    count = len(values) + 1
+    end = head + (8 if wide else 2) + count * (20 if wide else 12) + (8 if wide else 4)
+    magic = struct.pack(f"{mark}HHHQ", 43, 8, 0, head) if wide else struct.pack(f"{mark}HI", 42, head)
+    tags = b"".join(struct.pack(f"{mark}HH{number}{number}", tag, 4, 1, value) for tag, value in values.items())
+    tags += struct.pack(f"{mark}HH{number}{number}", 324, 4, side * side, end)
+    counted = struct.pack(f"{mark}{'Q' if wide else 'H'}", count) + tags + bytes(8 if wide else 4)
+    order = b"II" if mark == "<" else b"MM"
+    return order + magic + counted + struct.pack(f"{mark}I", head) * side**2
+
+
+FORMS_OF_TIFF = [
+    ("<", False),
+    (">", False),
+    ("<", True),
+]  # Pillow itself reads no BigTIFF whose first byte is the high one
+
+
+@pytest.mark.parametrize("make", [lambda many: png(60_000 if many else 6_000),
+    *(lambda many, mark=mark, wide=wide: tiff(300 if many else 50, mark, wide) for mark, wide in FORMS_OF_TIFF)],
+    ids=["PNG", "TIFF", "TIFF MM", "BigTIFF"])  # fmt: skip
+def test_pixels_in_very_many_pieces_are_refused_and_in_many_are_read(make: Callable[[bool], bytes]) -> None:
+    assert decode_image(make(False), 1_000_000).mode == "RGB"
+    with pytest.raises(Refusal, match="too many pieces") as refused:
+        decode_image(make(True), 1_000_000)
     assert refused.value.status == 422
 
 

@@ -4,8 +4,9 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from clca.data.images import _FORMATS, read_image
@@ -16,9 +17,11 @@ from clca.serve.refusal import Refusal
 # A transform that scales the shorter side would make a huge picture of a line of pixels.
 _NARROWEST = 100
 
-# Pillow reads headers piece by piece in Python, and keeps the pieces: millions of them, or bytes that are none, would
-# take a decoder minutes and gigabytes. Photographs need some hundred reads.
-_HEADER_READS = 50_000
+# Pillow reads headers, and the chunks of PNG, piece by piece in Python, and keeps the pieces, as it does with the tiles
+# of TIFF: millions of them, or bytes that are none, would take a decoder minutes and gigabytes. Photographs have some
+# hundreds, those of many rows a piece each some thousands.
+_PIECES = 50_000
+_OFFSETS = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS)
 
 
 class _Header(io.BytesIO):
@@ -28,7 +31,7 @@ class _Header(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
-        if self._reads > _HEADER_READS:
+        if self._reads > _PIECES:
             raise Refusal(422, "damaged", "damaged: its header has too many pieces")
         return super().read(size)
 
@@ -59,6 +62,8 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
             a mere line.
     """
     known = _looks_like_an_image(data)
+    if _png_chunks(data) > _PIECES or _tiff_tiles(data) > _PIECES:
+        raise Refusal(422, "damaged", "damaged: its pixels are in too many pieces")
     try:
         with Image.open(_Header(data), formats=_FORMATS) as image:  # reads the header only
             width, height = image.size
@@ -91,6 +96,32 @@ def _looks_like_an_image(data: bytes) -> bool:
     head = data[:16].ljust(16, b"\0")  # some formats look at four bytes without asking whether there are four
     accepts = [Image.OPEN[name][1] for name in _FORMATS]
     return any(accept is not None and accept(head) is True for accept in accepts)
+
+
+def _png_chunks(data: bytes) -> int:
+    """Chunks of a PNG, counted as far as `_PIECES`; 0 for anything else."""
+    place, chunks = 8, 0
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        while place < len(data) and chunks <= _PIECES:
+            place += 12 + int.from_bytes(data[place : place + 4])
+            chunks += 1
+    return chunks
+
+
+def _tiff_tiles(data: bytes) -> int:
+    """Tiles or strips that a TIFF says its first picture has; 0 for anything else."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+
+    def number(place: int, length: int) -> int:
+        return int.from_bytes(data[place : place + length], order)
+
+    if not data.startswith((b"II", b"MM")) or number(2, 2) not in (42, 43):
+        return 0
+    wide = number(2, 2) == 43  # BigTIFF
+    place = number(8, 8) if wide else number(4, 4)
+    begin, size = (place + 8, 20) if wide else (place + 2, 12)
+    tags = range(begin, min(begin + size * number(place, begin - place), len(data)), size)
+    return max((number(tag + 4, 8 if wide else 4) for tag in tags if number(tag, 2) in _OFFSETS), default=0)
 
 
 def _reason(data: bytes, max_pixels: int) -> str:

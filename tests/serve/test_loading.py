@@ -1,5 +1,6 @@
 """What a client is told while the models still load, and that the server takes over from there."""
 
+import signal
 import socket
 import threading
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 from small_endpoint import make_app, photo
 
-from clca.serve.loading import answered_meanwhile
+from clca.serve.loading import answered_meanwhile, stopped_by_signals
 from clca.serve.server import listen, make_server
 from waiting import until
 
@@ -69,6 +70,27 @@ def test_the_server_takes_over_and_who_came_at_the_end_is_answered(listening: so
         thread.join(30)
         listening.close()
         late.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("what", ["raises another error", "swallows it"])
+def test_a_signal_while_it_loads_stops_it_whatever_an_import_makes_of_it(
+    number: signal.Signals, what: str, listening: socket.socket
+) -> None:
+    def load() -> None:
+        with stopped_by_signals(), answered_meanwhile(listening):
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                if what == "raises another error":
+                    raise ImportError("cannot load module more than once per process") from None
+
+    before = signal.getsignal(number)
+    with listening, pytest.raises(KeyboardInterrupt, match="stopped while the models were loading") as stopped:
+        load()
+    assert stopped.value.signal == number  # type: ignore[attr-defined]  (the command's exit code is 128 more)
+    assert signal.getsignal(number) is before
+    assert not any(thread.name == "clca-loading" for thread in threading.enumerate())
 
 
 def test_an_error_while_it_loads_ends_the_answers(listening: socket.socket) -> None:

@@ -55,13 +55,13 @@ def run(argv: Sequence[str]) -> int:
     settings = serving.settings()
 
     from clca.app.settings import PageSettings
-    from clca.serve.loading import answered_meanwhile
+    from clca.serve.loading import answered_meanwhile, stopped_by_signals
     from clca.serve.server import listen, serve
 
     page_settings = PageSettings(**page)
     listening = listen(serving.host, serving.port)  # before torch is loaded, which takes seconds
     print("loading …", flush=True)
-    with answered_meanwhile(listening, settings.root_path):
+    with stopped_by_signals(), answered_meanwhile(listening, settings.root_path):
         from clca.app.page import create_app
 
         application = create_app(runs, settings, page_settings)

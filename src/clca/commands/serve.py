@@ -33,12 +33,12 @@ def run(argv: Sequence[str]) -> int:
     need("serve", runs)
     settings = serving.settings()
 
-    from clca.serve.loading import answered_meanwhile
+    from clca.serve.loading import answered_meanwhile, stopped_by_signals
     from clca.serve.server import listen
     from clca.serve.server import serve as run_server
 
     listening = listen(serving.host, serving.port)  # before torch is loaded, which takes seconds
-    with answered_meanwhile(listening, settings.root_path):
+    with stopped_by_signals(), answered_meanwhile(listening, settings.root_path):
         from clca.serve.application import create_app
 
         app = create_app(runs, settings)

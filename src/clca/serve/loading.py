@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from clca.serve.refusal import Refusal
 
@@ -16,6 +18,38 @@ _HEAD = (
     "X-Content-Type-Options: nosniff\r\n{more}\r\n"
 )
 _LATER = "Retry-After: 5\r\nRefresh: 5\r\n"  # a browser asks again by itself
+
+
+class _Stopped(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped while the models were loading")
+        self.signal = number
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the block as a KeyboardInterrupt that has the `signal`, whatever becomes of it in there.
+
+    Modules that are being imported answer an interruption with errors of their own, or swallow it. In the main thread.
+    """
+    stopped: _Stopped | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = _Stopped(number)
+        raise stopped
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except BaseException:
+        if stopped is None:
+            raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped is not None:
+        raise stopped from None
 
 
 @contextmanager

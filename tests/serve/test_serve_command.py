@@ -65,7 +65,7 @@ def test_an_address_of_ipv6_is_listened_on_told_and_taken_as_any_other() -> None
     with listening, loading.answered_meanwhile(listening):
         port = listening.getsockname()[1]
         address = serving.Serving(host="::1").address(port)
-        assert address == f"http://[::1]:{port}"
+        assert address == f"http://[::1]:{port}" == serving.Serving(host="[::1]").address(port)
         assert httpx.get(f"{address}/health/live", timeout=30, trust_env=False).status_code == 200
         with pytest.raises(ClcaError, match=f"cannot listen on ::1 port {port}"):
             server.listen("::1", port)
@@ -74,7 +74,7 @@ def test_an_address_of_ipv6_is_listened_on_told_and_taken_as_any_other() -> None
 @pytest.mark.parametrize(
     ("host", "local"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True), ("0.0.0.0", False), ("::", False),
-     ("leaves.example", False)],
+     ("[::1]", True), ("[::]", False), ("leaves.example", False)],
 )  # fmt: skip
 def test_whether_others_can_ask(host: str, local: bool) -> None:
     assert serving.Serving(host=host).is_local is local

@@ -59,6 +59,10 @@ class Serving:
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
 
+    def __post_init__(self) -> None:
+        if self.host.startswith("[") and self.host.endswith("]"):  # as a URL has it
+            object.__setattr__(self, "host", self.host[1:-1])
+
     def settings(self) -> ServeSettings:
         """As the endpoint takes them, the token read from its file."""
         from clca.serve.settings import MIB, ServeSettings

@@ -38,3 +38,10 @@ def test_the_token_guards_the_same_addresses(before: str) -> None:
 def test_what_is_no_such_path_is_refused(path: str) -> None:
     with pytest.raises(ClcaError, match=r"root_path .*: write the path as /cultivars"):
         ServeSettings(root_path=path)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/predict", "/health", "/docs", "/gradio_api"])
+def test_a_path_at_which_the_server_has_addresses_is_refused(path: str) -> None:
+    with pytest.raises(ClcaError, match="has addresses there; choose another path"):
+        ServeSettings(root_path=path)
+    assert ServeSettings(root_path=f"/leaves{path}").root_path

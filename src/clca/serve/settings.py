@@ -8,6 +8,10 @@ from clca.errors import ClcaError
 
 MIB = 1 << 20
 
+# What addresses of the endpoint and of the page begin with: below a path of such a name nobody could tell whether a
+# proxy has taken it away.
+_OWN = ("v1", "health", "metrics", "docs", "openapi.json", "config", "gradio_api", "assets", "static", "svelte")
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -72,6 +76,8 @@ class ServeSettings:
                 raise ClcaError(f"{field.name} = {value}: has to be above 0")
         if not re.fullmatch(r"(/[\w~-][\w.~-]*)*", self.root_path, re.ASCII):
             raise ClcaError(f"root_path {self.root_path!r}: write the path as /cultivars, of letters, digits and -._~")
+        if self.root_path[1:].partition("/")[0] in _OWN:
+            raise ClcaError(f"root_path {self.root_path!r}: the server itself has addresses there; choose another path")
         if self.token is not None and len(self.token) < 16:
             raise ClcaError("the token has fewer than 16 characters: make one with `openssl rand -hex 32`")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):

@@ -1,6 +1,7 @@
 """A run's metrics at TensorBoard, Weights & Biases or MLflow too (`--track`): how that begins and ends."""
 
 import json
+import uuid
 from typing import Any
 
 from accelerate import Accelerator
@@ -45,7 +46,10 @@ def _tracker_settings(held: RunState, known: str) -> dict[str, Any]:
         return {"purge_step": held.progress.step + 1} if held.progress.step else {}
     if held.config.track == "mlflow":
         return {"run_id": known} if known else {"run_name": held.folder.resolve().name}
-    return {"id": known, "resume": "allow"} if known else {"name": held.folder.resolve().name}
+    if known:
+        return {"id": known, "resume": "allow"}
+    # An id of our own, for older versions of accelerate begin twice offline: an empty run would be left beside ours.
+    return {"id": uuid.uuid4().hex[:8], "resume": "allow", "name": held.folder.resolve().name}
 
 
 def end_tracking(accelerator: Accelerator, config: TrainConfig, shown: Display) -> None:

@@ -30,3 +30,12 @@ def part(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     """An object within an object; empty where there is none, or something else."""
     found = content.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def as_utf8(content: Any) -> Any:
+    """Texts, also those in lists and dictionaries, with what of a file's name is not UTF-8 as \\udcf1."""
+    if isinstance(content, str):
+        return content if content.isascii() else content.encode(errors="backslashreplace").decode()
+    if isinstance(content, dict):
+        return {as_utf8(name): as_utf8(value) for name, value in content.items()}
+    return [as_utf8(value) for value in content] if isinstance(content, list) else content

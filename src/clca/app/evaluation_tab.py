@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from statistics import fmean
 
 import gradio as gr
 
@@ -13,7 +12,7 @@ from clca.app.room import Room, speaker
 from clca.app.words import Speaker
 from clca.serve.served_model import Rates, ServedModel
 from clca.training.run_folder import read_csv
-from clca.training.stored_evaluations import StoredEvaluation
+from clca.training.stored_evaluations import StoredEvaluation, by_rate
 
 _CONFUSIONS = 10
 
@@ -46,7 +45,8 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
     """
     if not stored or served.folder is None:
         return f"<p class=clca-note>{escape(say('not_evaluated'))}</p>"
-    own = min(stored, key=lambda each: (each.keep_rate != served.keep_rate, _apart(each.keep_rate, served.keep_rate)))
+    mean = by_rate(served.keep_rate)[0]
+    own = min(stored, key=lambda each: (each.keep_rate != served.keep_rate, abs(by_rate(each.keep_rate)[0] - mean)))
     head = say("evaluated_on", split=own.split, images=own.images, classes=len(served.classes))
     cards = "".join(
         f"<div><p class=what>{escape(say(key))}</p><b>{value:.1%}</b></div>"
@@ -108,13 +108,6 @@ def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
         for true, taken, count in most_confused(counts, names, _CONFUSIONS)
     )
     return f"<h3>{escape(say('confusion'))}</h3><ul>{items}</ul>" if items else ""
-
-
-def _apart(one: Rates, other: Rates) -> float:
-    """How far the means of two keep rates are from each other."""
-    return abs(
-        fmean(one if isinstance(one, tuple) else (one,)) - fmean(other if isinstance(other, tuple) else (other,))
-    )
 
 
 def _rate(rate: Rates) -> str:

@@ -258,10 +258,13 @@ def run_alone(candidate: Candidate, seed: int) -> None:
 
 def counts(workshop: Workshop, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
     """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as multiplied here."""
-    if not isinstance(model, TokenReducedViT):
-        model = reduce_tokens(model, cla=False, clc=False)
-    found = cost(model, images=workshop.images(candidate)[:2] if model._pads else None)
-    return {"patches": model.patch_embed.num_patches, "gmacs": found.gmacs, "computed_gmacs": found.computed_gmacs}
+    pads = isinstance(model, TokenReducedViT) and model._pads
+    found = cost(model, images=workshop.images(candidate)[:2] if pads else None)
+    return {
+        "patches": model.get_submodule("patch_embed").num_patches,
+        "gmacs": found.gmacs,
+        "computed_gmacs": found.computed_gmacs,
+    }
 
 
 def check(candidate: Candidate) -> None:

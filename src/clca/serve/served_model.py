@@ -13,6 +13,7 @@ from clca.costing import Cost, cost
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.hub import from_pretrained
+from clca.json_files import as_utf8
 from clca.linear import prepacked
 from clca.model import TokenReducedViT
 from clca.reductions import reduction_class
@@ -36,8 +37,8 @@ class ServedModel:
     def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator, folder: Path | None = None) -> None:
         if model.classes is None or model.preprocess is None:
             raise ClcaError(f"{name} does not say its classes and preprocessing: set model.classes and .preprocess")
-        self.name, self.folder, self._accelerator = _encodable(name), folder, accelerator
-        self.classes = [_encodable(each) for each in model.classes]
+        self.name, self.folder, self._accelerator = as_utf8(name), folder, accelerator
+        self.classes: list[str] = as_utf8(list(model.classes))
         self.backbone, self.reduction = model.config.backbone, model.config.reduction
         self.keep_rate: Rates = model.keep_rate
         self.cost: Cost = cost(model)
@@ -80,11 +81,6 @@ class ServedModel:
         with torch.inference_mode(), self._accelerator.autocast():
             logits = self.model(self._normalize(torch.stack(list(images)), self._accelerator.device))
             return logits.float().softmax(1).cpu()
-
-
-def _encodable(name: str) -> str:
-    """A name as JSON and Prometheus can carry it: one of a folder may be no UTF-8."""
-    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def load(models: Mapping[str, TokenReducedViT] | Sequence[str | Path], accelerator: Accelerator) -> list[ServedModel]:

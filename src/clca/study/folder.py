@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.json_files import read_json
+from clca.json_files import as_utf8, read_json
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
 PRETRAINING = "pretraining-"
@@ -121,15 +121,6 @@ def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
         return lambda row: True
     digits, unseen = set(map(str, listed["digits"])), set(map(str, listed["unseen"]))
     return lambda row: str(row["name"]).rpartition("-")[2] in digits or row.get("data") in unseen
-
-
-def as_utf8(content: Any) -> Any:
-    """Texts, also those in lists and dictionaries, with what of a file's name is not UTF-8 as \\udcf1."""
-    if isinstance(content, str):
-        return content if content.isascii() else content.encode(errors="backslashreplace").decode()
-    if isinstance(content, dict):
-        return {as_utf8(name): as_utf8(value) for name, value in content.items()}
-    return [as_utf8(value) for value in content] if isinstance(content, list) else content
 
 
 def left_out(count: int) -> str:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.errors import ClcaError
-from clca.json_files import part, read_json
+from clca.json_files import as_utf8, part, read_json
 from clca.study.folder import (
     DESCRIPTION,
     FAILURE,
     RESULT,
     STUDY,
     TABLE,
-    as_utf8,
     begun_runs,
     of_study,
     read_result,

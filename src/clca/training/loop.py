@@ -10,7 +10,6 @@ from time import monotonic
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -102,7 +101,7 @@ def train(
             if log is not None and folder_of.find_run(folder, config) != state:
                 raise ClcaError(f"--out {folder}: another process has just trained there; run the command again")
             held = _taken_up(config, folder, log, console, show)
-            return _until_the_end(held, held.accelerator, console, display, show)
+            return _until_the_end(held, console, display, show)
 
 
 def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, console: Console, show: bool) -> RunState:
@@ -126,7 +125,6 @@ def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, console
 
 def _until_the_end(
     held: RunState,
-    accelerator: Accelerator,
     console: Console,
     display: Callable[[int, int, int, bool, Console], Display],
     show: bool,
@@ -141,7 +139,7 @@ def _until_the_end(
             result = loop.until_the_end()
     finally:
         shown.close()
-        end_tracking(accelerator, config, shown)
+        end_tracking(held.accelerator, config, shown)
     return result
 
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 import clca
-from clca.data.leaves import DrawnLeaves
+from clca.data.synthetic.leaves import DrawnLeaves
 from clca.errors import ClcaError
 from clca.explain import curves, detail_share, explain
 from clca.explain.explaining import integrated_gradients, to_input

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca import products
-from clca.attention import attention_half, mlp_half
-from clca.linear import feed_forward, linear
-from clca.measure import Spread, interleaved, machine, versions
-from clca.pieces import packed_attention
+from clca.kernels import onednn as products
+from clca.kernels.linear import feed_forward, linear
+from clca.kernels.tiled_attention import packed_attention
+from clca.models.block import attention_half, mlp_half
 from clca.reductions.dpcknn import assign_clusters
+from clca.system.timing import Spread, interleaved, machine, versions
 
 WIDTH = 384  # ViT-S
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _both_ways(block: Any) -> None:
-    """In float32, eight images of 786 tokens; here only where `clca.products` is used on this machine."""
+    """In float32, eight images of 786 tokens; here only where `clca.kernels.onednn` is used on this machine."""
     x = torch.randn(8, 786, WIDTH, requires_grad=True)
     qkv = torch.randn(8, 786, 3, 6, WIDTH // 6, requires_grad=True)
     qkv_layer, mlp = block.attn.qkv, block.mlp

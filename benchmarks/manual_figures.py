@@ -29,7 +29,7 @@ from rich.table import Table
 import clca
 from clca.data import Leaves
 from clca.data.transforms import from_preprocess, preprocess_dict
-from clca.report.survivors import paint, survivors
+from clca.plots.survivors import paint, survivors
 
 PAPER, INK, FAINT = "#f4f2ee", "#26302a", "#6d7770"
 GREEN, AMBER, BROWN, BLUE = "#4c8a58", "#d98a2b", "#9a5b10", "#2f5d8a"

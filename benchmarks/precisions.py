@@ -25,8 +25,8 @@ from clca import data
 from clca.data.transforms import from_preprocess
 from clca.export import load_exported
 from clca.export.onnx_file import build_onnx, save_onnx
-from clca.linear import prepacked
-from clca.measure import Spread, command, interleaved, machine, versions
+from clca.kernels.linear import prepacked
+from clca.system.timing import Spread, command, interleaved, machine, versions
 from clca.training.preflight import same_classes
 from clca.training.run_folder import stored_config
 

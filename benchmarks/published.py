@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clca
-from clca.measure import Spread, command, interleaved, machine, speed_ups, versions
-from clca.processes import keep_freed_memory
+from clca.system.processes import keep_freed_memory
+from clca.system.timing import Spread, command, interleaved, machine, speed_ups, versions
 
 LOCATIONS = [3, 6, 9]
 OURS, THEIRS, DENSE = "clca", "published program", "timm, dense"

@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import __version__ as torchvision
 
-from clca import data, measure
+from clca import data
 from clca.data.datasets import ImageDataset
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
-from clca.training.batches import Plan, SeededImages, reading_processes, train_loader
+from clca.system import timing as measure
+from clca.training.loaders import Plan, SeededImages, reading_processes, train_loader
 
 CPU = torch.device("cpu")
 PREPROCESS = preprocess_dict(1)  # mean and std, the same at every size

@@ -28,10 +28,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from clca.config import ModelConfig
+from clca.evaluation.evaluator import evaluate
+from clca.models.config import ModelConfig
 from clca.training import TrainConfig, train
 from clca.training.config import DataConfig
-from clca.training.evaluation import evaluate
 from clca.training.run_folder import read_config
 
 
@@ -164,7 +164,7 @@ def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Con
     todo = sorted(todo, key=lambda arm: (arm.seed, -arm.keep_rate))
     done = 0
     fresh: Any = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["timm", "clca.training.loop", "clca.training.evaluation"])  # loaded once for all
+    fresh.set_forkserver_preload(["timm", "clca.training.trainer", "clca.evaluation.evaluator"])  # loaded once for all
     with ProcessPoolExecutor(study.jobs, fresh, _readers_are_forked) as pool:
         running = {pool.submit(run, study, arm, None): arm for arm in todo}
         try:

@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 import clca
-from clca import measure
 from clca.errors import ClcaError, WorkError
-from clca.training import predict
-from clca.training.prediction import find_images
+from clca.evaluation import predict
+from clca.evaluation.predictor import find_images
+from clca.system import timing as measure
 
 PRIVATE = ("run", "images", "out")  # settings that hold paths
 
@@ -87,7 +87,7 @@ class Row:
 @contextmanager
 def server(settings: Settings, queue: int) -> Iterator[str]:
     """A server in a process of its own; its address."""
-    program = "import sys; from clca.commands.serve import run; sys.exit(run(sys.argv[1:]))"
+    program = "import sys; from clca.cli.commands.serve import run; sys.exit(run(sys.argv[1:]))"
     options = ["--port", "0", "--queue", str(queue), "--max-batch", str(settings.max_batch)]
     options += ["--wait-ms", str(settings.wait_ms), "--device", settings.device, "--precision", settings.precision]
     options += [] if settings.threads is None else ["--threads", str(settings.threads)]

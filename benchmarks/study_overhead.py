@@ -50,8 +50,8 @@ def nothing(job: Any, folder: Path, console: Any) -> dict[str, Any]:
 def planning() -> dict[str, Any]:
     """Plan the paper's grid with eight seeds."""
     began = monotonic()
-    from clca.study.config import StudyConfig, read_study
-    from clca.study.plan import plan
+    from clca.study.plan.config import StudyConfig, read_study
+    from clca.study.plan.expand import plan
 
     study = StudyConfig.model_validate({**read_study("paper").model_dump(), "seeds": 8})
     count = len(plan(study, "no-such-folder").runs)
@@ -60,11 +60,11 @@ def planning() -> dict[str, Any]:
 
 def running(executor: str, count: int) -> dict[str, Any]:
     """Make empty runs."""
-    from clca.study.config import StudyConfig
-    from clca.study.driver import run_study
-    from clca.study.executors import Executor, InThisProcess, LocalProcesses
-    from clca.study.plan import plan
-    from clca.study.ray_executor import OnRay
+    from clca.study.plan.config import StudyConfig
+    from clca.study.plan.expand import plan
+    from clca.study.run.driver import run_study
+    from clca.study.run.executors import Executor, InThisProcess, LocalProcesses
+    from clca.study.run.ray_executor import OnRay
 
     base = {"model": "vit_tiny_patch16_224", "data": "leaves:cultivars=2,images=5,size=16", "reduction": "evit"}
     study = StudyConfig.model_validate({"name": "empty", "base": base, "axes": {"keep_rate": [0.5]}, "seeds": count})
@@ -119,7 +119,7 @@ def main() -> None:
             part, f"{found['runs']:,}", f"{found['seconds']:.2f}", each, start, f"{found['peak_mib']:.0f} MiB"
         )
     Console().print(table)
-    from clca.measure import machine
+    from clca.system.timing import machine
 
     settings.out.write_text(json.dumps({"machine": machine(), "parts": parts}, indent=2) + "\n")
 

@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from clca.cli import COMMANDS, main
+from clca.cli.main import COMMANDS, main
 
 COMMANDS_HERE = "<!-- every command's help -->"
 CONTRIBUTING = "contributing.md"
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _sections() -> Iterator[str]:
     """The help of each command under its name, those of a group under their group."""
     for name, (module, what) in COMMANDS.items():
-        members = getattr(import_module(f"clca.commands.{module}"), "COMMANDS", {})
+        members = getattr(import_module(f"clca.cli.commands.{module}"), "COMMANDS", {})
         yield f"## clca {name}\n"
         yield f"{what}.\n" if members else as_markdown(help_of(name))
         for member in members:

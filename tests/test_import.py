@@ -9,7 +9,7 @@ import timm
 from torch.utils.data import Dataset
 
 import clca
-import clca.costing
+import clca.models.cost
 
 HEAVY = (
     *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub", "sklearn", "scipy", "pandas"),
@@ -33,7 +33,7 @@ def python(program: str, *options: str, path: tuple[Path, ...] = ()) -> str:
 
 
 def test_import_loads_no_library_at_all() -> None:
-    assert python("import clca.cli; print(clca.__version__)", "-S")  # there are none to be found
+    assert python("import clca.cli.main; print(clca.__version__)", "-S")  # there are none to be found
 
 
 def test_settings_plans_data_sets_and_every_help_need_no_torch(tmp_path: Path) -> None:
@@ -42,16 +42,16 @@ def test_settings_plans_data_sets_and_every_help_need_no_torch(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"not opened")
     program = f"""
 import contextlib, io
-import clca.config, clca.errors, clca.training.config, clca.training.flags, clca.training.run_folder
-import clca.study.config, clca.study.identity, clca.study.plan
-import clca.report.frontier, clca.report.speedup, clca.data.check, clca.data.resized_room
+import clca.models.config, clca.errors, clca.training.config, clca.training.settings, clca.training.run_folder
+import clca.study.plan.config, clca.study.plan.identity, clca.study.plan.expand
+import clca.plots.frontier, clca.plots.speedup, clca.data.checks.report, clca.data.cache.limits
 from clca import cli, data
-from clca.data.leaves import DrawnLeaves
-from clca.data.sources import read_listing
+from clca.data.synthetic.leaves import DrawnLeaves
+from clca.data.sources.folder_csv import read_listing
 
 assert read_listing({str(tmp_path)!r}).classes == ["a", "b"]
-assert clca.study.identity.images_fingerprint({str(tmp_path)!r})
-assert clca.study.identity.images_fingerprint("leaves:cultivars=2,images=5")
+assert clca.study.plan.identity.images_fingerprint({str(tmp_path)!r})
+assert clca.study.plan.identity.images_fingerprint("leaves:cultivars=2,images=5")
 assert DrawnLeaves.from_text("leaves:cultivars=3,images=5,size=32")[0][0].size == (32, 32)
 assert data.is_leaves("leaves") and "Leaves" in dir(data) and "csv" in data.SOURCES
 assert "evit" in clca.list_reductions() and clca.ModelConfig(backbone="x").reduction == "none"
@@ -87,9 +87,12 @@ def test_every_public_name_is_there_and_described() -> None:
 
 
 def test_a_public_name_is_what_its_module_has() -> None:
-    from clca import backbones, config, data, factory, hub, model, reductions, trace, training, weights
+    from clca import data, reductions, training
+    from clca.models import backbones, config, factory, trace, weights
+    from clca.models import pretrained as hub
+    from clca.models import token_reduced_vit as model
 
-    homes = [clca.costing, backbones, config, factory, hub, model, reductions, trace, training, weights]
+    homes = [clca.models.cost, backbones, config, factory, hub, model, reductions, trace, training, weights]
     for home in homes:
         short = home.__name__.removeprefix("clca.")
         names = [name for name, where in clca._HOMES.items() if where == short]
@@ -106,7 +109,7 @@ def test_a_public_name_is_what_its_module_has() -> None:
 def test_cost_is_the_function_though_its_module_was_imported() -> None:
     from clca import cost
 
-    assert clca.cost is cost is clca.costing.cost
+    assert clca.cost is cost is clca.models.cost.cost
     # Whatever else is imported: it would take the place of a name beside it.
     modules = {path.stem for path in SOURCES.joinpath("clca").iterdir()}
     assert modules & set(clca.__all__) == {"data"}
@@ -123,7 +126,7 @@ def test_import_registers_the_model_with_timm() -> None:
 
 def test_also_by_a_module_that_is_only_half_there_when_it_imports_timm() -> None:
     made = "create_model('clca_vit', backbone='deit_tiny_patch16_224', depth=4, embed_dim=24, img_size=32)"
-    program = f"import clca.model; from timm import create_model; print(type({made}).__name__)"
+    program = f"import clca.models.token_reduced_vit; from timm import create_model; print(type({made}).__name__)"
     assert python(program) == "TokenReducedViT"
 
 
@@ -152,7 +155,7 @@ from importlib.machinery import SourceFileLoader
 assert timm.known == ["clca_vit"], timm.known
 assert type(timm.__loader__) is type(timm.__spec__.loader) is SourceFileLoader
 assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("clca")]
-assert "torch" not in sys.modules and "clca.factory" not in sys.modules
+assert "torch" not in sys.modules and "clca.models.factory" not in sys.modules
 """
 
 PROGRAMS = {
@@ -200,7 +203,7 @@ spec.loader = importlib.util.LazyLoader(spec.loader)
 timm = sys.modules["timm"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(timm)
 assert timm.known
-assert "clca.timm_model" in sys.modules""",
+assert "clca.timm" in sys.modules""",
     "loaded again": """
 import clca, timm, importlib
 importlib.reload(clca)

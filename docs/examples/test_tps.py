@@ -8,7 +8,7 @@ import tps
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.reductions.checking import check_reduction
+from clca.testing import check_reduction
 
 
 def test_it_keeps_what_every_reduction_promises() -> None:

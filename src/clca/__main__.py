@@ -2,7 +2,7 @@
 
 import sys
 
-from clca.cli import main
+from clca.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

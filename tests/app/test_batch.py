@@ -4,7 +4,6 @@ import asyncio
 import csv
 import io
 import struct
-import sys
 import threading
 import zipfile
 from collections.abc import Awaitable, Callable
@@ -16,17 +15,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.append(str(Path(__file__).parents[1] / "serve"))
-
 from small_endpoint import CLASSES, TOLERANCE, alone, by_class, make_app, photo, tiny_model
 
-from clca.app import archive, batch
-from clca.app.archive import ArchiveLimits
+from clca.app import batch
+from clca.app import zip_reader as archive
 from clca.app.batch import BatchLimits, Progress, Row, classify
 from clca.app.batch_table import COLUMNS, cells, summary, write_csv
+from clca.app.zip_reader import ArchiveLimits
 from clca.errors import ClcaError, WorkError
-from clca.serve.refusal import Refusal
+from clca.serve.errors import Refusal
 from clca.serve.upload import Upload
 
 MODEL = tiny_model()

@@ -10,8 +10,8 @@ import pytest
 from small_page import CLASSES
 
 from clca.app.evaluation_tab import evaluation_html
-from clca.app.words import Words
-from clca.training.stored_evaluations import evaluations
+from clca.app.i18n import Words
+from clca.evaluation.stored import evaluations
 
 
 @pytest.fixture

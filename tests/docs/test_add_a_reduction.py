@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clca
-from clca import cli
-from clca.data.leaves import write_leaves
-from clca.demo_recipe import METHODS, DemoSettings, method_config
-from clca.reductions import Evidence, KeepSchedule, TokenState, imported, registry
-from clca.reductions.checking import check_reduction
-from clca.study.config import StudyConfig
-from clca.training.flags import flat_settings
+from clca.cli import main as cli
+from clca.data.synthetic.leaves import write_leaves
+from clca.demo.recipe import METHODS, DemoSettings, method_config
+from clca.reductions import Evidence, KeepSchedule, TokenState, registry
+from clca.reductions import plugins as imported
+from clca.study.plan.config import StudyConfig
+from clca.testing import check_reduction
+from clca.training.settings import flat_settings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"

@@ -13,7 +13,7 @@ from manual_running import PageRunner, Understood, copy_examples, left_as_it_was
 from manual_scratch import copy_of
 from manual_stand_ins import NOT_RUN, NOT_RUN_PYTHON
 
-from clca import cli
+from clca.cli import main as cli
 
 PAGES = [page for page in pages() if any(block.language in (*SHELL, "python") for block in blocks(page.read_text()))]
 
@@ -85,12 +85,12 @@ def test_the_examples_in_the_help_are_understood(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They stand in the manual's page on the command line; run they are where a page shows them."""
-    from clca.commands import parsing
+    from clca.cli import parsing
 
-    module = importlib.import_module(f"clca.commands.{cli.COMMANDS[name][0]}")
+    module = importlib.import_module(f"clca.cli.commands.{cli.COMMANDS[name][0]}")
     members = {part: module.COMMANDS[part][0] for part in getattr(module, "COMMANDS", {})}
     for module_name in members.values() or [cli.COMMANDS[name][0]]:
-        command = importlib.import_module(f"clca.commands.{module_name}")
+        command = importlib.import_module(f"clca.cli.commands.{module_name}")
         monkeypatch.setattr(command, "parse", _stop_after(parsing.parse))
     for words in [[name, part] for part in members] or [[name]]:
         with pytest.raises(SystemExit):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from manual_blocks import ROOT
 
-from clca import cli
+from clca.cli import main as cli
 
 sys.path.insert(0, str(ROOT / "docs"))
 from hooks import as_markdown

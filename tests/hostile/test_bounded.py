@@ -1,8 +1,8 @@
 """The harness itself: it must end what goes beyond its limits, or the tests that rely on it hold nothing."""
 
 import pytest
-
 from bounded import bounded, refused, refused_by_command_line
+
 from clca.errors import ClcaError
 
 

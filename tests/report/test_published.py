@@ -160,7 +160,7 @@ def test_no_module_of_the_report_loads_torch_itself():
     code = (
         "import sys, types; package = types.ModuleType('clca'); package.__path__ = [sys.argv[1]];"
         "sys.modules['clca'] = package;"
-        "import clca.report.published, clca.report.study_tables, clca.report.study_state, clca.report.study_gradients;"
+        "import clca.report.published, clca.report.study.tables, clca.report.study.state, clca.report.study.gradients;"
         "clca.report.published.published();"
         "bad = {'torch', 'timm', 'matplotlib', 'ray'} & set(sys.modules); assert not bad, bad"
     )

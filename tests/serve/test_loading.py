@@ -9,10 +9,10 @@ import threading
 import httpx
 import pytest
 from small_endpoint import make_app, photo
+from waiting import until
 
 from clca.serve.loading import answered_meanwhile, stopped_by_signals
 from clca.serve.server import listen, make_server
-from waiting import until
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clca.config import ModelConfig
+from clca.models.config import ModelConfig
 from clca.training import DataConfig, TrainConfig
 
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}

@@ -12,8 +12,8 @@ import pytest
 
 from clca.errors import ClcaError
 from clca.training import TrainConfig, metrics_log, train
-from clca.training import loop as loop_of
 from clca.training import run_folder as folder_of
+from clca.training import trainer as loop_of
 from clca.training.metrics_log import MetricsLog, claimed
 
 pytest.importorskip("fcntl")

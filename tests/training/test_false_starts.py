@@ -13,14 +13,15 @@ import torch
 import yaml
 from rich.console import Console
 
-from clca import cli
+from clca.cli import main as cli
 from clca.errors import ClcaError, WorkError
-from clca.processes import refuse_strangers
-from clca.training import Interrupted, TrainConfig, train
-from clca.training import loop as loop_of
+from clca.system.processes import refuse_strangers
+from clca.system.signals import Interrupted
+from clca.training import TrainConfig, train
+from clca.training import trainer as loop_of
 from clca.training.device import make_accelerator
-from clca.training.loop import _Loop, finished_run
 from clca.training.run_folder import own_images
+from clca.training.trainer import _Loop, finished_run
 
 Make = Callable[..., TrainConfig]
 
@@ -167,7 +168,7 @@ def test_a_summary_that_is_not_whole_is_told(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_with_the_file_and_half_a_line_goes(make_config: Make, tmp_path: Path) -> None:
     config = make_config(checkpoint_steps=1, log_every=1)
     script = (
-        "import resource, sys; from clca.training import metrics_log; from clca.cli import main\n"
+        "import resource, sys; from clca.training import metrics_log; from clca.cli.main import main\n"
         "def shut(self, line, write=metrics_log.MetricsLog.write):\n"
         "    if line['step'] == 3:\n"
         "        size = self.path.stat().st_size + 20\n"

@@ -53,7 +53,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from clca.hub import _read_config
+from clca.models.pretrained import _read_config
 from clca.training.run_folder import read_config
 folder = Path(sys.argv[1])
 print(ascii([read_config(folder), _read_config(folder / "config.json")]))

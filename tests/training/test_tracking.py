@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from clca.training import TrainConfig, train
-from clca.training import loop as loop_of
-from waiting import until
+from clca.training import trainer as loop_of
 
 Make = Callable[..., TrainConfig]
 

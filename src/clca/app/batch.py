@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from clca.app.archive import Archive, ArchiveLimits, beginning, is_archive, is_zip, shown
+from clca.app.zip_reader import Archive, ArchiveLimits, beginning, is_archive, is_zip, shown
 from clca.errors import ClcaError
-from clca.serve.refusal import Refusal
+from clca.serve.errors import Refusal
 from clca.serve.served_model import Rates, ServedModel
 from clca.serve.service import Ranked, Service
 from clca.serve.settings import MIB, ServeSettings

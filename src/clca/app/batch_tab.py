@@ -12,13 +12,14 @@ from typing import Any
 
 import gradio as gr
 
-from clca.app import parts, render
-from clca.app.archive import ArchiveLimits
+from clca.app import components as parts
+from clca.app import html as render
 from clca.app.batch import BatchLimits, Progress, Row, classify
 from clca.app.batch_table import summary, write_csv
+from clca.app.context import Room, new_file, speaker, told
+from clca.app.i18n import Speaker
 from clca.app.identify_tab import move_slider
-from clca.app.room import Room, new_file, speaker, told
-from clca.app.words import Speaker
+from clca.app.zip_reader import ArchiveLimits
 
 _SHOWN = 200
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from clca.app import render
+from clca.app import html as render
+from clca.app.components import keep_rate, photograph
+from clca.app.context import Room, speaker, told
 from clca.app.identify_tab import move_slider, stages_html
-from clca.app.parts import keep_rate, photograph
-from clca.app.room import Room, speaker, told
 
 
 @dataclass(frozen=True)

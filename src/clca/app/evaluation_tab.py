@@ -7,12 +7,12 @@ from html import escape
 
 import gradio as gr
 
-from clca.app import render
-from clca.app.room import Room, speaker
-from clca.app.words import Speaker
+from clca.app import html as render
+from clca.app.context import Room, speaker
+from clca.app.i18n import Speaker
+from clca.evaluation.stored import StoredEvaluation, by_rate
 from clca.serve.served_model import Rates, ServedModel
 from clca.training.run_folder import read_csv
-from clca.training.stored_evaluations import StoredEvaluation, by_rate
 
 _CONFUSIONS = 10
 
@@ -94,7 +94,7 @@ def _by_class(lines: Sequence[Sequence[str]]) -> list[list[str]]:
 def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
     import numpy as np
 
-    from clca.training.confusion import most_confused
+    from clca.plots.confusion import most_confused
 
     names = [line[0] for line in lines[1:]]
     try:

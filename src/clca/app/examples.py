@@ -6,7 +6,7 @@ from threading import Lock
 from typing import Any
 
 from clca import data
-from clca.app.render import address_of
+from clca.app.html import address_of
 from clca.errors import ClcaError
 from clca.serve.served_model import ServedModel
 from clca.training.run_folder import own_images

@@ -9,14 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from clca.app import render
-from clca.app.looking import Look
-from clca.app.parts import keep_rate, photograph
-from clca.app.room import Room, new_file, speaker, told
-from clca.app.words import Speaker
+from clca.app import html as render
+from clca.app.components import keep_rate, photograph
+from clca.app.context import Room, new_file, speaker, told
+from clca.app.i18n import Speaker
+from clca.app.inference import Look
 from clca.explain import Explanation
-from clca.report.explanation import draw_explanation
-from clca.report.stage_pictures import reason_pictures, stage_pictures
+from clca.plots.explanation import draw_explanation
+from clca.plots.stages import reason_pictures, stage_pictures
 
 
 def identify_tab(room: Room, model: gr.Dropdown, page: gr.Blocks) -> gr.Image:

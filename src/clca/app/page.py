@@ -13,7 +13,7 @@ from starlette.routing import Mount
 
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import upload_folder
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.serve.settings import ServeSettings
 
 # Before Gradio is loaded: it would tell its makers who uses it, look for its newest version, and keep its own copies.
@@ -23,14 +23,14 @@ upload_folder()
 import gradio as gr  # noqa: E402
 from gradio.routes import App  # noqa: E402
 
+from clca.app.allowlist import Gate  # noqa: E402
 from clca.app.batch_tab import batch_tab  # noqa: E402
-from clca.app.calls import Calls, bound_sessions  # noqa: E402
+from clca.app.cleanup import sweeping  # noqa: E402
 from clca.app.compare_tab import compare_tab  # noqa: E402
+from clca.app.context import Room  # noqa: E402
 from clca.app.evaluation_tab import evaluation_tab  # noqa: E402
-from clca.app.gate import Gate  # noqa: E402
+from clca.app.gradio_queue import Calls, bound_sessions  # noqa: E402
 from clca.app.identify_tab import identify_tab  # noqa: E402
-from clca.app.room import Room  # noqa: E402
-from clca.app.sweeping import sweeping  # noqa: E402
 
 _STYLE = Path(__file__).with_name("style.css")
 # Gradio says that every page is English, and a screen reader would read another language by English rules.

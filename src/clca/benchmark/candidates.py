@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clca.backbones import resolve
-from clca.compiling import compiled_call
-from clca.config import spelled
-from clca.costing import cost
 from clca.errors import ClcaError
-from clca.factory import create_model, reduce_tokens
-from clca.hub import from_pretrained
-from clca.linear import prepacked
-from clca.model import TokenReducedViT
+from clca.kernels.linear import prepacked
+from clca.models.backbones import resolve
+from clca.models.compile import compiled_call
+from clca.models.config import spelled
+from clca.models.cost import cost
+from clca.models.factory import create_model, reduce_tokens
+from clca.models.pretrained import from_pretrained
+from clca.models.token_reduced_vit import TokenReducedViT
 
 DENSE = "dense"
 """Name, in place of a reduction's, of timm's own model with its fused attention."""

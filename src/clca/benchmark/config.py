@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
-from clca.config import Rate
+from clca.models.config import Rate
 from clca.reductions import list_reductions, reduction_class
 from clca.training.run_folder import distinct
 

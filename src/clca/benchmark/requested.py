@@ -10,9 +10,9 @@ from typing import Any
 from clca.benchmark.candidates import DENSE, Candidate, check, is_run
 from clca.benchmark.config import BenchmarkConfig
 from clca.errors import ClcaError
-from clca.hub import from_pretrained
+from clca.evaluation.stored import by_rate
+from clca.models.pretrained import from_pretrained
 from clca.training.run_folder import told_apart
-from clca.training.stored_evaluations import by_rate
 
 
 def requested(config: BenchmarkConfig, device: str) -> tuple[list[list[Candidate]], list[str]]:

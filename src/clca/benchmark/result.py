@@ -16,9 +16,9 @@ from rich.table import Table
 
 from clca.benchmark.candidates import DENSE, Candidate
 from clca.benchmark.config import BenchmarkConfig
-from clca.config import spelled
-from clca.costing import gmacs_text
-from clca.measure import Spread
+from clca.models.config import spelled
+from clca.models.cost import gmacs_text
+from clca.system.timing import Spread
 from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
 
 LOSES_BELOW = 0.8
@@ -188,7 +188,7 @@ class Benchmark:
             ClcaError: The folder cannot be written.
             WorkError: A file could not be written; its predecessor is whole.
         """
-        from clca.report.speedup import draw_speed_ups
+        from clca.plots.speedup import draw_speed_ups
 
         make_writable(folder)
         write_json(folder / JSON, self.as_dict())

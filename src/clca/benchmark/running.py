@@ -18,7 +18,8 @@ from clca.benchmark.progress import Meter
 from clca.benchmark.requested import requested
 from clca.benchmark.result import Benchmark, Growth, Row, exponent
 from clca.errors import ClcaError, WorkError
-from clca.measure import (
+from clca.evaluation.stored import by_rate
+from clca.system.timing import (
     Spread,
     bandwidth,
     command,
@@ -30,7 +31,6 @@ from clca.measure import (
     using_threads,
     versions,
 )
-from clca.training.stored_evaluations import by_rate
 
 LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
 PASSES_OF_A_STEP = 3  # the backward pass multiplies twice as much as the forward pass

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clca.data.listing import SPLITS
+import lazy_loader
+
+from clca.data.sources.listing import SPLITS
 from clca.errors import ClcaError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from clca.data.cache.fill import use_cache
     from clca.data.datasets import ImageDataset, Leaves
-    from clca.data.resized_cache import use_cache
-    from clca.data.sources import SOURCES
+    from clca.data.sources.folder_csv import SOURCES
 
 __all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "use_cache"]
 
-_HOMES = {"SOURCES": "sources", "ImageDataset": "datasets", "Leaves": "datasets", "use_cache": "resized_cache"}
+# Listing images needs no torch.
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "cache.fill": ["use_cache"],
+        "datasets": ["ImageDataset", "Leaves"],
+        "sources.folder_csv": ["SOURCES"],
+    },
+)
 
 
 def open(
@@ -37,7 +46,7 @@ def open(
         root: A folder, a CSV file, or "leaves" for synthetic leaves drawn in memory, with parameters as in
             "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
         split: "train", "val", "train_val" (all that is not test) or "test". Where a set has no validation images, they
-            are taken from training by rule (`clca.data.splits`), so train and val never overlap.
+            are taken from training by rule (`clca.data.sources.splits`), so train and val never overlap.
         source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
             "soyageing-R1" (R3, R4, R5, R6); None finds out by the layout.
         transform: Called with each RGB PIL image; None leaves the image as it is.
@@ -54,8 +63,8 @@ def open(
     if split not in SPLITS:
         raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     from clca.data.datasets import ImageDataset, Leaves
-    from clca.data.sources import read_listing
-    from clca.data.unused import describe_unused
+    from clca.data.sources.folder_csv import read_listing
+    from clca.data.sources.skipped import describe_unused
 
     if is_leaves(root, source):
         return Leaves.from_text(str(root), split=split, transform=transform)
@@ -78,13 +87,6 @@ def is_leaves(root: str | Path, source: str | None = None) -> bool:
         return source == "leaves"
     text = str(root)
     return text.startswith("leaves:") or (text == "leaves" and not Path(text).exists())
-
-
-def __getattr__(name: str) -> Any:
-    """Load what is asked for when it is asked for: listing images needs no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from clca.data.cache.rows import ResizedRows
 from clca.data.images import read_image
-from clca.data.leaves import DrawnLeaves
-from clca.data.resized_rows import ResizedRows
-from clca.data.splits import Samples
+from clca.data.sources.splits import Samples
+from clca.data.synthetic.leaves import DrawnLeaves
 from clca.data.transforms import ResizeFirst
 
 
@@ -23,7 +23,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         labels: One index into `classes` for each file.
         transform: Called with each RGB image; may be set at any time; None gives the PIL image itself.
         root: The data set that they are a part of, if any.
-        resized: Where the resized images are kept (`clca.data.resized_cache.use_cache` sets it), if anywhere. Serves
+        resized: Where the resized images are kept (`clca.data.cache.fill.use_cache` sets it), if anywhere. Serves
             transforms that begin with the very resize; what comes out is the same bit for bit.
     """
 

@@ -20,8 +20,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
-from clca.config import LARGEST_SIDE
 from clca.errors import ClcaError
+from clca.models.config import LARGEST_SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

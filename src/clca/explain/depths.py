@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clca.cross_layer import CrossLayerAggregationHead
+from clca.models.cross_layer import CrossLayerAggregationHead
 
 _EVERY_SUBSET = 10  # depths; their 1024 subsets are a moment's work, and beyond it random orders stand for all
 _ORDERS = 128

@@ -13,14 +13,14 @@ from torch import Tensor
 from clca.data.images import read_image
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
+from clca.evaluation.ranking import most_likely
 from clca.explain.depths import DepthShare, depth_shares, kernel_shares
 from clca.explain.explanation import Attention, Explanation, Stage
 from clca.explain.view import View
 from clca.explain.watching import Watch, cls_attention, scatter, watch
-from clca.model import TokenReducedViT
-from clca.ranking import most_likely
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.models.trace import Trace
 from clca.reductions import reduction_class
-from clca.trace import Trace
 
 _NAMED = 5
 _STEPS = 16  # of the path of integrated gradients

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 
 _STEPS = 16
 

@@ -11,10 +11,10 @@ import torch
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
-from clca.attention import attend, attention_half, project, splits
-from clca.model import TokenReducedViT
+from clca.models.block import attend, attention_half, project, splits
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.models.trace import Trace
 from clca.reductions import TokenState
-from clca.trace import Trace
 
 
 @dataclass

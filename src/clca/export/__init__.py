@@ -8,41 +8,6 @@
 The files carry classes and preprocessing (`metadata.describe`); `export_run` is what `clca export` does.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from clca.export.check import Agreement, check_exported
-    from clca.export.loaded import Exported, load_exported
-    from clca.export.onnx_file import export_onnx
-    from clca.export.program import export_pt2
-    from clca.export.run import ExportReport, export_run
-
-__all__ = [
-    "Agreement",
-    "ExportReport",
-    "Exported",
-    "check_exported",
-    "export_onnx",
-    "export_pt2",
-    "export_run",
-    "load_exported",
-]
-
-_HOMES = {
-    "Agreement": "check",
-    "check_exported": "check",
-    "Exported": "loaded",
-    "load_exported": "loaded",
-    "export_onnx": "onnx_file",
-    "export_pt2": "program",
-    "ExportReport": "run",
-    "export_run": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load what is asked for when it is asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

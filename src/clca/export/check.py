@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from clca.errors import WorkError
-from clca.export.loaded import Exported
+from clca.export.load import Exported
 from clca.export.program import plain_copy
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 
 TOLERANCE = 1e-3
 """Largest difference of an image's logits, as a share of the largest logit, that rounding explains: a hundred times

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from clca.costing import cost
-from clca.model import TokenReducedViT
+from clca.models.cost import cost
+from clca.models.token_reduced_vit import TokenReducedViT
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 

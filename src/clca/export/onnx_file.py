@@ -16,7 +16,7 @@ from clca.errors import ClcaError, WorkError
 from clca.export.metadata import BATCH, INPUT, OUTPUT, describe
 from clca.export.onnx_ops import translations
 from clca.export.program import at_fault, called, capture, quiet
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.run_folder import replacing
 
 OPSET = 18  # the exporter's own; ONNX Runtime reads it from 1.14 on

@@ -16,8 +16,8 @@ from clca.data.datasets import Leaves
 from clca.data.images import read_image
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
-from clca.model import TokenReducedViT
-from clca.training.prediction import find_images
+from clca.evaluation.predictor import find_images
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.run_folder import own_images
 
 MOST = 256

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from clca.errors import ClcaError, WorkError
 from clca.export.metadata import BATCH, describe
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.run_folder import replacing
 
 METADATA_FILE = "metadata.json"

@@ -11,13 +11,13 @@ import torch
 
 from clca.errors import ClcaError, WorkError
 from clca.export.check import Agreement, check_exported
-from clca.export.loaded import load_exported
+from clca.export.load import load_exported
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
-from clca.hub import from_pretrained
-from clca.measure import Spread, interleaved
-from clca.model import TokenReducedViT
+from clca.models.pretrained import from_pretrained
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.timing import Spread, interleaved
 from clca.training.run_folder import refuse_run_file, replacing
 
 KINDS = ("onnx", "pt2")

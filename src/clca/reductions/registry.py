@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from clca.errors import ClcaError
-from clca.reductions import imported
+from clca.reductions import plugins as imported
 
 if TYPE_CHECKING:
     from clca.reductions.base import Reduction

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from clca.errors import ClcaError
-from clca.report.picture import DARK, LIGHT, Mark, Picture, panel_svgs, swatch, write_files
+from clca.plots.figure import DARK, LIGHT, Mark, Picture, panel_svgs, swatch, write_files
 from clca.training.run_folder import replacing
 
 _NEEDED = ("pandas", "pyarrow", "jinja2")

@@ -24,7 +24,7 @@ NINE = (
     "vit_base_patch16_clip_224.laion2b",
     "vit_base_patch16_224.mocov3",
 )
-"""The paper's backbones. Here by name, because `clca.backbones` loads torch and timm."""
+"""The paper's backbones. Here by name, because `clca.models.backbones` loads torch and timm."""
 
 DATA_TITLES = {
     "cotton80": "Cotton80",

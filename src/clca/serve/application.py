@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 
 import clca
 from clca.errors import ClcaError
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.serve.answers import Answer, Health, ImageAnswer, Limits, ModelAnswer, Models, Reason, Refused
 from clca.serve.docs_page import POLICY, docs_page
+from clca.serve.errors import Refusal
 from clca.serve.guard import Guard
 from clca.serve.metrics import CountRequests, Metrics
-from clca.serve.refusal import Refusal
 from clca.serve.root_path import RootPath
 from clca.serve.served_model import ServedModel, load
 from clca.serve.service import Ranked, Service

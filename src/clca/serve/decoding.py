@@ -12,7 +12,7 @@ from torch import Tensor
 from clca.data.images import _FORMATS, read_image
 from clca.data.transforms import Transform
 from clca.errors import ClcaError
-from clca.serve.refusal import Refusal
+from clca.serve.errors import Refusal
 
 # A transform that scales the shorter side would make a huge picture of a line of pixels.
 _NARROWEST = 100

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clca.serve.refusal import Refusal
+from clca.serve.errors import Refusal
 from clca.serve.root_path import path_below
 
 OPEN = ("/health", "/health/live", "/health/ready")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from clca.serve.refusal import Refusal
+from clca.serve.errors import Refusal
 
 _SECONDS = 5.0  # for a client to send the head of its request, and to read the answer
 _LOADING = Refusal(503, "loading", "the models are still loading: try again in a moment")

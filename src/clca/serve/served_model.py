@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from clca.costing import Cost, cost
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
-from clca.hub import from_pretrained
-from clca.json_files import as_utf8
-from clca.linear import prepacked
-from clca.model import TokenReducedViT
+from clca.kernels.linear import prepacked
+from clca.models.cost import Cost, cost
+from clca.models.pretrained import from_pretrained
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
+from clca.system.files import as_utf8
 
 Rates = float | tuple[float, ...]
 

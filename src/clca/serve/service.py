@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from clca.ranking import most_likely
+from clca.evaluation.ranking import most_likely
 from clca.serve.batching import Batcher
 from clca.serve.decoding import decode
+from clca.serve.errors import Refusal
 from clca.serve.metrics import Metrics
-from clca.serve.refusal import Refusal
 from clca.serve.served_model import Rates, ServedModel
 from clca.serve.settings import ServeSettings
 from clca.serve.upload import Upload

@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from clca.serve.refusal import Refusal
+from clca.serve.errors import Refusal
 from clca.serve.settings import MIB, ServeSettings
 
 _CLOSE = {"Connection": "close"}

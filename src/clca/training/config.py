@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clca.config import ModelConfig
+from clca.models.config import ModelConfig
 
 PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
 PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from clca.errors import ClcaError
-from clca.processes import keep_freed_memory
+from clca.system.processes import keep_freed_memory
 from clca.training.config import TrainConfig
 
 

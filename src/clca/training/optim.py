@@ -4,7 +4,7 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
-from clca.model import TokenReducedViT
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.config import TrainConfig
 
 HEAD = ("head.", "head_dist.", "cla_head.")

@@ -12,11 +12,9 @@ import torch
 from rich.console import Console
 
 from clca import data
-from clca.backbones import resolve
-from clca.config import ModelConfig
-from clca.data.inspection import BadImage
-from clca.data.inspection import verify_images as decode_images
-from clca.data.resized_cache import served_resize, use_cache
+from clca.data.cache.fill import served_resize, use_cache
+from clca.data.checks.decode import BadImage
+from clca.data.checks.decode import verify_images as decode_images
 from clca.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,9 +24,11 @@ from clca.data.transforms import (
     train_transform,
 )
 from clca.errors import ClcaError
-from clca.factory import build
-from clca.json_files import part
-from clca.model import TokenReducedViT
+from clca.models.backbones import resolve
+from clca.models.config import ModelConfig
+from clca.models.factory import build
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.files import part
 from clca.training.config import TrainConfig
 from clca.training.run_folder import read_config
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.json_files import part
+from clca.system.files import part
 from clca.training.config import TrainConfig, identity
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (

@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.hub import save_pretrained
-from clca.model import TokenReducedViT
+from clca.models.pretrained import save_pretrained
+from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training import run_folder as folder_of
 from clca.training.batch_norm import normalise_over_processes
-from clca.training.batches import Plan
 from clca.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
+from clca.training.loaders import Plan
 from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
 from clca.training.preflight import Splits, described_images, image_size, set_transforms

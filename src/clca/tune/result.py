@@ -14,10 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clca.config import spelled
-from clca.costing import gmacs_text
 from clca.errors import ClcaError
-from clca.measure import Spread, command, versions
+from clca.models.config import spelled
+from clca.models.cost import gmacs_text
+from clca.system.timing import Spread, command, versions
 from clca.training.run_folder import CONFIG, make_writable, own_images, replacing, told_apart, write_csv, write_json
 
 WIDE = 100
@@ -186,7 +186,7 @@ class Tuning:
             ClcaError: The folder cannot be written.
             WorkError: A file could not be written; its predecessor is whole.
         """
-        from clca.report.frontier import draw_frontier
+        from clca.plots.frontier import draw_frontier
 
         make_writable(folder)
         write_json(folder / JSON, json.loads(json.dumps(self.as_dict())))

@@ -19,18 +19,18 @@ from torch import Tensor
 from clca import data as data_room
 from clca.benchmark.candidates import sharing
 from clca.benchmark.progress import Meter
-from clca.costing import cost
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
-from clca.hub import from_pretrained
-from clca.linear import prepacked
-from clca.measure import Spread, machine, rounds, using_threads
-from clca.model import TokenReducedViT
-from clca.training.batches import end_workers, eval_loader, reading_processes
+from clca.evaluation.stored import by_rate, standard_error
+from clca.kernels.linear import prepacked
+from clca.models.cost import cost
+from clca.models.pretrained import from_pretrained
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.timing import Spread, machine, rounds, using_threads
 from clca.training.device import make_accelerator
+from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import same_classes
 from clca.training.run_folder import distinct, own_images
-from clca.training.stored_evaluations import by_rate, standard_error
 from clca.tune.result import Budget, Point, Tuning, choose
 
 KEEP_RATES = (1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)

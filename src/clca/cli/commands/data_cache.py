@@ -1,0 +1,60 @@
+"""`clca data cache`."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from clca.cli.parsing import parse
+
+
+def run(argv: Sequence[str]) -> int:
+    import tyro
+
+    def cache(*, clear: tyro.conf.FlagCreatePairsOff[bool] = False) -> dict[str, Any]:
+        """List the resized images that training and evaluation keep on disk, or remove them.
+
+        They are in $CLCA_CACHE/resized, else ~/.cache/clca/resized, and may take $CLCA_CACHE_GB gigabytes (20 if that
+        is not set); those used least recently make room for new ones. Removing them costs time only: the next run
+        makes them again.
+
+        Examples:
+          clca data cache
+          clca data cache --clear
+
+        Args:
+            clear: Remove them all.
+        """
+        return dict(locals())
+
+    chosen = parse(cache, "clca data cache", argv)
+    from rich.console import Console
+    from rich.table import Table
+
+    from clca.data.cache.limits import cache_folder, cache_limit, cached_sets, clear_cache
+    from clca.system.paths import as_it_is, shown
+
+    if chosen["clear"]:
+        print(f"removed {_size(clear_cache())} from {shown(cache_folder())}")
+        return 0
+    sets = cached_sets()
+    if sets:
+        table = Table()
+        table.add_column("data set", overflow="fold")
+        for name in ("pixels", "images", "size", "last used"):
+            table.add_column(name, justify="right")
+        for one in sets:
+            used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+            table.add_row(as_it_is(one.root), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
+        Console().print(table)
+    total = sum(one.bytes for one in sets)
+    limit = cache_limit()
+    most = "any size" if limit == float("inf") else f"at most {_size(int(limit))}"
+    print(f"{_size(total)} of {most} in {shown(cache_folder())}")
+    return 0
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.0f} kB"

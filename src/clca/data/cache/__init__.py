@@ -1,0 +1,1 @@
+"""Resized images kept on disk."""

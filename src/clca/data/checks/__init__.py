@@ -1,0 +1,1 @@
+"""`clca data check`: classes, counts, unreadable and duplicate images."""

@@ -1,0 +1,272 @@
+"""`clca data check`: everything about a data set that one wants to know before training on it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from clca.data.checks.decode import BadImage, Inspection, inspect_images, verify_images
+from clca.data.checks.duplicates import exact_duplicates, near_duplicates
+from clca.data.sources.folder_csv import read_listing
+from clca.data.sources.listing import Listing
+from clca.data.sources.skipped import describe_unused
+from clca.system.paths import as_it_is, shown
+
+__all__ = ["CheckReport", "Duplicates", "check", "verify_images"]
+
+FEW_IMAGES = 3
+"""Classes with fewer training and validation images than this are warned of (the smallest published sets have 3)."""
+IMBALANCE = 10
+"""So many times more images in the largest class than in the smallest are warned of."""
+
+_SHOWN = 20  # rows of a table of files
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Duplicates(_Frozen):
+    """Files that show the same image.
+
+    Attributes:
+        paths: The files, relative to the set's folder where they lie in it.
+        exact: Equal byte for byte, rather than the same picture saved another time.
+        splits: The splits they are in. More than one, and a test no longer tests what was not seen.
+        classes: The classes they are in. More than one, and some label is wrong.
+    """
+
+    paths: list[str]
+    exact: bool
+    splits: list[str]
+    classes: list[str]
+
+
+class CheckReport(_Frozen):
+    """What `check` found.
+
+    Attributes:
+        root: The set's folder or file.
+        source: Name of the source that read it.
+        classes: Class names.
+        counts: For each split, how many images each class has.
+        sizes: Smallest, median and largest width and height in pixels.
+        kinds: How many files have which format and mode.
+        unreadable: Files that cannot be decoded, with the reason.
+        near_empty: Files in which hardly a pixel differs from the rest.
+        duplicates: Groups of files that show the same image.
+        errors: What has to be mended before training, a line each.
+        warnings: What should be looked at, a line each.
+    """
+
+    root: str
+    source: str
+    classes: list[str]
+    counts: dict[str, list[int]]
+    sizes: dict[str, tuple[int, int]]
+    kinds: dict[str, int]
+    unreadable: dict[str, str]
+    near_empty: list[str]
+    duplicates: list[Duplicates]
+    errors: list[str]
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def render(self, console: Console) -> None:
+        """Print the report as tables."""
+        _print(console, f"{self.root} ({self.source})", _overview(self))
+        _print(console, *_class_table(self))
+        for title, rows in (
+            ("Unreadable files", list(self.unreadable.items())),
+            ("Near-empty images", [(path, "hardly a pixel differs from the rest") for path in self.near_empty]),
+            ("Same image more than once", [_duplicate_row(group) for group in self.duplicates]),
+        ):
+            if rows:
+                _print(console, *_file_table(title, rows))
+        for line in self.errors:
+            console.print(shown(f"error: {line}"), style="red", markup=False, highlight=False, soft_wrap=True)
+        for line in self.warnings:
+            console.print(shown(f"warning: {line}"), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if not self.errors and not self.warnings:
+            console.print("Nothing to complain about.", style="green")
+
+
+def check(
+    root: str | Path, source: str | None = None, *, workers: int | None = None, progress: bool = True
+) -> CheckReport:
+    """Read every image of a data set and report what is in it and what is wrong with it.
+
+    Args:
+        root: As for `clca.data.open`.
+        source: The same.
+        workers: Threads that decode; None takes one a processor, at most 16.
+        progress: Show a progress bar on a terminal if it takes longer than two seconds.
+
+    Raises:
+        ClcaError: Where `root` is no data set at all. What is wrong within one is in the report's `errors`.
+    """
+    listing = read_listing(root, source)
+    base = listing.root if listing.root.is_dir() else listing.root.parent
+    place = {path: (split, label) for split, samples in listing.splits.items() for path, label in samples}
+    looked = inspect_images(list(place), workers, progress=progress)
+    sound = [image for image in looked if isinstance(image, Inspection)]
+    bad = [image for image in looked if isinstance(image, BadImage)]
+
+    def name(path: Path) -> str:
+        return shown(path.relative_to(base) if path.is_relative_to(base) else path)
+
+    duplicates = [
+        Duplicates(
+            paths=[name(sound[i].path) for i in group],
+            exact=exact,
+            splits=sorted({place[sound[i].path][0] for i in group}),
+            classes=sorted({listing.classes[place[sound[i].path][1]] for i in group}),
+        )
+        for exact, groups in ((True, exact_duplicates(sound)), (False, near_duplicates(sound)))
+        for group in groups
+    ]
+    counts = {
+        split: np.bincount([label for _, label in samples], minlength=len(listing.classes)).tolist()
+        for split, samples in listing.splits.items()
+    }
+    near_empty = [name(image.path) for image in sound if image.near_empty]
+    errors = list(listing.problems)
+    if not any(counts.get("train", [])):
+        errors.append(
+            "no images in split train, so there is nothing to learn from: add them, in a folder called train or, in a "
+            "CSV file, in rows with split train"
+        )
+    if bad:
+        errors.append(f"{len(bad)} file(s) cannot be read: {_some([name(image.path) for image in bad])}")
+    return CheckReport(
+        root=str(listing.root),
+        source=listing.source,
+        classes=listing.classes,
+        counts=counts,
+        sizes=_sizes(sound),
+        kinds=dict(Counter(image.kind for image in sound).most_common()),
+        unreadable={name(image.path): image.reason for image in bad},
+        near_empty=near_empty,
+        duplicates=duplicates,
+        errors=errors,
+        warnings=[
+            *describe_unused(listing.root, listing.unused),
+            *_class_warnings(listing, counts),
+            *_image_warnings(near_empty, duplicates),
+        ],
+    )
+
+
+def _sizes(images: Sequence[Inspection]) -> dict[str, tuple[int, int]]:
+    if not images:
+        return {}
+    sizes = np.array([image.size for image in images])
+    return {
+        label: (int(width), int(height))
+        for label, (width, height) in (
+            ("min", sizes.min(axis=0)), ("median", np.median(sizes, axis=0)), ("max", sizes.max(axis=0)),
+        )
+    }  # fmt: skip
+
+
+def _class_warnings(listing: Listing, counts: Mapping[str, Sequence[int]]) -> list[str]:
+    zero = [0] * len(listing.classes)
+    learned = np.add(counts.get("train", zero), counts.get("val", zero))
+    warnings = []
+    few = [name for name, count in zip(listing.classes, learned, strict=True) if 0 < count < FEW_IMAGES]
+    if few:
+        warnings.append(f"{len(few)} class(es) with fewer than {FEW_IMAGES} training images: {_some(few)}")
+    if learned.any() and learned.max() > IMBALANCE * max(1, learned[learned > 0].min()):
+        most, least = int(learned.max()), int(learned[learned > 0].min())
+        warnings.append(f"classes are uneven: {most} training images in the largest, {least} in the smallest")
+    for split in ("train", "test"):
+        if not any(counts.get(split, [])):
+            if split == "test":  # without images to learn from nothing can be trained: that is an error
+                warnings.append("no images in split test")
+            continue
+        lacking = [name for name, count in zip(listing.classes, counts[split], strict=True) if count == 0]
+        if lacking:
+            warnings.append(f"{len(lacking)} class(es) without images in {split}: {_some(lacking)}")
+    return warnings
+
+
+def _image_warnings(near_empty: Sequence[str], duplicates: Sequence[Duplicates]) -> list[str]:
+    warnings = []
+    if near_empty:
+        warnings.append(f"{len(near_empty)} image(s) are nearly empty: {_some(near_empty)}")
+    across = [group for group in duplicates if len(group.splits) > 1]
+    if across:
+        warnings.append(f"{len(across)} image(s) occur in more than one split: results there are too good")
+    mislabelled = [group for group in duplicates if len(group.classes) > 1]
+    if mislabelled:
+        warnings.append(f"{len(mislabelled)} image(s) occur in more than one class: a label is wrong")
+    if len(duplicates) > len(across):
+        warnings.append(f"{len(duplicates) - len(across)} image(s) occur more than once within a split")
+    return warnings
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print(shown(title), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def _overview(report: CheckReport) -> Table:
+    table = Table(show_header=False)
+    table.add_row("classes", str(len(report.classes)))
+    table.add_row("images", ", ".join(f"{split} {sum(counts)}" for split, counts in report.counts.items()))
+    sizes = ", ".join(f"{label} {width}×{height}" for label, (width, height) in report.sizes.items())
+    table.add_row("width × height", sizes or "none could be read")
+    table.add_row("formats", ", ".join(f"{kind} {count}" for kind, count in report.kinds.items()) or "–")
+    table.add_row("unreadable", str(len(report.unreadable)))
+    table.add_row("near-empty", str(len(report.near_empty)))
+    across = sum(len(group.splits) > 1 for group in report.duplicates)
+    table.add_row("same image twice", f"{len(report.duplicates)} ({across} across splits)")
+    return table
+
+
+def _class_table(report: CheckReport) -> tuple[str, Table]:
+    """Images of each class; of very many classes the smallest and the largest."""
+    totals = np.sum(list(report.counts.values()), axis=0)
+    order = list(range(len(report.classes)))
+    title = "Images of each class"
+    if len(order) > 60:
+        by_size = sorted(order, key=lambda label: (totals[label], label))
+        order = by_size[:10] + by_size[-10:]
+        title += " (the ten smallest and the ten largest)"
+    table = Table()
+    table.add_column("class")
+    for split in report.counts:
+        table.add_column(split, justify="right")
+    for label in order:
+        table.add_row(as_it_is(report.classes[label]), *(str(counts[label]) for counts in report.counts.values()))
+    return title, table
+
+
+def _duplicate_row(group: Duplicates) -> tuple[str, str]:
+    kind = "same bytes" if group.exact else "same picture"
+    across = f", across {' and '.join(group.splits)}" if len(group.splits) > 1 else ""
+    mixed = f", labelled {' and '.join(group.classes)}" if len(group.classes) > 1 else ""
+    return "\n".join(group.paths[:6]) + ("\n…" if len(group.paths) > 6 else ""), kind + across + mixed
+
+
+def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> tuple[str, Table]:
+    hidden = f" (the first {_SHOWN} of {len(rows)})" if len(rows) > _SHOWN else ""
+    table = Table(show_header=False)
+    for path, reason in rows[:_SHOWN]:
+        table.add_row(as_it_is(path), as_it_is(reason))
+    return title + hidden, table

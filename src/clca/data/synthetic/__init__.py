@@ -1,0 +1,1 @@
+"""Leaves drawn by a program: cultivars that differ by almost nothing."""

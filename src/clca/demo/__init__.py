@@ -1,0 +1,1 @@
+"""`clca demo`: four small models on synthetic leaves."""

@@ -1,0 +1,5 @@
+"""What a trained model is worth on images: `evaluate(run)`, `sweep(run, rates)`, `predict(model, images)`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,81 @@
+"""Predictions as a table, CSV or JSON lines."""
+
+import io
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clca.errors import ClcaError, reason
+from clca.evaluation.predictor import Prediction
+from clca.system.paths import as_it_is, shown
+from clca.training.run_folder import csv_writer, replacing
+
+_UNLIMITED = 100_000  # columns of a table in a file: no name is cut
+
+
+def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "jsonl"], out: Path | None) -> None:
+    """Write predictions, each as soon as it is there (a table once all are).
+
+    Args:
+        answers: Without errors.
+        form: "table" is for reading; "csv" has a row for each class of each image; "jsonl" an object for each image.
+        out: File, written whole or not at all; None for standard output.
+
+    Raises:
+        ClcaError: The folder of `out` is missing or cannot be written to.
+        WorkError: The file could not be written.
+    """
+    # Names that are not UTF-8: CSV has their bytes again, and JSON the escapes that give them back in Python.
+    writer, errors = {
+        "table": (_table, None), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
+    }[form]  # fmt: skip
+    if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=errors)
+        writer(answers, sys.stdout)
+        return
+    if not out.parent.is_dir() or out.is_dir():
+        raise ClcaError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}")
+    with replacing(out) as temporary:
+        try:
+            file = open(temporary, "w", encoding="utf-8", errors=errors, newline="")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise ClcaError(f"--out {out}: cannot be written ({reason(error)})") from None
+        with file if file is not None else nullcontext():
+            writer(answers, file)
+
+
+def _table(answers: Iterable[Prediction], file: IO[str]) -> None:
+    table = Table(title_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for answer in answers:
+        names = Text("\n".join(map(shown, answer.classes)))
+        probabilities = "\n".join(f"{p:.1%}" for p in answer.probabilities)
+        table.add_row(as_it_is(answer.path), names, probabilities, end_section=True)
+    if table.row_count:
+        Console(file=file, width=None if file.isatty() else _UNLIMITED).print(table)
+
+
+def _csv(answers: Iterable[Prediction], file: IO[str]) -> None:
+    writer = csv_writer(file)
+    writer.writerow(["path", "rank", "class", "probability"])
+    for answer in answers:
+        pairs = zip(answer.classes, answer.probabilities, strict=True)
+        writer.writerows([answer.path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(pairs, 1))
+
+
+def _jsonl(answers: Iterable[Prediction], file: IO[str]) -> None:
+    for answer in answers:
+        pairs = zip(answer.classes, answer.probabilities, strict=True)
+        top = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
+        file.write(json.dumps({"path": str(answer.path), "top": top}, ensure_ascii=False) + "\n")
+        file.flush()

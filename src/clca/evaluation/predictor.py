@@ -1,0 +1,160 @@
+"""`predict(model, paths)`: what is in these photographs."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clca.data.images import EXTENSIONS, read_image
+from clca.data.sources.walk import visible_files
+from clca.data.transforms import Normalization, from_preprocess
+from clca.errors import ClcaError, reason
+from clca.evaluation.ranking import most_likely
+from clca.kernels.linear import prepacked
+from clca.models.pretrained import from_pretrained
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.paths import expanded
+from clca.training.device import make_accelerator
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one image.
+
+    Attributes:
+        path: The file.
+        classes: The most likely classes, best first; empty where the file could not be read.
+        probabilities: Theirs, in 0 … 1.
+        error: Why the file could not be read, or None.
+    """
+
+    path: Path
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+
+
+def predict(
+    model: TokenReducedViT | str | Path,
+    paths: str | Path | Iterable[str | Path],
+    top_k: int = 5,
+    *,
+    keep_rate: float | tuple[float, ...] | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+) -> Iterator[Prediction]:
+    """Classify images, in the order given; what cannot be read comes back with an error instead of classes.
+
+        model = clca.from_pretrained("runs/leaves")
+        for answer in clca.predict(model, "photos/"):
+            print(answer.path, answer.classes[0], answer.probabilities[0])
+
+    Args:
+        model: A model with `classes` and `preprocess` (as training leaves it), or a run folder or hub id.
+        paths: Files, folders (searched through for images) and patterns such as `photos/*.jpg`.
+        top_k: Classes to name for each image, at most as many as there are.
+        keep_rate: Keep this share of tokens instead of what the model was trained with.
+        batch_size: Images at once.
+        device: "auto" or "cpu".
+        precision: "auto", "no", "bf16" or "fp16".
+        compile: Compile the model first, which takes a minute and pays from some thousand images on.
+
+    Raises:
+        ClcaError: There is no such model, or a folder or pattern without images.
+    """
+    if not isinstance(model, TokenReducedViT):
+        model = from_pretrained(model)
+    if model.classes is None or model.preprocess is None:
+        raise ClcaError("the model does not say its classes and preprocessing: set model.classes and model.preprocess")
+    if top_k < 1:
+        raise ClcaError(f"top_k {top_k}: name at least one class")
+    if batch_size < 1:
+        raise ClcaError(f"batch_size {batch_size}: take at least one image at once")
+    if keep_rate is not None:
+        model.keep_rate = keep_rate
+    files = find_images([paths] if isinstance(paths, (str, Path)) else paths)
+    return _answers(model, files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
+
+
+def _answers(
+    model: TokenReducedViT, files: list[Path], top_k: int, batch_size: int, device: str, precision: str, compile: bool
+) -> Iterator[Prediction]:
+    accelerator = make_accelerator(device=device, precision=precision)
+    model = model.to(accelerator.device).eval()
+    if compile:
+        model.compile()
+    classes = model.classes or []
+    preprocess = model.preprocess or {}
+    transform, normalize = from_preprocess(preprocess, normalize=False), Normalization(preprocess)
+
+    def read(path: Path) -> Tensor | str:
+        try:
+            return transform(read_image(path))
+        except ClcaError as error:
+            return str(error).removeprefix(f"{path}: ")
+
+    # Decoding releases Python's lock, so the next batch is read during this one.
+    with ThreadPoolExecutor(4) as pool, prepacked(model):
+        remaining = iter(files)
+        waiting = [(path, pool.submit(read, path)) for path in islice(remaining, 2 * batch_size)]
+        while waiting:
+            batch, waiting = waiting[:batch_size], waiting[batch_size:]
+            found = [(path, job.result()) for path, job in batch]
+            waiting += [(path, pool.submit(read, path)) for path in islice(remaining, batch_size)]
+            images = [image for _, image in found if isinstance(image, Tensor)]
+            ranked: Iterator[tuple[list[float], list[int]]] = iter(())
+            if images:
+                with torch.inference_mode(), accelerator.autocast():
+                    logits = model(normalize(torch.stack(images), accelerator.device))
+                best = most_likely(logits.float().softmax(1), top_k)
+                ranked = iter(zip(best[0].tolist(), best[1].tolist(), strict=True))
+            for path, image in found:
+                if isinstance(image, str):
+                    yield Prediction(path, error=image)
+                else:
+                    probabilities, indices = next(ranked)
+                    yield Prediction(path, tuple(classes[k] for k in indices), tuple(probabilities))
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Files as they are, folders searched through, patterns expanded; each file once, in order.
+
+    In folders, what is hidden or left by archivers (`._leaf.jpg`, `__MACOSX`) is no image, as in training.
+
+    Raises:
+        ClcaError: A folder cannot be read, a folder or pattern holds no image, or nothing was named.
+    """
+    found: dict[Path, None] = {}
+    for name in paths:
+        path = expanded(name)
+        # os.path's own questions are answered with no where Path's raise an error, as for a name that is too long.
+        if os.path.isdir(path):
+            inside = sorted(file for file in _images_in(path) if os.path.isfile(file))
+            if not inside:
+                raise ClcaError(f"{path}: no images in this folder")
+        elif not os.path.exists(path) and glob.has_magic(str(path)):
+            inside = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
+            if not inside:
+                raise ClcaError(f"{path}: no file matches this pattern")
+        else:
+            inside = [path]  # a missing file is told with the others that cannot be read
+        found.update(dict.fromkeys(inside))
+    if not found:
+        raise ClcaError("no images were named")
+    return list(found)
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    def failed(error: OSError) -> None:
+        raise ClcaError(f"{error.filename}: this folder cannot be read ({reason(error)}): allow it, or name the others")
+
+    files = visible_files(folder, followlinks=False, failed=failed)
+    return (file for file in files if file.suffix.lower() in EXTENSIONS)

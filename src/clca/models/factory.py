@@ -1,0 +1,270 @@
+"""Making models: by name, and from a timm model at hand."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
+from timm.models import VisionTransformer
+from torch import nn
+
+from clca.errors import ClcaError
+from clca.models.backbones import Backbone, check_architecture, check_img_size, has_fc_norm, resolve
+from clca.models.config import ModelConfig, validated
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.models.weights import load_weights
+from clca.reductions import reduction_class
+
+__all__ = ["create_model", "reduce_tokens"]
+
+# What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Where and how a model is made here: timm takes it, and it is no part of what the model is.
+OF_THIS_MACHINE = ("cache_dir", "device", "dtype")
+_UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
+
+
+def create_model(
+    backbone: str,
+    *,
+    pretrained: bool = False,
+    weights: str | None = None,
+    num_classes: int = 1000,
+    img_size: int | tuple[int, int] | None = None,
+    reduction: str = "none",
+    keep_rate: float | tuple[float, ...] | list[float] = 1.0,
+    locations: tuple[int, ...] | list[int] | None = None,
+    cla: bool = True,
+    clc: bool = True,
+    num_clr: int = 1,
+    clc_gap: bool = True,
+    clc_recover_at_last: bool = True,
+    cla_width: int = 2,
+    **backbone_kwargs: Any,
+) -> TokenReducedViT:
+    """A timm ViT with token reduction and Cross-Layer Cache Aggregation.
+
+    Args:
+        backbone: Name of a timm model, with or without a pretrained tag, or one of `clca.list_backbones()`.
+        pretrained: Fetch the weights of that name from the hub.
+        weights: Start from this local file instead, in timm's naming, our own or that of the published program.
+        num_classes: K; 0 for features.
+        img_size: Height and width in pixels, or one number for both; None for the backbone's own.
+        reduction: One of `clca.list_reductions()`.
+        keep_rate: Share of tokens kept at every location, or one a location.
+        locations: Blocks that reduce, ascending from 0; None for a quarter, half and three quarters of the depth.
+        cla: Classify from the CLS tokens of several depths.
+        clc: Carry information of earlier layers past every reduction.
+        num_clr: R, the number of learned carriers.
+        clc_gap: Whether the cache stores the average of the tokens too.
+        clc_recover_at_last: Whether the cache is recovered once more before the last block.
+        cla_width: Features the aggregation head makes of each channel.
+        **backbone_kwargs: Passed to `timm.create_model`.
+
+    Returns:
+        The model, in training mode as timm returns it.
+
+    Raises:
+        ClcaError: If a name, a setting or a file is wrong, or weights cannot be had: never random weights in silence.
+    """
+    config = validated(
+        backbone=backbone,
+        num_classes=num_classes,
+        img_size=tuple(img_size) if isinstance(img_size, list) else img_size,
+        reduction=reduction,
+        keep_rate=keep_rate,
+        locations=locations,
+        cla=cla,
+        clc=clc,
+        num_clr=num_clr,
+        clc_gap=clc_gap,
+        clc_recover_at_last=clc_recover_at_last,
+        cla_width=cla_width,
+        backbone_kwargs=backbone_kwargs,
+    )
+    return build(config, pretrained=pretrained, weights=weights)
+
+
+def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None = None) -> TokenReducedViT:
+    """`create_model` from settings that are validated already."""
+    reduction_class(config.reduction)  # a wrong name is told before a large backbone is made
+    if "checkpoint_path" in config.backbone_kwargs:
+        raise ClcaError("checkpoint_path would load into the backbone alone: name the file by weights=FILE instead")
+    if config.backbone_kwargs.get("features_only"):
+        raise ClcaError("features_only=True asks for maps of features, which reduced tokens are not: leave it out")
+    source = resolve(config.backbone)
+    check_architecture(source)
+    fetch = pretrained and weights is None
+    if fetch:
+        _check_reachable(source)
+    vit = _build_backbone(source, config, pretrained=fetch and source.url is None)
+    kept = {k: v for k, v in config.backbone_kwargs.items() if k not in OF_THIS_MACHINE}
+    model = TokenReducedViT(vit, config.model_copy(update={"backbone_kwargs": kept}))
+    if weights is not None:
+        load_weights(model, weights)
+    elif fetch and source.url is not None:
+        load_weights(model, _download(source))
+        model.pretrained_cfg = {**weights_settings(vit.pretrained_cfg), "url": source.url, "hf_hub_id": None}
+    return model
+
+
+def reduce_tokens(
+    vit: nn.Module, *, num_classes: int | None = None, weights: str | None = None, **settings: Any
+) -> TokenReducedViT:
+    """Token reduction and Cross-Layer Cache Aggregation on an existing timm model, whose parameters are shared.
+
+    Args:
+        vit: A timm VisionTransformer with a CLS token; it is not changed.
+        num_classes: K; None keeps the model's own count and, without CLA, its own head.
+        weights: A local file to start from; it overwrites the shared parameters.
+        **settings: As for `create_model`: img_size, reduction, keep_rate, locations, cla, clc, num_clr, clc_gap,
+            clc_recover_at_last, cla_width.
+
+    Raises:
+        ClcaError: If the model or a setting does not fit.
+    """
+    cfg = getattr(vit, "pretrained_cfg", None)
+    name = getattr(cfg, "architecture", None) or (cfg or {}).get("architecture") or type(vit).__name__
+    args = {k: v for k, v in getattr(vit, "_model_args", {}).items() if k not in ("num_classes", "img_size")}
+    size = settings.pop("img_size", None)
+    if isinstance(vit, VisionTransformer):
+        size = tuple(vit.patch_embed.img_size) if size is None else size
+        # timm notes `fc_norm` where its reset_classifier set another pool, and not which.
+        if "fc_norm" in args or vit.global_pool != args.get("global_pool", "token"):
+            args |= {"global_pool": vit.global_pool, "fc_norm": has_fc_norm(vit)}
+    own = getattr(vit, "num_classes", 1000)
+    config = validated(
+        backbone=name,
+        backbone_kwargs=args,
+        num_classes=own if num_classes is None else num_classes,
+        img_size=size,
+        **settings,
+    )
+    model = TokenReducedViT(vit, config)  # type: ignore[arg-type]  # refuses what is not one
+    return model if weights is None else load_weights(model, weights)
+
+
+def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) -> VisionTransformer:
+    kwargs = dict(config.backbone_kwargs)
+    if config.img_size is not None:
+        _check_size_before(source, config)
+        kwargs["img_size"] = config.img_size
+    # With CLA the backbone's head is left out: none is made, and none is fetched.
+    kwargs["num_classes"] = 0 if config.cla else config.num_classes
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return timm.create_model(source.architecture, pretrained=pretrained, **kwargs)  # type: ignore[return-value]
+    except (TypeError, ZeroDivisionError) as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {error}") from None
+    except KeyError as error:  # timm's tables of layers
+        raise ClcaError(f"{config.backbone} does not take these settings: timm has no layer {error}") from None
+    except AssertionError as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {str(error) or kwargs}") from None
+    except _UNREACHABLE as error:
+        if not pretrained:
+            raise ClcaError(f"{config.backbone} cannot be made with {kwargs}: {error}") from None
+        if "loading state_dict" in str(error):
+            raise ClcaError(f"the pretrained weights of {config.backbone} do not fit the settings {kwargs}") from None
+        raise ClcaError(_how_to_get(source, error)) from None
+
+
+def _check_size_before(source: Backbone, config: ModelConfig) -> None:
+    """Patches must tile the image; timm itself would cut off the rest without a word."""
+    architecture = source.architecture.partition(".")[0]
+    patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
+    try:
+        with torch.device("meta"):
+            patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ClcaError(f"{config.backbone} does not take these settings: {patch} ({first})") from None
+    size = config.img_size
+    assert size is not None
+    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)
+
+
+def _check_reachable(source: Backbone) -> None:
+    """Say at once that there is no network: the hub's client would try for most of a minute, aloud.
+
+    Raises:
+        ClcaError: If there are no such weights, or they are not in the cache and their host cannot be resolved.
+    """
+    cfg = timm.get_pretrained_cfg(source.architecture)
+    hub_id = _hub_id(cfg, source) if cfg is not None else None
+    if source.url is not None:
+        address, cached = source.url, _cache_file(source.url).is_file()
+    elif hub_id:
+        address, cached = ENDPOINT, any(isinstance(try_to_load_from_cache(hub_id, n), str) for n in _HUB_FILES)
+    elif cfg is not None and cfg.url:
+        address, cached = str(cfg.url), _cache_file(str(cfg.url)).is_file()
+    else:
+        raise ClcaError(_how_to_get(source, OSError()))
+    if cached or urllib.request.getproxies():
+        return
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(address).hostname, 443)
+    except OSError as error:
+        raise ClcaError(_how_to_get(source, error)) from None
+
+
+def _hub_id(cfg: Any, source: Backbone) -> str | None:
+    return (
+        (cfg.hf_hub_id + source.architecture if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id)
+        if cfg.hf_hub_id
+        else None
+    )
+
+
+def _how_to_get(source: Backbone, error: BaseException) -> str:
+    if source.url is not None:
+        return _fetch_by_hand(source, source.url, error)
+    cfg = timm.get_pretrained_cfg(source.architecture)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        return (
+            f"{source.name} has no pretrained weights in timm: pass a file with weights=FILE (--weights FILE), or "
+            "start from random weights with pretrained=False (--no-pretrained)"
+        )
+    hub_id = _hub_id(cfg, source)
+    return _fetch_by_hand(
+        source, f"{ENDPOINT}/{hub_id}/resolve/main/model.safetensors" if hub_id else str(cfg.url), error
+    )
+
+
+def _fetch_by_hand(source: Backbone, file: str, error: BaseException) -> str:
+    return (
+        f"the weights of {source.name} could not be fetched ({type(error).__name__}): get {file} on a machine with a "
+        "network and pass the file with weights=FILE (on the command line --weights FILE)"
+    )
+
+
+def _download(source: Backbone) -> str:
+    """The file of a backbone that timm does not carry, from torch's cache or its address."""
+    assert source.url is not None
+    target = _cache_file(source.url)
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(source.url, str(target))
+        except (OSError, urllib.error.URLError, RuntimeError) as error:
+            raise ClcaError(_fetch_by_hand(source, source.url, error)) from None
+    return str(target)
+
+
+def _cache_file(url: str) -> Path:
+    """Where torch.hub keeps a file."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def weights_settings(cfg: Any) -> dict[str, Any]:
+    """timm's description of weights, which it hands on as a dict, an object or not at all."""
+    return cfg.to_dict() if hasattr(cfg, "to_dict") else cfg if isinstance(cfg, dict) else {}

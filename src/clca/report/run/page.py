@@ -1,0 +1,279 @@
+"""One run as a page: settings, curves, gradients, evaluation, confusions, cost, versions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clca.report.page import shown, write_page
+from clca.report.run import figures as run_figures
+from clca.system.files import objects, read_json
+from clca.training.run_folder import make_writable, read_csv
+
+if TYPE_CHECKING:
+    from clca.plots.figure import Picture
+    from clca.report.table import Table
+
+HARDEST, CONFUSED = 20, 15
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run's folder holds; what is not there, or cannot be read, is empty."""
+
+    name: str
+    config: dict[str, Any]
+    steps: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+    summary: dict[str, Any]
+    evaluation: dict[str, Any]
+    classes: list[dict[str, str]]
+    names: list[str]
+    confusion: list[list[int]]
+    failure: dict[str, Any]
+
+    @property
+    def state(self) -> str:
+        return "failed" if self.failure else "finished" if self.summary else "not finished"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is one of `clca train`, or a study's folder of one run."""
+    return (folder / "config.json").is_file() or (folder / "run.json").is_file()
+
+
+def run_report(folder: Path, out: Path) -> tuple[Path, list[str], int, int]:
+    """Write index.html, figures/ and tables/ of one run.
+
+    Returns:
+        The page, the sentences that it begins with, and how many figures and tables there are.
+
+    Raises:
+        ClcaError: `out` cannot be written.
+        WorkError: A file could not be written.
+    """
+    from clca.report.table import write_tables
+
+    run = read_run(folder)
+    for place in (out, out / "figures", out / "tables"):
+        make_writable(place)
+    tables = _tables(run)
+    write_tables(out / "tables", tables)
+    figures = _write(run, out / "index.html", tables, out / "figures", None)
+    return out / "index.html", _answer(run), figures, len(tables)
+
+
+def write_run_page(folder: Path, page: Path, back: str | None = None) -> None:
+    """Write the page alone, as one among those of a study.
+
+    Args:
+        folder: The run's, or a study's folder of it.
+        page: The file.
+        back: A link to the study's page.
+
+    Raises:
+        WorkError: It could not be written.
+    """
+    run = read_run(folder)
+    _write(run, page, _tables(run), None, back)
+
+
+def read_run(folder: Path) -> _Run:
+    """Read what there is of a run, finished or not."""
+    inner = folder / "run" if (folder / "run.json").is_file() else folder
+    lines = _lines(inner / "metrics.jsonl")
+    evaluations = sorted(inner.glob("evaluation/*/evaluation.json"))
+    chosen = next((path for path in evaluations if path.parent.name == "test"), evaluations[0] if evaluations else None)
+    known = read_csv(chosen.parent / "confusion.csv") if chosen is not None else []
+    try:
+        counts = [[int(cell) for cell in row[1:]] for row in known[1:]]
+    except ValueError:
+        counts = []
+    whole = all(len(row) == len(counts) for row in counts)
+    classes = read_csv(chosen.parent / "classes.csv") if chosen is not None else []
+    named = str(_json(folder / "run.json").get("name") or "") or folder.resolve().name
+    failed = _json(folder / "failure.json") if not (folder / "result.json").is_file() else {}
+    return _Run(
+        name=named,
+        config=_json(inner / "config.json"),
+        steps=[line for line in lines if "train" not in line and "step" in line],
+        epochs=[line for line in lines if "train" in line and "step" in line],
+        summary=_json(inner / "summary.json"),
+        evaluation=_json(chosen) if chosen is not None else {},
+        classes=[dict(zip(classes[0], row, strict=False)) for row in classes[1:]] if classes else [],
+        names=[row[0] for row in known[1:]] if whole else [],
+        confusion=counts if whole else [],
+        failure=failed,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) or {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(objects(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError):
+        return []
+
+
+def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None, back: str | None) -> int:
+    pictures: Sequence[tuple[str, Picture | None]] = (
+        ("Curves and gradients", run_figures.curves(run.steps, run.epochs)),
+        ("", run_figures.gradient(run.steps)),
+        ("What is taken for what", run_figures.confusion(run.confusion, run.names)),
+    )
+    figures = [shown(picture, folder) for _, picture in pictures if picture is not None]
+    reasons = {"Curves and gradients": "no step was logged", "What is taken for what": "the run has no confusion.csv"}
+    write_page(
+        page,
+        "run.html.jinja",
+        name=run.name,
+        back=back,
+        answer=_answer(run),
+        warnings=_warnings(run),
+        traceback=str(run.failure.get("traceback") or ""),
+        figures=figures,
+        absent=[f"{title}: left out, because {reasons[title]}." for title, picture in pictures
+                if picture is None and title],
+        tables=tables,
+        links=folder is not None,
+    )  # fmt: skip
+    return len(figures)
+
+
+def _answer(run: _Run) -> list[str]:
+    found = run.evaluation
+    if "top1" in found:
+        text = f"Top-1 {100 * found['top1']:.1f} % on {found.get('split', 'test')} of {_set_name(found)}"
+        text += f" ({found['images']} images)" if found.get("images") else ""
+        cost = f", at {found['gmacs']:.3g} GMACs an image" if found.get("gmacs") else ""
+        return [f"{text}{cost}."]
+    if run.summary:
+        watched = run.summary.get("watched") or {}
+        told = f"; top-1 {100 * watched['top1']:.1f} % on the watched images" if "top1" in watched else ""
+        return [f"Trained, but not evaluated{told}."]
+    done = run.steps[-1]["step"] if run.steps else 0
+    return [f"The run {'failed' if run.failure else 'is not finished'}: {done} steps are logged."]
+
+
+def _set_name(found: dict[str, Any]) -> str:
+    """What the images are called, without the folders that they lie in."""
+    return Path(str(found.get("data") or "its images")).name
+
+
+def _warnings(run: _Run) -> list[str]:
+    if not run.failure:
+        return []
+    attempt = f" (attempt {run.failure['attempt']})" if run.failure.get("attempt") else ""
+    return [f"It failed{attempt}: {run.failure.get('error') or 'no error was noted'}"]
+
+
+def _tables(run: _Run) -> dict[str, Table]:
+    tables = {
+        "numbers": _pairs("Numbers", "", _numbers(run)),
+        "hardest": _hardest(run),
+        "confused": _confused(run),
+        "settings": _pairs("Settings", "", _flat(run.config.get("train") or run.config.get("model") or {})),
+        "versions": _pairs("Versions", "", _flat(run.config.get("versions") or {})),
+    }
+    return {name: table for name, table in tables.items() if table is not None and table.rows}
+
+
+def _pairs(title: str, caption: str, pairs: Iterable[tuple[str, str]]) -> Table:
+    from clca.report.table import Column
+
+    return _table(title, caption, (Column("name", align="left"), Column("value", align="left")), list(pairs))
+
+
+def _table(title: str, caption: str, columns: Any, rows: Sequence[Sequence[str]], left_out: int = 0) -> Table:
+    import pandas as pd
+
+    from clca.report.table import Table
+
+    frame = pd.DataFrame([list(row) for row in rows], columns=[column.title for column in columns])
+    return Table(title, caption, tuple(columns), tuple(tuple(row) for row in rows), frame, left_out)
+
+
+def _numbers(run: _Run) -> list[tuple[str, str]]:
+    found, summary = run.evaluation, run.summary
+    pairs: list[tuple[str, str]] = [("state", run.state)]
+    where = f" on {found.get('split', 'test')}"
+    for key, name in (("top1", "top-1"), ("top5", "top-5"), ("macro", "macro accuracy")):
+        if _is_number(found.get(key)):
+            pairs.append((name + where, f"{100 * found[key]:.2f} %"))
+    if _is_number(found.get("loss")):
+        pairs.append(("loss" + where, f"{found['loss']:.4f}"))
+    if _is_number((summary.get("train") or {}).get("top1")):
+        pairs.append(("top-1 in the last epoch of training", f"{100 * summary['train']['top1']:.2f} %"))
+    if _is_number(found.get("gmacs")):
+        pairs.append(("GMACs an image", f"{found['gmacs']:.4g}"))
+    if _is_number(found.get("params")):
+        pairs.append(("parameters", f"{found['params'] / 1e6:.2f} million"))
+    if found.get("tokens_per_block"):
+        pairs.append(("tokens by block", " ".join(f"{count:g}" for count in found["tokens_per_block"])))
+    if _is_number(found.get("images_per_second")):
+        where = f"{found.get('device', '?')}, mixed precision {found.get('precision', '?')}"
+        pairs.append(("images a second in evaluation", f"{found['images_per_second']:.1f} ({where})"))
+    if summary:
+        pairs.append(("epochs, steps", f"{summary.get('epochs')}, {summary.get('steps')}"))
+        pairs.append(("weights kept", f"{summary.get('kept')} (epoch {summary.get('kept_epoch')})"))
+        if _is_number(summary.get("seconds")):
+            pairs.append(("training took", f"{summary['seconds']:.0f} s"))
+    peak = max((line for line in run.steps if _is_number(line.get("grad_max"))), key=lambda line: line["grad_max"],
+               default=None)  # fmt: skip
+    if peak is not None:
+        pairs.append(("largest gradient", f"{peak['grad_max']:.3g} (step {peak['step']})"))
+    return pairs
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _hardest(run: _Run) -> Table | None:
+    from clca.report.table import Column
+
+    try:
+        present = [row for row in run.classes if int(row["images"])]
+        order = sorted(present, key=lambda row: float(row["f1"]))
+        measures = ("precision", "recall", "f1")
+        shares = [
+            (row["class"], row["images"], *(f"{100 * float(row[name]):.1f}" for name in measures))
+            for row in order[:HARDEST]
+        ]
+    except (KeyError, ValueError):
+        return None
+    columns = (Column("class", align="left"), Column("images"), Column("precision", "%"), Column("recall", "%"),
+               Column("F1", "%"))  # fmt: skip
+    caption = f"The {len(shares)} classes with the lowest F1 of {len(present)}." if len(present) > HARDEST else ""
+    return _table("Hardest classes" if caption else "Classes", caption, columns, shares)
+
+
+def _confused(run: _Run) -> Table | None:
+    import numpy as np
+
+    from clca.plots.confusion import most_confused
+    from clca.report.table import Column
+
+    if not run.confusion:
+        return None
+    pairs = most_confused(np.array(run.confusion), run.names, CONFUSED)
+    columns = (Column("true class", align="left"), Column("taken for", align="left"), Column("images"))
+    return _table("Most confused", "", columns, [(true, taken, str(count)) for true, taken, count in pairs])
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """`model.reduction evit`, without what was not set."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{before}{name}.")
+        elif value is not None:
+            text = "on" if value is True else "off" if value is False else str(value)
+            pairs.append((f"{before}{name}", text))
+    return pairs

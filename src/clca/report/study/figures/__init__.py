@@ -1,0 +1,92 @@
+"""The figures of a study's report, each from numbers that `clca.report.study.numbers` and its neighbours made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from clca.plots.figure import Picture
+from clca.report.study.figures.accuracy_cost import accuracy_gmacs, accuracy_time
+from clca.report.study.figures.box_plots import accuracy_boxes, variant_boxes
+from clca.report.study.figures.gains import paired_gain
+from clca.report.study.figures.gradient_curves import gradient_curves
+from clca.report.study.figures.keep_rates import accuracy_keep_rates
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clca.report.study.gradients import Gradients
+
+_OWN_COLUMNS = frozenset({"data", "model", "backbone", "reduction", "keep_rate", "img_size", "arm", "seed"})
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the figures show.
+
+    Attributes:
+        finished: The finished runs of the results table.
+        default: Of `finished_runs`, those that `by_default` leaves.
+        cells: Of `over_seeds`.
+        pairs: Of `paired_gains`.
+        by_reduction, by_rate, everything: Of `gain_summary`, by reduction, by keep rate, and over all pairs.
+        gradients: Of `clca.report.study.gradients.gradients`.
+        published: Of `clca.report.published.published`.
+        axes: Of the study, name → labels.
+    """
+
+    finished: pd.DataFrame
+    default: pd.DataFrame
+    cells: pd.DataFrame
+    pairs: pd.DataFrame
+    by_reduction: pd.DataFrame
+    by_rate: pd.DataFrame
+    everything: pd.DataFrame
+    gradients: Gradients
+    published: pd.DataFrame
+    axes: dict[str, list[str]]
+
+
+def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
+    """The figures there is something for, in the order of the page, and a sentence for each that is left out."""
+    finished = numbers.finished
+    devices = sorted(finished["device"].dropna().astype(str).unique()) if "device" in finished else []
+    makers: Sequence[tuple[str, Callable[[], Picture | list[Picture] | None], str]] = (
+        ("What CLCA adds",
+         lambda: paired_gain(numbers.pairs, numbers.by_reduction, numbers.by_rate, numbers.everything),
+         "no setting is finished both with CLCA and without"),
+        ("Accuracy against cost", lambda: accuracy_gmacs(numbers.cells, numbers.published),
+         "no base or CLCA run is finished"),
+        ("Accuracy by keep rate", lambda: accuracy_keep_rates(numbers.cells), "no base or CLCA run is finished"),
+        ("Spread of accuracy", lambda: accuracy_boxes(numbers.default), "no run is finished"),
+        ("Gradients in training", lambda: gradient_curves(numbers.gradients),
+         "no finished run says the gradients of its steps"),
+        ("Accuracy against measured time", lambda: accuracy_time(numbers.cells, devices),
+         "no base or CLCA run is finished, or none says its time"),
+    )  # fmt: skip
+    pictures: list[Picture] = []
+    absent = []
+    for title, make, reason in makers:
+        made = make()
+        more = made if isinstance(made, list) else [made] if made is not None else []
+        pictures += more
+        if not more:
+            absent.append(f"{title}: left out, because {reason}.")
+    for axis, labels in numbers.axes.items():
+        if axis not in _OWN_COLUMNS and len(labels) > 1:
+            picture = variant_boxes(finished, axis, labels)
+            pictures += [picture] if picture is not None else []
+    return _named_apart(pictures), absent
+
+
+def _named_apart(pictures: Sequence[Picture]) -> list[Picture]:
+    """Names of sets in other scripts end as the same file name; the second gets a number."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for picture in pictures:
+        seen[picture.name] += 1
+        count = seen[picture.name]
+        apart.append(picture if count == 1 else replace(picture, name=f"{picture.name}-{count}"))
+    return apart

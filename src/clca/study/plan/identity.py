@@ -1,0 +1,108 @@
+"""What makes a run that run, wherever its images lie and whoever starts it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from typing import Any
+
+from clca.errors import ClcaError, reason
+from clca.models.config import ModelConfig
+from clca.system.paths import expanded
+from clca.training.config import NOT_PART_OF_A_RUN, DataConfig, TrainConfig
+
+COMPUTES = 1
+"""Raise it with every change of the program, or of a default, that changes what a run with the same settings computes:
+runs made before are then other runs. Versions of torch and timm are kept with each result and compared in the
+report."""
+
+_PARTS = ("model", "data", "seed", "weights", "pretrained")
+
+
+def model_text(config: ModelConfig) -> str:
+    """What of a model's settings makes a difference, canonical."""
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"num_classes"})
+    if config.reduction == "none":
+        settings.pop("keep_rate", None)
+    if not config.clc:
+        for name in ("num_clr", "clc_gap", "clc_recover_at_last"):
+            settings.pop(name, None)
+    if not config.cla:
+        settings.pop("cla_width", None)
+    if config.reduction == "none" and not (config.clc or config.cla):
+        settings.pop("locations", None)  # nothing is left out, returns or is looked at there
+    return _canonical(settings)
+
+
+def data_text(config: DataConfig, images: str) -> str:
+    """What of a data set's settings makes a difference, with `images`, its fingerprint, in place of where it lies."""
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"root", "source"})
+    return _canonical({**settings, "images": images})
+
+
+def recipe_text(config: TrainConfig, weights: str | None) -> str:
+    """What of a recipe makes a difference, with `weights`, their fingerprint, in place of the file's name."""
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={*NOT_PART_OF_A_RUN, *_PARTS})
+    start = weights if weights is not None else "published" if config.pretrained else "random"
+    return _canonical({**settings, "start": start})
+
+
+def run_id(model: str, data: str, recipe: str, seed: int, split: str) -> str:
+    """Sixteen hexadecimal digits of the parts' texts."""
+    text = "\n".join((str(COMPUTES), model, data, recipe, str(seed), split))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _canonical(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
+
+
+def images_fingerprint(root: str, source: str | None = None) -> str | None:
+    """A digest of which images a set holds: split, class, path below the set and size in bytes of each.
+
+    Neither where the set lies nor when it was copied makes a difference. The files are not opened, so a changed image
+    of the same size goes unnoticed.
+
+    Returns:
+        The digest, or None where there is no such set here.
+
+    Raises:
+        ClcaError: There is something, but it is no data set.
+    """
+    from clca.data import is_leaves
+    from clca.data.sources.folder_csv import read_listing
+    from clca.data.synthetic.leaves import DrawnLeaves
+
+    if is_leaves(root, source):
+        leaves = DrawnLeaves.from_text(root, split="all")
+        images = len(leaves) // len(leaves.classes)
+        own = [len(leaves.classes), images, leaves.size, leaves.seed, leaves.difficulty]
+        return "leaves:" + ",".join(f"{value:g}" for value in own)
+    if not expanded(root).exists():
+        return None
+    listing = read_listing(root, source)
+    if listing.problems:
+        raise ClcaError(listing.problems[0])
+    digest = hashlib.sha256()
+    below = listing.root if listing.root.is_dir() else listing.root.parent
+    for split in sorted(listing.splits):
+        for path, label in sorted(listing.splits[split]):
+            name = path.relative_to(below) if path.is_relative_to(below) else path.name
+            line = f"{split}\t{listing.classes[label]}\t{name}\t{path.stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+@cache
+def weights_fingerprint(path: str) -> str:
+    """A digest of a file of weights.
+
+    Raises:
+        ClcaError: It cannot be read.
+    """
+    try:
+        with open(expanded(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ClcaError(f"weights {path}: cannot be read ({reason(error)})") from None

@@ -1,0 +1,1 @@
+"""What a study has found: its folder, records, table and status."""

@@ -1,0 +1,149 @@
+"""A study's folder: where each run's files are, and what they say of its state.
+
+OUT/study.json          what the study is
+OUT/results.parquet     the table, rebuilt from the runs at any time
+OUT/data/               synthetic leaves, drawn once for all runs
+OUT/runs/NAME/          one folder a run: run.json, claim.N, log.txt, run/ (what `clca train` leaves), and at the end
+                        result.json, or failure.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from clca.errors import ClcaError, WorkError, reason
+from clca.system.files import as_utf8, read_json
+
+STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
+PRETRAINING = "pretraining-"
+"""What the name of the run begins with that goes first; it is no row of the table."""
+DESCRIPTION, RESULT, FAILURE, LOG, TRAINED = "run.json", "result.json", "failure.json", "log.txt", "run"
+FORMAT = "clca-study-1"
+_HALF_MADE = re.compile(r"\.[0-9a-f]{32}")  # as `appearing` names it; other hidden folders belong to somebody
+
+State = Literal["new", "started", "finished", "failed"]
+
+
+def run_folder(out: Path, name: str) -> Path:
+    return out / RUNS / name
+
+
+def state_of(folder: Path) -> State:
+    """What has become of a run; "started" may be running, here or elsewhere, or interrupted."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if (folder / FAILURE).exists():
+        return "failed"
+    return "started" if folder.exists() else "new"
+
+
+def states(out: Path, names: Iterable[str]) -> dict[str, State]:
+    """The states of many runs; the folders of those that have not begun are not looked for one by one."""
+    begun = set(begun_runs(out))
+    return {name: state_of(run_folder(out, name)) if name in begun else "new" for name in names}
+
+
+def begun_runs(out: Path) -> Iterator[str]:
+    """The names of all runs that have a folder, but for the pretraining."""
+    try:
+        with os.scandir(out / RUNS) as entries:
+            for entry in entries:
+                if not entry.name.startswith((".", PRETRAINING)) and entry.is_dir():
+                    yield entry.name
+    except FileNotFoundError:
+        return
+
+
+def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
+    """The folder of a run with its run.json; it appears whole, or is already there.
+
+    Raises:
+        WorkError: It cannot be made.
+    """
+    folder = run_folder(out, name)
+    if folder.is_dir():
+        return folder
+    with appearing(folder) as making:
+        making.mkdir(parents=True)
+        with open(making / DESCRIPTION, "w", encoding="utf-8") as file:
+            file.write(json.dumps(description, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return folder
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A place to make a folder in, which takes its name once the block ends well; the first of several processes wins.
+
+    Raises:
+        WorkError: It cannot be made.
+    """
+    making = folder.with_name(f".{uuid.uuid4().hex}")
+    try:
+        yield making
+        os.rename(making, folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was faster
+            raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def remove_remains(out: Path, seconds: float = 86400.0) -> None:
+    """Remove what processes that were killed left half-made, once nobody can be at it any more."""
+    for part in (RUNS, DATA):
+        for path in (out / part).glob(".*"):
+            with contextlib.suppress(OSError):
+                if _HALF_MADE.fullmatch(path.name) and path.is_dir() and time.time() - path.stat().st_mtime > seconds:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a run in a study's folder, by its row, is one of the study as it is now: it may have been changed since.
+
+    Args:
+        study: The content of study.json; one that does not list its runs has all of them. Of a set whose images were
+            not there to be looked at when it was written, nobody knows what its runs are called, and any counts.
+    """
+    if not isinstance(listed := study.get("runs"), dict):
+        return lambda row: True
+    if not all(isinstance(listed.get(name), list) for name in ("digits", "unseen")):
+        return lambda row: True
+    digits, unseen = set(map(str, listed["digits"])), set(map(str, listed["unseen"]))
+    return lambda row: str(row["name"]).rpartition("-")[2] in digits or row.get("data") in unseen
+
+
+def left_out(count: int) -> str:
+    """A sentence on the runs in a folder that are none of its study any more."""
+    runs = "1 run in the folder is" if count == 1 else f"{count:,} runs in the folder are"
+    return f"{runs} of the study as it was before it was changed, and left out."
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run; None where there is none, or none that can be read."""
+    result = read_json(folder / RESULT)
+    return result if result is not None and result.get("state") == "finished" else None
+
+
+def read_study_file(out: Path) -> dict[str, Any]:
+    """The content of study.json.
+
+    Raises:
+        ClcaError: The folder holds no study.
+    """
+    content = read_json(out / STUDY)
+    if content is None or content.get("format") != FORMAT:
+        if content is None and (out / STUDY).is_file():
+            raise ClcaError(f"{out / STUDY}: is damaged; give clca study run once more, which writes it anew")
+        raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
+    return dict(as_utf8(content))

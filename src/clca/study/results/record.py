@@ -1,0 +1,109 @@
+"""The one flat record that a finished run leaves: a row of the result table."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clca.models.config import ModelConfig, spelled
+from clca.study.results.folder import TRAINED
+from clca.system.files import objects, part, read_json
+from clca.training.config import TrainConfig
+from clca.training.run_folder import METRICS, SUMMARY, read_config
+
+_VERSIONS = ("clca", "torch", "timm")
+
+
+def settings_row(name: str, identity: str, labels: dict[str, str], set_name: str, split: str, config: TrainConfig,
+                 arm: str) -> dict[str, Any]:  # fmt: skip
+    """What is known of a run before it begins: the columns that say what it is."""
+    model = config.model
+    return {
+        "run": identity,
+        "name": name,
+        "data": set_name,
+        "split": split,
+        "backbone": model.backbone,
+        "reduction": model.reduction,
+        "keep_rate": _one_rate(model),
+        **by_block(model.reduction, model.keep_rate, model.locations),
+        "img_size": model.img_size[0] if isinstance(model.img_size, tuple) else model.img_size,
+        "arm": arm,
+        "num_clr": model.num_clr,
+        "clc_gap": model.clc_gap,
+        "clc_recover_at_last": model.clc_recover_at_last,
+        "cla_width": model.cla_width,
+        "seed": config.seed,
+        **{f"axis.{axis}": label for axis, label in labels.items()},
+    }
+
+
+def by_block(
+    reduction: str, keep_rate: float | Sequence[float], locations: Sequence[int] | None
+) -> dict[str, str | None]:
+    """The columns that say what is not the same, or not as always, at every reduction block.
+
+    Returns:
+        `keep_rates`: One rate a block, as "0.75 0.5 0.25"; None where all have the same. `locations`: The blocks, as
+        "2 5 8"; None for those that a backbone's depth gives.
+    """
+    rates = () if reduction == "none" or isinstance(keep_rate, (int, float)) else tuple(keep_rate)
+    return {
+        "keep_rates": spelled(rates) if len(set(rates)) > 1 else None,
+        "locations": None if locations is None else " ".join(map(str, locations)),
+    }
+
+
+def _one_rate(model: ModelConfig) -> float:
+    """The keep rate; of one a location, the mean."""
+    if model.reduction == "none":
+        return 1.0
+    return statistics.fmean(model.keep_rate) if isinstance(model.keep_rate, tuple) else model.keep_rate
+
+
+def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, Any]:
+    """What came of a run: the columns with numbers.
+
+    Args:
+        folder: The folder of the study's run; what training left is in it.
+        evaluation: What `clca.training.evaluate` found.
+        threads: Of the CPU, None for torch's own choice.
+    """
+    trained = folder / TRAINED
+    summary, config = read_json(trained / SUMMARY) or {}, read_config(trained)
+    resolved, learned = part(config, "resolved"), part(summary, "train")
+    gradients = _gradients(trained / METRICS)
+    return {
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "macro": evaluation.macro,
+        "loss": evaluation.loss,
+        "train_loss": learned.get("loss"),
+        "train_top1": learned.get("top1"),
+        "gmacs": evaluation.gmacs,
+        "computed_gmacs": evaluation.computed_gmacs,
+        "params": evaluation.params,
+        "images_per_second": evaluation.images_per_second,
+        "train_images": resolved.get("train_images"),
+        "train_seconds": summary.get("seconds"),
+        "epochs": summary.get("epochs"),
+        "steps": summary.get("steps"),
+        "grad_max": max(gradients, default=None),
+        "grad_median": statistics.median(gradients) if gradients else None,
+        "device": resolved.get("device"),
+        "precision": resolved.get("precision"),
+        "threads": threads,
+        "host": platform.node(),
+        **{name: part(config, "versions").get(name) for name in _VERSIONS},
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _gradients(path: Path) -> list[float]:
+    """The largest gradient of every logged step."""
+    lines = objects(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [float(value) for line in lines if isinstance(value := line.get("grad_max"), (int, float))]

@@ -1,0 +1,1 @@
+"""Runs of a study in progress: driver, executors, claims."""

@@ -1,0 +1,163 @@
+"""What a person sees while a study goes on: one picture on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live as Picture
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from clca.study.results.folder import PRETRAINING, TRAINED, run_folder
+from clca.system.files import objects
+from clca.training.progress import duration
+from clca.training.run_folder import METRICS
+
+if TYPE_CHECKING:
+    from clca.study.run.driver import StudyResult
+
+_SECONDS_BETWEEN_LINES = 60.0
+_SHOWN = 12  # runs at work
+_RECENT = 200  # finished runs that the rate is taken from
+
+
+class Live:
+    """Progress of a study.
+
+    Args:
+        name: The study's.
+        out: Its folder.
+        total: Runs asked for.
+        console: Where to.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, name: str, out: Path, total: int, console: Console, quiet: bool) -> None:
+        self.name, self.out, self.total, self.console, self.quiet = name, out, total, console, quiet
+        self.best: dict[str, Any] | None = None
+        self.at_work: dict[str, float] = {}
+        self.where = ""
+        self._ends: deque[float] = deque(maxlen=_RECENT)
+        self._picture: Picture | None = None
+        self._begin = self._line_at = self._shown_at = monotonic()
+
+    def begin(self, where: str, result: StudyResult) -> None:
+        """Once the executor is ready."""
+        self.where = where
+        self._begin = self._line_at = monotonic()
+        done = f", {result.finished} of them finished" if result.finished else ""
+        failed = f", {result.failed} failed" if result.failed else ""
+        self.say(f"{self.name}: {self.total} runs{done}{failed}; {where}; folder {self.out}")
+        if not self.quiet and self.console.is_terminal:
+            self._picture = Picture(console=self.console, auto_refresh=False, transient=True)
+            self._picture.start()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the picture."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def started(self, name: str) -> None:
+        self.at_work[name] = monotonic()
+
+    def ended(self, name: str) -> None:
+        self.at_work.pop(name, None)
+
+    def finished(self, row: dict[str, Any]) -> None:
+        if str(row["name"]).startswith(PRETRAINING):
+            self._begin = monotonic()  # the rate is that of the runs themselves
+            return
+        if self.where:
+            self._ends.append(monotonic())
+        if row.get("top1") is not None and (self.best is None or row["top1"] > self.best["top1"]):
+            self.best = row
+
+    def show(self, result: StudyResult, at_once: int, waiting: int, elsewhere: int) -> None:
+        """Now and then: how far it is."""
+        now = monotonic()
+        if self.quiet:
+            return
+        beyond = max(0, len(self.at_work) - at_once)  # given away, but not begun
+        waiting += beyond
+        if self._picture is not None and now - self._shown_at >= 0.5:
+            self._shown_at = now
+            self._picture.update(self._drawn(result, len(self.at_work) - beyond, waiting, elsewhere), refresh=True)
+        elif self._picture is None and now - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            self.say(self._line(result, len(self.at_work) - beyond, elsewhere))
+
+    def close(self) -> None:
+        if self._picture is not None:
+            self._picture.stop()
+            self._picture = None
+
+    # -- words ---------------------------------------------------------------------------------------------------
+
+    def _rate(self) -> float:
+        """Runs a second, by whomever, over the last ones."""
+        if not self._ends:
+            return 0.0
+        since = self._ends[0] if len(self._ends) == _RECENT else self._begin
+        return len(self._ends) / max(1e-9, monotonic() - since)
+
+    def _left(self, result: StudyResult) -> str:
+        rate = self._rate()
+        left = self.total - result.finished - result.failed
+        return f", {duration(left / rate)} left" if rate and left else ""
+
+    def _line(self, result: StudyResult, running: int, elsewhere: int) -> str:
+        failed = f", {result.failed} failed" if result.failed else ""
+        other = f", {elsewhere} elsewhere" if elsewhere else ""
+        return (
+            f"{result.finished} of {self.total} finished{failed}, {running} running{other}; "
+            f"{self._speed()}{self._left(result)}{self._best()}"
+        )
+
+    def _speed(self) -> str:
+        rate = self._rate()
+        if not rate:
+            return "no rate yet"
+        return f"{rate * 60:.1f} runs/min" if rate * 60 >= 1 else f"{rate * 3600:.1f} runs/h"
+
+    def _best(self) -> str:
+        return "" if self.best is None else f"; best so far {self.best['top1']:.1%} ({self.best['name']})"
+
+    def _drawn(self, result: StudyResult, running: int, waiting: int, elsewhere: int) -> Group:
+        table = Table(title=None, box=None, padding=(0, 1), expand=True)
+        table.add_column("running", no_wrap=True, overflow="ellipsis", ratio=3)
+        table.add_column("for", justify="right", no_wrap=True)
+        table.add_column("epoch", justify="right", no_wrap=True)
+        table.add_column("loss", justify="right", no_wrap=True)
+        for name, since in list(self.at_work.items())[: min(running, _SHOWN)]:
+            epoch, loss = last_step(run_folder(self.out, name) / TRAINED / METRICS)
+            table.add_row(name, duration(monotonic() - since), epoch, loss)
+        more = running - _SHOWN
+        counts = Text(
+            f"{self.name}  {result.finished} of {self.total} finished, {running} running, {waiting} waiting"
+            + (f", {elsewhere} elsewhere" if elsewhere else "")
+        )
+        if result.failed:
+            counts.append(f", {result.failed} failed", style="bold red")
+        bar = ProgressBar(total=self.total, completed=result.finished + result.failed)
+        rest = Text(f"{self._speed()}{self._left(result)}{self._best()}")
+        return Group(counts, bar, rest, table, *([Text(f"and {more} more")] if more > 0 else []))
+
+
+def last_step(path: Path) -> tuple[str, str]:
+    """Epoch and loss of the last step in a metrics.jsonl; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return "", ""
+    for content in objects(reversed(lines)):
+        if isinstance(content.get("loss"), float):
+            return str(content.get("epoch", "")), f"{content['loss']:.3f}"
+    return "", ""

@@ -1,0 +1,281 @@
+"""One run of a study, from its claim to its result, in whatever process it is given to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal, TextIO
+
+from rich.console import Console
+
+from clca.errors import ClcaError, WorkError, reason
+from clca.study.results.folder import (
+    FAILURE,
+    LOG,
+    RESULT,
+    TRAINED,
+    make_run_folder,
+    read_result,
+    run_folder,
+)
+from clca.study.results.record import result_row
+from clca.study.run.claim import Claim, claim
+from clca.system.files import read_json
+from clca.training.config import TrainConfig
+from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS, write_json
+
+TRAIN_AND_EVALUATE = "clca.study.run.job:train_and_evaluate"
+_SPARE = 32 * 2**20  # bytes; with less than this left, whatever failed is taken to have failed for want of room
+
+Kind = Literal["finished", "failed", "taken", "interrupted", "no space", "lost"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made, as it is sent to another process.
+
+    Attributes:
+        name: Of the run; its folder is `out`/runs/`name`.
+        out: The study's folder, as every process sees it.
+        row: What is known of it before (`record.settings_row`).
+        config: Its settings (`TrainConfig` as JSON).
+        split: What it is judged on.
+        keep: What stays of it: "none", "weights" or "all".
+        threads: Of the CPU; None for torch's own choice.
+        forgiven: Failures known to whoever wants it retried; 0 where a failed run stays failed.
+        gone: The claim whose owner the driver has seen to be gone (`claim.Watch.gone`), if there is one.
+        work: What does it, as module:function; a function of (job, folder, console) that returns the record.
+    """
+
+    name: str
+    out: str
+    row: dict[str, Any]
+    config: dict[str, Any]
+    split: str = "test"
+    keep: str = "weights"
+    threads: int | None = None
+    forgiven: int = 0
+    gone: tuple[int, int] | None = None
+    work: str = TRAIN_AND_EVALUATE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        name: Of the run.
+        kind: "finished"; "failed" (its folder says why); "taken" (another process has it); "interrupted" (its state is
+            saved); "no space"; "lost" (the process that had it is gone).
+        detail: One line on why.
+        row: Its row of the table, where it is finished.
+        here: Whether a finished run was made for this job, and not found finished by another process.
+    """
+
+    name: str
+    kind: Kind
+    detail: str = ""
+    row: dict[str, Any] | None = None
+    here: bool = False
+    host: str = field(default_factory=platform.node)
+
+
+def perform(job: Job, own_process: bool = True) -> Outcome:
+    """Make a run, or find that it is made or being made.
+
+    Args:
+        job: The run.
+        own_process: Whether all that this process prints may go to the run's log.
+    """
+    folder = run_folder(Path(job.out), job.name)
+    try:
+        make_run_folder(Path(job.out), job.name, {"format": "clca-study-run-1", "row": job.row, "train": job.config})
+        if (ended := _ended(job, folder)) is not None:
+            return ended
+        held = claim(folder, gone=job.gone)
+    except WorkError as error:
+        return _failed_outside(job, folder, error)
+    if held is None:
+        return Outcome(job.name, "taken")
+    try:
+        # Whoever had it before us may have ended it between our look and our claim.
+        return _ended(job, folder) or _attempt(job, folder, held, own_process)
+    finally:
+        held.release()
+
+
+def _ended(job: Job, folder: Path) -> Outcome | None:
+    """The outcome of a run that needs no work any more."""
+    if (result := read_result(folder)) is not None:
+        return Outcome(job.name, "finished", row=result)
+    failure = read_json(folder / FAILURE)
+    if failure is not None and failure.get("attempt", 1) > job.forgiven:
+        return Outcome(job.name, "failed", str(failure.get("error", "")))
+    return None
+
+
+def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
+    """The work itself; whatever comes of it is written down."""
+    earlier = read_json(folder / FAILURE)
+    if earlier is not None:
+        _forgive(folder, earlier)
+    began = monotonic()
+    try:
+        with _log(folder / LOG, own_process) as console:
+            module, _, function = job.work.partition(":")
+            numbers = getattr(import_module(module), function)(job, folder, console)
+        row = {**job.row, "state": "finished", "error": None, **numbers, "seconds": round(monotonic() - began, 3)}
+        if not held.still_held():  # this machine was away so long that another process went on with the run
+            return Outcome(job.name, "taken")
+        write_json(folder / RESULT, row)
+    except KeyboardInterrupt as stop:
+        return Outcome(job.name, "interrupted", str(stop))
+    except Exception as error:
+        return _failed(job, folder, error, (earlier or {}).get("attempt", 0) + 1)
+    _tidy(job, folder / TRAINED)
+    return Outcome(job.name, "finished", row=row, here=True)
+
+
+def _forgive(folder: Path, failure: dict[str, Any]) -> None:
+    """Put an earlier failure aside; a checkpoint that could not be read would fail again."""
+    os.replace(folder / FAILURE, folder / f"failure.{failure.get('attempt', 1)}.json")
+    if CHECKPOINT in str(failure.get("error", "")) and "damaged" in str(failure.get("error", "")):
+        shutil.rmtree(folder / TRAINED, ignore_errors=True)
+
+
+def _failed(job: Job, folder: Path, error: Exception, attempt: int) -> Outcome:
+    line = one_line(error)
+    if is_full(folder, error):
+        return Outcome(job.name, "no space", line)
+    text = "".join(traceback.format_exception(error))
+    # What cannot be written may be the very failure; the outcome tells it all the same.
+    with suppress(OSError, WorkError), _opened(folder / LOG) as log:
+        log.write(text)
+    with suppress(WorkError):
+        write_failure(folder, line, text, attempt)
+    return Outcome(job.name, "failed", line)
+
+
+def _failed_outside(job: Job, folder: Path, error: WorkError) -> Outcome:
+    """The run's folder or its claim cannot be written, so there is nowhere to write why."""
+    return Outcome(job.name, "no space" if is_full(folder.parent, error) else "failed", one_line(error))
+
+
+def write_failure(folder: Path, line: str, text: str, attempt: int) -> None:
+    """Mark a run as failed."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(
+        folder / FAILURE,
+        {"error": line, "traceback": text, "attempt": attempt, "host": platform.node(), "time": now},
+    )
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ClcaError, WorkError)) and text else f"{type(error).__name__}: {text}"
+
+
+def is_full(folder: Path, error: BaseException) -> bool:
+    """Whether a failure comes from a disk without room, which is no fault of the run."""
+    text = str(error).lower()
+    if "no space left" in text or "the disk has" in text:
+        return True
+    try:
+        return shutil.disk_usage(folder).free < _SPARE
+    except OSError:
+        return False
+
+
+def _tidy(job: Job, trained: Path) -> None:
+    """Remove what is not kept of a finished run."""
+    unwanted = {"all": (), "weights": (CHECKPOINT,), "none": (CHECKPOINT, WEIGHTS)}[job.keep]
+    for name in unwanted:
+        (trained / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(log: Path) -> Iterator[TextIO]:
+    """The log of a run, to add to.
+
+    Raises:
+        WorkError: It cannot be opened.
+    """
+    try:
+        file = open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+    except OSError as error:
+        raise WorkError(f"{log}: cannot be written ({reason(error)})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _log(path: Path, own_process: bool) -> Iterator[Console]:
+    """Where a run says what it does: its own file, and with it all that its process prints meanwhile."""
+    with _opened(path) as file:
+        console = Console(file=file, width=120, force_terminal=False)
+        if not own_process:
+            yield console
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in kept:
+                os.dup2(file.fileno(), number)
+            yield console
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, old in kept.items():
+                os.dup2(old, number)
+                os.close(old)
+
+
+def train_and_evaluate(job: Job, folder: Path, console: Console) -> dict[str, Any]:
+    """Train with the job's settings, judge the result, and say what came of it."""
+    import torch
+
+    from clca.evaluation import evaluate
+    from clca.training import train
+
+    config = TrainConfig.model_validate(job.config).model_copy(update={"out": folder / TRAINED})
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    _go_along(folder / TRAINED, config)
+    train(config, console=console)
+    evaluation = evaluate(
+        folder / TRAINED,
+        split=job.split,
+        batch_size=max(64, config.batch_size),
+        workers=config.workers,
+        device=config.device,
+        precision=config.precision,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
+    )
+    return result_row(folder, evaluation, job.threads)
+
+
+def _go_along(trained: Path, config: TrainConfig) -> None:
+    """Let a run that was begun go on where its study, or its images, were moved to.
+
+    A study knows images and weights by their digests: were they others, the run would have another name.
+    """
+    stored = read_json(trained / CONFIG)
+    if stored is None or not isinstance(stored.get("train"), dict):
+        return
+    now, there = config.model_dump(mode="json"), stored["train"]
+    places = {name: now["data"][name] for name in ("root", "source")}
+    moved = {**there, "weights": now["weights"], "data": {**there.get("data", {}), **places}}
+    if moved != there:
+        write_json(trained / CONFIG, {**stored, "train": moved})

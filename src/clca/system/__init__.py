@@ -1,0 +1,1 @@
+"""What is asked of the machine: files, paths, processes, signals, time."""

@@ -1,0 +1,173 @@
+"""What every reduction promises, checked on small random models, as scikit-learn's `check_estimator` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clca.errors import ClcaError
+from clca.models.factory import create_model
+from clca.models.token_reduced_vit import TokenReducedViT
+from clca.reductions.registry import reduction_class
+
+_PATCH, _GRID, _CLASSES = 4, 4, 5
+_SIZES: dict[str, Any] = {"patch_size": _PATCH, "embed_dim": 24, "num_heads": 3, "depth": 5, "locations": (1, 2)}
+_PREFIXES: tuple[dict[str, Any], ...] = ({}, {"reg_tokens": 3})
+_MODULES: tuple[dict[str, Any], ...] = (
+    {"cla": True, "clc": True},
+    {"cla": False, "clc": True, "num_clr": 2},
+    {"cla": False, "clc": False},
+)
+_RATES: tuple[Any, ...] = (1.0, 0.6, (0.9, 0.3), 0.01)
+
+
+def check_reduction(name: str) -> None:
+    """Check that a registered reduction keeps what every reduction promises; takes seconds.
+
+    With and without the head and the cache, with one and several prefix tokens, at keep rates from 0.01 to 1: a batch
+    gives what its images give alone, and the same twice; the prefix stays in front, and a token behind it; every patch
+    is owned by a token that is there, or by none from then on; a lower rate keeps no more; the keep rate can be set at
+    run time, unless `fixed_counts`; gradients are finite and reach its parameters; double precision, bfloat16 and
+    autocast work. What it cannot know is the formula: hold that against a plain loop.
+
+    Args:
+        name: As it is registered.
+
+    Raises:
+        AssertionError: A promise is not kept; the message says which, and with which settings.
+        ClcaError: There is no such reduction.
+    """
+    if reduction_class(name) is None:
+        raise ClcaError(f"reduction {name!r} reduces nothing: there is nothing to check")
+    for modules in _MODULES:
+        for prefix in _PREFIXES:
+            for rate in _RATES:
+                settings = {"keep_rate": rate, **modules, **prefix}
+                with _told(name, settings):
+                    _check_evaluation(name, settings)
+            settings = {"keep_rate": 0.6, **modules, **prefix}
+            with _told(name, settings):
+                _check_training(name, settings)
+                _check_precisions(name, settings)
+                _check_run_time(name, settings)
+    for grid in (2, 3):
+        with _told(name, {"patches": f"{grid}×{grid}", "keep_rate": 0.01}):
+            _check_evaluation(name, {"keep_rate": 0.01}, grid)
+
+
+@contextmanager
+def _told(name: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Say with which settings something went wrong."""
+    where = f"reduction {name!r}, {', '.join(f'{key}={value}' for key, value in settings.items())}"
+    try:
+        yield
+    except AssertionError as broken:
+        raise AssertionError(f"{where}: {broken}") from None
+    except Exception as error:
+        error.add_note(where)
+        raise
+
+
+def _require(holds: bool | Tensor, promise: str) -> None:
+    if not bool(holds):
+        raise AssertionError(promise)
+
+
+def _model(name: str, settings: dict[str, Any], grid: int = _GRID) -> TokenReducedViT:
+    """A model in double precision and evaluation mode, whose attention is uneven enough to rank tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(
+            "vit_tiny_patch16_224",
+            reduction=name,
+            img_size=grid * _PATCH,
+            num_classes=_CLASSES,
+            **{**_SIZES, **settings},
+        )
+        with torch.no_grad():
+            for parameter in model.blocks.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=2 / math.sqrt(parameter.shape[1]))
+    return model.double().eval()
+
+
+def _images(grid: int = _GRID) -> Tensor:
+    """Images [4, 3, H, W] that differ much, so that what a reduction does to them differs too."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, grid * _PATCH, grid * _PATCH, generator=generator, dtype=torch.float64)
+    images[1] *= 5
+    images[2] *= 0.02
+    images[3, :, :, :_PATCH] = 0
+    return images
+
+
+def _check_evaluation(name: str, settings: dict[str, Any], grid: int = _GRID) -> None:
+    model, images = _model(name, settings, grid), _images(grid)
+    with torch.no_grad():
+        logits, trace = model.forward_trace(images)
+        _require(torch.isfinite(logits).all(), "the outputs are not finite")
+        _require(torch.equal(model(images), logits), "the same images give something else the second time")
+        for b in range(len(images)):
+            alone, own = model.forward_trace(images[b : b + 1])
+            close = torch.allclose(alone[0], logits[b], rtol=1e-7, atol=1e-9)
+            _require(close, "an image alone gives something else than in a batch")
+            same = all(torch.equal(one[b], other[0]) for one, other in zip(trace.owner, own.owner, strict=True))
+            _require(same, "the owners of an image's patches depend on the images beside it")
+    prefix, patches = model.num_prefix_tokens, grid * grid
+    dropped = torch.zeros(len(images), patches, dtype=torch.bool)
+    for owner, tokens in zip(trace.owner, trace.tokens, strict=True):
+        _require(torch.as_tensor(tokens).min() > prefix, "no token stays behind the prefix")
+        _require(owner.shape == dropped.shape, "the owner map has lost its shape: call state.move with [B, N]")
+        there = (owner >= prefix) & (owner < torch.as_tensor(tokens).view(-1, 1))
+        _require((there | (owner == -1)).all(), "a patch is owned by the prefix, or by a token that is not there")
+        _require((owner[dropped] == -1).all(), "a patch that was dropped is owned again")
+        dropped = owner == -1
+
+
+def _check_training(name: str, settings: dict[str, Any]) -> None:
+    model, images = _model(name, settings).train(), _images()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        loss = F.cross_entropy(model(images), torch.arange(4) % _CLASSES) + model.auxiliary_loss
+    loss.backward()
+    for parameter_name, parameter in model.named_parameters():
+        finite = parameter.grad is None or torch.isfinite(parameter.grad).all()
+        _require(finite, f"the gradient of {parameter_name} is not finite")
+    for parameter_name, parameter in model.reductions.named_parameters():
+        _require(parameter.grad is not None, f"no gradient reaches its parameter {parameter_name}")
+
+
+def _check_precisions(name: str, settings: dict[str, Any]) -> None:
+    images = _images()
+    with torch.no_grad():
+        logits = _model(name, settings)(images)
+        _require(logits.dtype == torch.float64, "it does not keep double precision")
+        single = _model(name, settings).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            _require(torch.isfinite(single(images.float())).all(), "not finite under bfloat16 autocast")
+        half = single.bfloat16()(images.bfloat16())
+        _require(half.dtype == torch.bfloat16, "it does not keep bfloat16: give back tokens of the dtype of x")
+        _require(torch.isfinite(half).all(), "not finite in bfloat16")
+
+
+def _check_run_time(name: str, settings: dict[str, Any]) -> None:
+    model, images = _model(name, settings), _images()
+    cls = reduction_class(name)
+    assert cls is not None
+    kept: list[int] = []
+    for rate in (0.9, 0.5, 0.2):
+        made = _model(name, {**settings, "keep_rate": rate})
+        with torch.no_grad():
+            logits, trace = made.forward_trace(images)
+            if not cls.fixed_counts:
+                model.keep_rate = rate
+                again = model(images)
+                _require(torch.equal(again, logits), "the keep rate at run time is not what it is when made with it")
+        kept.append(int(torch.as_tensor(trace.tokens[model.locations[0]]).max()))
+    _require(kept == sorted(kept, reverse=True), f"lower keep rates keep more tokens: {kept} at 0.9, 0.5 and 0.2")

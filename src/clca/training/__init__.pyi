@@ -1,0 +1,10 @@
+from .config import DataConfig, TrainConfig
+from .trainer import RunResult, resume, train
+
+__all__ = [
+    "DataConfig",
+    "RunResult",
+    "TrainConfig",
+    "resume",
+    "train",
+]

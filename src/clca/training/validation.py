@@ -1,0 +1,106 @@
+"""What a model answers to every image of a split, and the numbers that follow."""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from sklearn.metrics import recall_score
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from clca.data.transforms import Normalization
+from clca.evaluation.ranking import most_likely
+from clca.kernels.linear import prepacked
+from clca.models.token_reduced_vit import TokenReducedViT
+
+
+@dataclass
+class Answers:
+    """Over all images of a split, from all processes, each image once.
+
+    Attributes:
+        labels: True classes, [N].
+        ranked: The most likely classes, best first, [N, k], k = min(5, classes). Of equally likely ones, which half
+            precision makes, the lower index comes first, as in `argmax`.
+        loss: Mean cross-entropy.
+        images_per_second: Of the forward pass alone, summed over processes; of use if it was asked to be measured.
+    """
+
+    labels: Tensor
+    ranked: Tensor
+    loss: float
+    images_per_second: float
+
+    def top(self, k: int) -> float:
+        """Share of images with the true class among the `k` most likely."""
+        return (self.ranked[:, :k] == self.labels[:, None]).any(1).double().mean().item()
+
+    def macro_accuracy(self) -> float:
+        """Mean over the classes that occur of the share of their images that is right."""
+        present = self.labels.unique().tolist()
+        return float(recall_score(self.labels, self.ranked[:, 0], labels=present, average="macro", zero_division=0))
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "top1": self.top(1),
+            "top5": self.top(5),
+            "macro": self.macro_accuracy(),
+            "images": len(self.labels),
+        }
+
+
+@torch.no_grad()
+def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator, measure: bool = False) -> Answers:
+    """Run an unwrapped model in evaluation mode over this process's share of a split and put all shares together.
+
+    Args:
+        model: Takes [B, 3, S, S] normalised as its `preprocess` says, gives [B, K]; left in the mode it was in.
+        loader: This process's images (`batches.eval_loader`).
+        accelerator: Says device, precision and processes.
+        measure: Leave the first batch, which warms up, out of the speed.
+    """
+    was_training = model.training
+    model.eval()
+    device, normalize = accelerator.device, Normalization(model.preprocess or {})
+    labels, ranked, losses = [], [], torch.zeros((), dtype=torch.float64)
+    timed_images, timed_seconds = 0, 0.0
+    with prepacked(model):
+        for number, (images, targets) in enumerate(loader):
+            images, targets = normalize(images, device), targets.to(device, non_blocking=True)
+            _finish(device)
+            begin = perf_counter()
+            with accelerator.autocast():
+                logits = model(images)
+            _finish(device)
+            if measure and not number:  # the first batch warms up, and is timed again in case there is no other
+                _finish(device)
+                begin = perf_counter()
+                with accelerator.autocast():
+                    model(images)
+                _finish(device)
+            timed_images, timed_seconds = timed_images + len(images), timed_seconds + perf_counter() - begin
+            logits = logits.float()
+            losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
+            labels.append(targets.cpu())
+            ranked.append(most_likely(logits, 5)[1].cpu())
+    model.train(was_training)
+    mine = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
+    shares = [share for share in gather_object([mine]) if share is not None]
+    all_labels = torch.cat([share[0] for share in shares])
+    rate = sum(share[3] / share[4] for share in shares if share[4] > 0)
+    return Answers(
+        labels=all_labels,
+        ranked=torch.cat([share[1] for share in shares]),
+        loss=float(sum(share[2] for share in shares)) / len(all_labels),
+        images_per_second=rate,
+    )
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

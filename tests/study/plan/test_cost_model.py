@@ -1,0 +1,244 @@
+"""The price of settings is what `clca.cost` says of the model made for them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import clca
+from clca.models.config import ModelConfig, validated
+from clca.models.cost import flop_counter
+from clca.models.factory import build
+from clca.reductions import registry
+from clca.study.plan import cost_model as module
+from clca.study.plan.cost_model import price, training_gmacs
+
+SMALL: dict[str, Any] = {"patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deit": ("deit_tiny_patch16_224", {}),
+    "deit3": ("deit3_small_patch16_224", {}),
+    "clip": ("vit_base_patch16_clip_224", {}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "dinov2": ("vit_small_patch14_dinov2", {"patch_size": 14}),
+    "swiglu": ("vit_giant_patch14_dinov2", {"patch_size": 14}),
+    "average": ("vit_tiny_patch16_224", {"global_pool": "avg", "qk_norm": True}),
+    "attention pool": ("vit_tiny_patch16_224", {"global_pool": "map"}),
+    "every token": ("vit_tiny_patch16_224", {"global_pool": ""}),
+    "any size": ("vit_tiny_patch16_224", {"dynamic_img_size": True, "in_chans": 1}),
+    "parallel": ("vit_small_patch16_18x2_224", {}),
+}
+# What varies by image has no price of its own but an upper bound.
+REDUCTIONS = [name for name in clca.list_reductions() if name != "ats"]
+ARMS = [(False, False), (True, False), (False, True), (True, True)]
+# METHOD section 6: ViT-B/16, 80 classes, GMACs an image.
+TABLE = {
+    (448, False): (78.49, 50.16, 38.20, 28.55, 24.79),
+    (448, True): (79.48, 50.85, 38.76, 28.98, 25.17),
+    (224, False): (17.56, 11.61, 8.82, 6.53, 5.63),
+    (224, True): (18.36, 12.17, 9.32, 6.96, 5.96),
+}
+
+
+def config_of(style: str = "deit", grid: int | tuple[int, int] = 5, **fields: Any) -> ModelConfig:
+    backbone, extra = BACKBONES[style]
+    kwargs = {**SMALL, **extra}
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    size = (rows * kwargs["patch_size"], columns * kwargs["patch_size"])
+    return validated(backbone=backbone, img_size=size, backbone_kwargs=kwargs, **fields)
+
+
+def measured(config: ModelConfig) -> float:
+    with torch.device("meta"):
+        model = build(config).requires_grad_(False)
+    return clca.cost(model).gmacs
+
+
+@pytest.mark.parametrize("style", BACKBONES)
+def test_the_price_is_the_cost_on_every_backbone(style: str) -> None:
+    reduction = "sit" if style == "parallel" else "evit"  # parallel blocks cannot be split
+    for fields in ({"cla": False, "clc": False}, {"cla": False, "reduction": reduction, "keep_rate": 0.6}):
+        config = config_of(style, num_classes=7, **fields)
+        assert price(config, 7) == measured(config)
+
+
+@pytest.mark.filterwarnings("ignore:reduction 'none'")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_price_is_the_cost_with_every_reduction(reduction: str) -> None:
+    for rate, (cla, clc) in zip((0.8, 0.3, (0.9, 0.2), 0.01), ARMS, strict=True):
+        config = config_of("registers", reduction=reduction, keep_rate=rate, locations=(0, 2), cla=cla, clc=clc)
+        assert price(config, 1000) == measured(config)
+
+
+@st.composite
+def configs(draw: st.DrawFn, reductions: list[str] = REDUCTIONS) -> ModelConfig:
+    locations = draw(st.sampled_from([None, (0, 2), (1, 2), (2,)]))
+    rate = st.sampled_from([1.0, 0.7, 0.5, 0.25, 0.1, 0.01])
+    count = 3 if locations is None else len(locations)
+    num_clr, gap = draw(st.sampled_from([(0, True), (1, True), (1, False), (4, True), (4, False)]))
+    cla = draw(st.booleans())
+    if locations is None and cla:
+        count = 2  # of 1, 2 and 3 the last is left to the aggregation head
+    return config_of(
+        draw(st.sampled_from(["deit", "deit3", "registers"])),
+        grid=draw(st.sampled_from([2, 3, 7, (2, 5), 12])),
+        reduction=draw(st.sampled_from(reductions)),
+        keep_rate=draw(rate | st.tuples(*[rate] * count)),
+        locations=locations,
+        num_classes=draw(st.sampled_from([0, 1, 80])),
+        cla=cla,
+        clc=draw(st.booleans()),
+        num_clr=num_clr,
+        clc_gap=gap,
+        clc_recover_at_last=draw(st.booleans()),
+        cla_width=draw(st.sampled_from([1, 2, 3])),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:reduction 'none'")
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(config=configs())
+def test_the_price_is_the_cost_of_any_settings(config: ModelConfig) -> None:
+    assert price(config, config.num_classes) == measured(config)
+
+
+@pytest.mark.parametrize("patches", [31, 33])
+def test_distances_that_are_not_kept_are_paid_for_twice(patches: int) -> None:
+    config = config_of(grid=patches, reduction="dpcknn", keep_rate=0.5)  # 961 and 1089 patches, 1024 are the limit
+    assert price(config, 1000) == measured(config)
+
+
+@pytest.mark.parametrize(("rate", "arm"), list(zip([1.0, 0.5, (0.9, 0.2), 0.01], ARMS, strict=True)))
+def test_ats_costs_at_most_its_price(rate: Any, arm: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(reduction="ats", keep_rate=rate, locations=(1, 2), cla=arm[0], clc=arm[1], num_classes=7)
+    model, most = build(config), price(config, 7)
+    assert clca.cost(model).gmacs <= most
+    # Where shapes must be static every image is padded to the most it could keep.
+    monkeypatch.setattr("clca.reductions.ats.torch.compiler.is_compiling", lambda: True)
+    assert clca.cost(model).gmacs == most
+
+
+@pytest.mark.parametrize(("size", "clca_on"), TABLE)
+def test_the_papers_table(size: int, clca_on: bool) -> None:
+    for rate, expected in zip((1.0, 0.7, 0.5, 0.25, 0.1), TABLE[size, clca_on], strict=True):
+        config = validated(
+            backbone="vit_base_patch16_224", img_size=size, reduction="evit", keep_rate=rate, cla=clca_on, clc=clca_on
+        )
+        assert price(config, 80) == pytest.approx(expected, rel=1e-3, abs=0.0051)
+
+
+@pytest.mark.parametrize("backbone", clca.list_backbones())
+def test_the_papers_backbones_by_their_full_names(backbone: str) -> None:
+    fields = {"img_size": 64, "reduction": "tome", "keep_rate": 0.5, "num_classes": 80}
+    config = validated(backbone=backbone, backbone_kwargs={"depth": 4}, **fields)
+    assert price(config, 80) == measured(config)
+
+
+def test_backbones_that_differ_in_their_patches_alone_have_their_own_price() -> None:
+    fine, coarse = (
+        validated(backbone="vit_tiny_patch16_224", img_size=32, backbone_kwargs={**SMALL, "patch_size": patch})
+        for patch in (4, 8)
+    )
+    assert price(fine, 5) > 2 * price(coarse, 5) > 0
+
+
+def test_the_classes_asked_for_count_not_those_of_the_settings() -> None:
+    config = config_of(cla=False, num_classes=10)
+    assert price(config, 110) - price(config, 10) == pytest.approx(100 * 24 / 1e9, rel=1e-6)
+    assert price(config, 10) == price(config.model_copy(update={"num_classes": 3}), 10)
+
+
+# -- training --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clc", [False, True])
+@pytest.mark.parametrize(("reduction", "extra"), [("dynamicvit", {}), ("tome", {}), ("topk", {"patch_drop_rate": 0.3})])
+def test_a_training_step_is_three_forward_passes_as_training_runs_them(
+    reduction: str, extra: dict[str, Any], clc: bool
+) -> None:
+    config = config_of(reduction=reduction, keep_rate=0.4, num_classes=7, clc=clc)
+    config = config.model_copy(update={"backbone_kwargs": config.backbone_kwargs | extra})
+    model = build(config).train()
+    model.economical = False
+    counter = flop_counter()
+    with torch.no_grad(), counter:
+        model(torch.randn(2, 3, 20, 20))
+    assert training_gmacs(config, 7) == pytest.approx(3 * counter.get_total_flops() / 2 / 2 / 1e9, rel=1e-12)
+
+
+def test_dynamicvit_trains_on_every_token() -> None:
+    sparse, dense = (config_of(reduction="dynamicvit", keep_rate=rate, clc=False) for rate in (0.1, 1.0))
+    assert training_gmacs(sparse, 5) == training_gmacs(dense, 5) == 3 * price(dense, 5)
+    assert price(sparse, 5) < price(dense, 5)
+
+
+# -- what it does not know -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_other() -> Iterator[str]:
+    name = "every-other"
+
+    @clca.register_reduction(name)
+    class EveryOther(clca.Reduction):
+        place = "before"
+
+        def reduce(self, x: Tensor, evidence: Any, state: Any) -> Tensor:
+            state.owner = None if state.owner is None else state.owner.clamp(max=0)
+            return torch.cat([x[:, : state.prefix], x[:, state.prefix :: 2]], dim=1)
+
+    yield name
+    del registry._REDUCTIONS[name]
+
+
+def test_a_reduction_of_another_package_is_measured_once(every_other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(reduction=every_other)
+    truth, made = measured(config_of(reduction=every_other, num_classes=6)), []
+    original: Callable[..., float] = module._measured
+    monkeypatch.setattr(module, "_measured", lambda *args: made.append(args) or original(*args))
+    assert price(config, 6) == price(config, 6) == truth < price(config_of(), 6)
+    assert len(made) == 1
+
+
+def test_no_random_numbers_are_drawn(every_other: str) -> None:
+    before = torch.get_rng_state()
+    price(config_of("clip", grid=3, reduction="dynamicvit"), 3)
+    price(config_of("clip", grid=3, reduction=every_other), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"backbone": "vit_tiny_patch17_224"},
+        {"backbone": "vit_tiny_patch16_224.nobody"},
+        {"backbone": "resnet18"},
+        {"backbone": "vit_tiny_patch16_224", "reduction": "evti"},
+        {"backbone": "vit_tiny_patch16_224", "backbone_kwargs": {"no_such_setting": 1}},
+        {"backbone": "vit_tiny_patch16_224", "img_size": 100},
+        {"backbone": "vit_tiny_patch16_224", "locations": (3, 12)},
+        {"backbone": "vit_tiny_patch16_224", "locations": (3, 11)},
+        {"backbone": "vit_tiny_patch16_224", "reduction": "topk", "locations": ()},
+        {"backbone": "vit_tiny_patch16_224", "reduction": "topk", "keep_rate": (0.5, 0.5)},
+        {"backbone": "vit_tiny_patch16_224", "num_clr": 0, "clc_gap": False},
+        {"backbone": "vit_tiny_patch16_224", "locations": (), "clc_recover_at_last": False},
+        {"backbone": "vit_small_patch16_18x2_224", "reduction": "topk"},
+    ],
+    ids=lambda fields: " ".join(f"{k}={v}" for k, v in fields.items()),
+)
+def test_what_cannot_be_made_has_no_price(fields: dict[str, Any]) -> None:
+    config = validated(**fields)
+    with pytest.raises(clca.ClcaError) as wrong, torch.device("meta"):
+        build(config)
+    with pytest.raises(clca.ClcaError) as priced:
+        price(config, 1000)
+    assert str(priced.value) == str(wrong.value)
+
+
+def test_a_negative_number_of_classes_is_refused() -> None:
+    with pytest.raises(clca.ClcaError, match="num_classes = -1"):
+        price(config_of(), -1)

@@ -18,3 +18,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def brief(text: str, most: int = 300) -> str:
+    """A text on one line and cut to `most` characters: what a message quotes from a file may be of any length."""
+    if len(text) > 10 * most:
+        text = text[: 10 * most]
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]} …"

@@ -17,6 +17,12 @@ def _is_rate(rate: float) -> float:
     return rate
 
 
+def _is_short(text: str) -> str:
+    if len(text) > 4096:  # not by max_length, for which pydantic refuses a path that is no UTF-8
+        raise ValueError(f"has {len(text):,} characters; at most 4,096 are read")
+    return text
+
+
 def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
     if any(block < 0 for block in locations):
         raise ValueError("blocks are numbered from 0")
@@ -27,9 +33,29 @@ def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
 
 # The upper limits are beyond all use: a slip of the keyboard, or a stranger's file, is refused before memory is taken.
 LARGEST_SIDE = 16_384
+LARGEST_ARGUMENTS = {
+    "depth": 1000,
+    "embed_dim": 100_000,
+    "num_heads": 1000,
+    "mlp_ratio": 1000,
+    "in_chans": 1000,
+    "reg_tokens": 10_000,
+}
+"""Of the arguments of timm that say how large a model is."""
+
+
+def _are_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    for name, most in LARGEST_ARGUMENTS.items():
+        value = kwargs.get(name)
+        if isinstance(value, (int, float)) and not abs(value) <= most:
+            raise ValueError(f"{name} should be at most {most:,}")
+    return kwargs
+
+
 Pixels = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Name = Annotated[str, AfterValidator(_is_short)]
 Rate = Annotated[float, AfterValidator(_is_rate)]
-Locations = Annotated[tuple[int, ...], AfterValidator(_are_locations)]
+Locations = Annotated[tuple[int, ...], Field(max_length=1000), AfterValidator(_are_locations)]
 
 
 class ModelConfig(BaseModel):
@@ -37,11 +63,11 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: str
+    backbone: Name
     num_classes: int = Field(1000, ge=0, le=1_000_000)
     img_size: Pixels | tuple[Pixels, Pixels] | None = None
-    reduction: str = "none"
-    keep_rate: Rate | tuple[Rate, ...] = 1.0
+    reduction: Name = "none"
+    keep_rate: Rate | Annotated[tuple[Rate, ...], Field(max_length=1000)] = 1.0
     locations: Locations | None = None
     cla: bool = True
     clc: bool = True
@@ -49,7 +75,7 @@ class ModelConfig(BaseModel):
     clc_gap: bool = True
     clc_recover_at_last: bool = True
     cla_width: int = Field(2, ge=1, le=1024)
-    backbone_kwargs: dict[str, Any] = Field(default_factory=dict)
+    backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name; PEFT asks it of what a model calls `config`."""

@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clca.models.config import ModelConfig
+from clca.models.config import ModelConfig, Name
 
 PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
 PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# The upper limits are beyond all use; a slip of the keyboard, or a stranger's file, is refused before work begins.
+MOST = 1_000_000_000
+Positive = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 
 
 class DataConfig(BaseModel):
@@ -23,11 +25,11 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    root: str = Field(
+    root: Name = Field(
         description="Folder with train/, val/, test/ and one folder a class in each (or one folder a class, split by "
         "rule), a CSV file, an Ultra-FGVC set, or leaves:cultivars=20,images=30,size=224 for synthetic leaves."
     )
-    source: str | None = Field(
+    source: Name | None = Field(
         None, description="How the data is laid out (folder, csv, cotton80 …). Found out if omitted."
     )
     train_split: Literal["train", "train_val"] = Field(
@@ -56,7 +58,7 @@ class TrainConfig(BaseModel):
     pretrained: bool = Field(
         True, description="Start from the published weights of the model; --no-pretrained: from random ones."
     )
-    weights: str | None = Field(
+    weights: Name | None = Field(
         None,
         description="Start from this file instead (safetensors or .pth; timm's, our own or the published names).",
     )
@@ -68,7 +70,10 @@ class TrainConfig(BaseModel):
     )
 
     epochs: int = Field(
-        PUBLISHED_EPOCHS, ge=1, description="Passes over the images in all: 2 of warm-up, 45 of cosine, 5 of cooldown."
+        PUBLISHED_EPOCHS,
+        ge=1,
+        le=1_000_000,
+        description="Passes over the images in all: 2 of warm-up, 45 of cosine, 5 of cooldown.",
     )
     warmup_epochs: NotNegative | None = Field(
         None,
@@ -84,9 +89,11 @@ class TrainConfig(BaseModel):
     weight_decay: NotNegative = Field(
         0.05, description="AdamW's; none on biases, norms, position embedding, CLS and CLR."
     )
-    batch_size: int = Field(32, ge=1, description="Images that one update of the weights sees, over all processes.")
+    batch_size: int = Field(
+        32, ge=1, le=1_000_000, description="Images that one update of the weights sees, over all processes."
+    )
     grad_accum: int = Field(
-        1, ge=1, description="Split each batch into this many parts, one after the other, to save memory."
+        1, ge=1, le=1_000_000, description="Split each batch into this many parts, one after the other, to save memory."
     )
     clip_grad: Positive | None = Field(None, description="Largest norm of the gradient. If omitted: no clipping.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
@@ -112,7 +119,7 @@ class TrainConfig(BaseModel):
         None,
         description="Keep and use a moving average of the weights with this decay (0.999 suits a few thousand steps).",
     )
-    patience: Annotated[int, Field(ge=1)] | None = Field(
+    patience: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         None, description="Stop after this many epochs without a better top-1 on val. If omitted: never."
     )
 
@@ -129,7 +136,7 @@ class TrainConfig(BaseModel):
         False, description="Compile the model: minutes at the start, then faster steps. Needs a C++ compiler."
     )
 
-    workers: Annotated[int, Field(ge=0)] | None = Field(
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
         None, description="Processes that read images, for each training process. If omitted: one a core, at most 8."
     )
     cache: bool = Field(
@@ -141,9 +148,9 @@ class TrainConfig(BaseModel):
     cache_gb: NotNegative | None = Field(
         None, description="Gigabytes that all resized images may take. If omitted: $CLCA_CACHE_GB, else 20."
     )
-    log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.jsonl.")
+    log_every: int = Field(1, ge=1, le=MOST, description="Steps between two lines of metrics.jsonl.")
     checkpoint_minutes: Positive = Field(10.0, description="Save last.ckpt at least this often, and after epochs.")
-    checkpoint_steps: Annotated[int, Field(ge=1)] | None = Field(
+    checkpoint_steps: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         None, description="Save last.ckpt every so many steps as well."
     )
     track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="Send the metrics there too.")

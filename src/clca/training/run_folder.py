@@ -5,6 +5,7 @@ full disk leaves the previous one whole.
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.system.files import part
+from clca.system.files import part, read_bounded
 from clca.training.config import TrainConfig, identity
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
@@ -132,11 +133,19 @@ def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -
         writer.writerows(rows)
 
 
+_LARGEST_CSV, _MOST_CELLS = 16 << 20, 2_000_000
+
+
 def read_csv(path: Path) -> list[list[str]]:
-    """Lines of a table; none where there is no such file, or it cannot be read."""
+    """Lines of a table; none where there is no such file, it cannot be read, or is larger than an evaluation leaves.
+
+    A table of the confusions of 1,400 classes has two million cells.
+    """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [line for line in csv.reader(file) if line]
+        content = read_bounded(path, _LARGEST_CSV)
+        if content.count(b",") + content.count(b"\n") > _MOST_CELLS:
+            return []
+        return [line for line in csv.reader(io.StringIO(content.decode("utf-8"), newline="")) if line]
     except (OSError, ValueError, csv.Error):
         return []
 

@@ -6,14 +6,15 @@ Nothing is said twice: defaults, limits and most descriptions come from the conf
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields, make_dataclass
 from difflib import get_close_matches
-from pathlib import Path
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from clca.errors import ClcaError, reason
+from clca.errors import ClcaError, brief, reason
 from clca.models.config import ModelConfig
+from clca.system.yaml import read_yaml
 from clca.training.config import DataConfig, TrainConfig
 
 T = TypeVar("T")
@@ -150,12 +151,11 @@ def read_file(path: str) -> dict[str, Any]:
     Raises:
         ClcaError: The file cannot be read, or names a setting that does not exist.
     """
-    import yaml
-
+    where = f"--config {path}"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClcaError(f"--config {path}: cannot be read ({reason(error)})") from None
+        content = read_yaml(path, where) or {}
+    except FileNotFoundError as error:
+        raise ClcaError(f"{where}: cannot be read ({reason(error)})") from None
     if not isinstance(content, dict):
         raise ClcaError(f"--config {path}: holds no settings; write one a line, such as lr: 0.0001")
     if isinstance(content.get("train"), dict):  # a run's config.json
@@ -178,16 +178,27 @@ def flat_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         nested = value if name in ("model", "data") and isinstance(value, dict) else {name: value}
         flat.update({_RENAMED.get(str(key), str(key)).replace("-", "_"): inner for key, inner in nested.items()})
     known = setting_names()
+    _refuse_spelled_switches(flat.get("backbone_kwargs"), where)
     for name in flat:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise ClcaError(f"{where}: no setting is called {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = get_close_matches(name, known, 1) if len(name) < 100 else []
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ClcaError(f"{where}: no setting is called {brief(name, 100)}{hint}")
     return flat
 
 
-def setting_names() -> set[str]:
+def _refuse_spelled_switches(backbone_kwargs: Any, where: str) -> None:
+    """Refuse `qkv_bias: no` among arguments of timm, which no field checks: as text it would count as true."""
+    for name, value in backbone_kwargs.items() if isinstance(backbone_kwargs, dict) else ():
+        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+            raise ClcaError(f"{where}: backbone_kwargs: {brief(str(name), 100)} is {value}; write true or false")
+
+
+@cache
+def setting_names() -> frozenset[str]:
     """What a file may set: every flag, and the two that only files have."""
-    return {name for members in _groups().values() for name in members} | {"num_classes", "backbone_kwargs"}
+    flags = {name for members in _groups().values() for name in members}
+    return frozenset(flags | {"num_classes", "backbone_kwargs"})
 
 
 def to_config(parsed: Any, given: Mapping[str, Any]) -> TrainConfig:
@@ -246,10 +257,10 @@ def explain(error: ValidationError) -> str:
     told: dict[str, str] = {}
     for item in error.errors():
         path = [part for part in item["loc"] if isinstance(part, str)]
-        name = path[0] if path else ""
+        name = brief(path[0], 100) if path else ""
         if name in ("model", "data") and len(path) > 1:
             name = path[1]
-        message = item["msg"].removeprefix("Value error, ")
+        message = brief(item["msg"].removeprefix("Value error, "))
         if not path and ": " in message:  # a check over several fields says itself which
             name, message = message.split(": ", 1)
             told[name] = f"{_flag(name)}: {message}"
@@ -271,5 +282,5 @@ def _flag(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return " ".join(str(part) or "''" for part in value)
-    return str(value) if not isinstance(value, BaseModel) else ""
+        return brief(" ".join(str(part) or "''" for part in value[:100]), 200)
+    return brief(str(value), 200) if not isinstance(value, BaseModel) else ""

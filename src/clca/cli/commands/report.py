@@ -35,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
     chosen = parse(report, "clca report", argv)
     from clca.report.page import need_extras
+    from clca.system.paths import shown
 
     need_extras()
     from clca.report.study.report import report as write_report
@@ -42,5 +43,5 @@ def run(argv: Sequence[str]) -> int:
     made = write_report(Path(chosen["folder"]), Path(chosen["out"]), runs=chosen["runs"])
     pages = f", {made.pages} pages of runs" if chosen["runs"] else ""
     print(f"{made.page}: the page; {made.figures} figures, {made.tables} tables{pages} beside it")
-    print(" ".join(made.answer))
+    print(shown(" ".join(made.answer)))
     return 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
-from clca.system.files import objects, read_json
+from clca.study.results.folder import Failure, read_failure
+from clca.study.rows import number, whole
+from clca.system.files import file_objects, part, read_json
 from clca.training.run_folder import make_writable, read_csv
 
 if TYPE_CHECKING:
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from clca.report.table import Table
 
 HARDEST, CONFUSED = 20, 15
+_MOST_LINES = 500_000  # of metrics.jsonl
+_LONGEST_NAME = 200  # of a class, as it is shown
+_LONGEST_VALUE = 2000  # of a setting
+_MOST_SETTINGS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class _Run:
     classes: list[dict[str, str]]
     names: list[str]
     confusion: list[list[int]]
-    failure: dict[str, Any]
+    failure: Failure | None
 
     @property
     def state(self) -> str:
@@ -84,28 +91,25 @@ def write_run_page(folder: Path, page: Path, back: str | None = None) -> None:
 def read_run(folder: Path) -> _Run:
     """Read what there is of a run, finished or not."""
     inner = folder / "run" if (folder / "run.json").is_file() else folder
-    lines = _lines(inner / "metrics.jsonl")
+    lines = list(islice(map(_logged, file_objects(inner / "metrics.jsonl")), _MOST_LINES))
     evaluations = sorted(inner.glob("evaluation/*/evaluation.json"))
     chosen = next((path for path in evaluations if path.parent.name == "test"), evaluations[0] if evaluations else None)
     known = read_csv(chosen.parent / "confusion.csv") if chosen is not None else []
-    try:
-        counts = [[int(cell) for cell in row[1:]] for row in known[1:]]
-    except ValueError:
-        counts = []
-    whole = all(len(row) == len(counts) for row in counts)
+    counts = [[int(cell) for cell in row[1:]] for row in known[1:]] if _are_counts(known) else []
+    square = all(len(row) == len(counts) for row in counts)
     classes = read_csv(chosen.parent / "classes.csv") if chosen is not None else []
-    named = str(_json(folder / "run.json").get("name") or "") or folder.resolve().name
-    failed = _json(folder / "failure.json") if not (folder / "result.json").is_file() else {}
+    named = str(_json(folder / "run.json").get("name") or "")[:_LONGEST_NAME] or folder.resolve().name
+    failed = read_failure(folder) if not (folder / "result.json").is_file() else None
     return _Run(
         name=named,
         config=_json(inner / "config.json"),
         steps=[line for line in lines if "train" not in line and "step" in line],
         epochs=[line for line in lines if "train" in line and "step" in line],
-        summary=_json(inner / "summary.json"),
-        evaluation=_json(chosen) if chosen is not None else {},
+        summary=_summary(_json(inner / "summary.json")),
+        evaluation=_evaluation(_json(chosen)) if chosen is not None else {},
         classes=[dict(zip(classes[0], row, strict=False)) for row in classes[1:]] if classes else [],
-        names=[row[0] for row in known[1:]] if whole else [],
-        confusion=counts if whole else [],
+        names=[row[0][:_LONGEST_NAME] for row in known[1:]] if counts and square else [],
+        confusion=counts if square else [],
         failure=failed,
     )
 
@@ -114,11 +118,49 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) or {}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return list(objects(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError):
-        return []
+def _logged(line: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a line of metrics.jsonl; what is not of its kind is left out."""
+    if (step := whole(line.get("step"))) is None:
+        return {}
+    found: dict[str, Any] = {"step": step}
+    found.update(_numbers_of(line, ("loss", "accuracy", "lr", "grad_max")))
+    for split in ("train", "val", "test"):
+        scores = _numbers_of(part(line, split), ("loss", "top1"))
+        if len(scores) == 2 or (split == "train" and scores):
+            found[split] = scores
+    return found
+
+
+def _numbers_of(content: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
+    found = {name: number(content.get(name)) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _are_counts(table: Sequence[Sequence[str]]) -> bool:
+    """Whether all cells but the heads are whole numbers of images."""
+    return all(cell.isascii() and cell.isdecimal() and len(cell) <= 15 for row in table[1:] for cell in row[1:])
+
+
+def _evaluation(content: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of evaluation.json."""
+    measured = ("top1", "top5", "macro", "loss", "gmacs", "params", "images_per_second", "images")
+    found: dict[str, Any] = _numbers_of(content, measured)
+    for name in ("split", "data", "device", "precision"):
+        if isinstance(text := content.get(name), str):
+            found[name] = text[:_LONGEST_VALUE]
+    tokens = content.get("tokens_per_block")
+    if isinstance(tokens, list) and len(tokens) <= 1000 and all(number(count) is not None for count in tokens):
+        found["tokens_per_block"] = tokens
+    return found
+
+
+def _summary(content: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of summary.json."""
+    found: dict[str, Any] = _numbers_of(content, ("epochs", "steps", "kept_epoch", "seconds"))
+    found["kept"] = str(content.get("kept"))[:_LONGEST_NAME]
+    for name in ("train", "watched"):
+        found[name] = _numbers_of(part(content, name), ("loss", "top1", "top5", "macro"))
+    return found if content else {}
 
 
 def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None, back: str | None) -> int:
@@ -136,7 +178,7 @@ def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None,
         back=back,
         answer=_answer(run),
         warnings=_warnings(run),
-        traceback=str(run.failure.get("traceback") or ""),
+        traceback=run.failure.traceback if run.failure else "",
         figures=figures,
         absent=[f"{title}: left out, because {reasons[title]}." for title, picture in pictures
                 if picture is None and title],
@@ -154,7 +196,7 @@ def _answer(run: _Run) -> list[str]:
         cost = f", at {found['gmacs']:.3g} GMACs an image" if found.get("gmacs") else ""
         return [f"{text}{cost}."]
     if run.summary:
-        watched = run.summary.get("watched") or {}
+        watched = run.summary["watched"]
         told = f"; top-1 {100 * watched['top1']:.1f} % on the watched images" if "top1" in watched else ""
         return [f"Trained, but not evaluated{told}."]
     done = run.steps[-1]["step"] if run.steps else 0
@@ -169,8 +211,7 @@ def _set_name(found: dict[str, Any]) -> str:
 def _warnings(run: _Run) -> list[str]:
     if not run.failure:
         return []
-    attempt = f" (attempt {run.failure['attempt']})" if run.failure.get("attempt") else ""
-    return [f"It failed{attempt}: {run.failure.get('error') or 'no error was noted'}"]
+    return [f"It failed (attempt {run.failure.attempt}): {run.failure.error or 'no error was noted'}"]
 
 
 def _tables(run: _Run) -> dict[str, Table]:
@@ -178,8 +219,8 @@ def _tables(run: _Run) -> dict[str, Table]:
         "numbers": _pairs("Numbers", "", _numbers(run)),
         "hardest": _hardest(run),
         "confused": _confused(run),
-        "settings": _pairs("Settings", "", _flat(run.config.get("train") or run.config.get("model") or {})),
-        "versions": _pairs("Versions", "", _flat(run.config.get("versions") or {})),
+        "settings": _pairs("Settings", "", _flat(part(run.config, "train") or part(run.config, "model"))),
+        "versions": _pairs("Versions", "", _flat(part(run.config, "versions"))),
     }
     return {name: table for name, table in tables.items() if table is not None and table.rows}
 
@@ -208,7 +249,7 @@ def _numbers(run: _Run) -> list[tuple[str, str]]:
             pairs.append((name + where, f"{100 * found[key]:.2f} %"))
     if _is_number(found.get("loss")):
         pairs.append(("loss" + where, f"{found['loss']:.4f}"))
-    if _is_number((summary.get("train") or {}).get("top1")):
+    if _is_number(part(summary, "train").get("top1")):
         pairs.append(("top-1 in the last epoch of training", f"{100 * summary['train']['top1']:.2f} %"))
     if _is_number(found.get("gmacs")):
         pairs.append(("GMACs an image", f"{found['gmacs']:.4g}"))
@@ -243,7 +284,7 @@ def _hardest(run: _Run) -> Table | None:
         order = sorted(present, key=lambda row: float(row["f1"]))
         measures = ("precision", "recall", "f1")
         shares = [
-            (row["class"], row["images"], *(f"{100 * float(row[name]):.1f}" for name in measures))
+            (row["class"][:_LONGEST_NAME], row["images"][:20], *(f"{100 * float(row[name]):.1f}" for name in measures))
             for row in order[:HARDEST]
         ]
     except (KeyError, ValueError):
@@ -274,6 +315,6 @@ def _flat(settings: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             pairs += _flat(value, f"{before}{name}.")
         elif value is not None:
-            text = "on" if value is True else "off" if value is False else str(value)
-            pairs.append((f"{before}{name}", text))
-    return pairs
+            text = "on" if value is True else "off" if value is False else str(value)[:_LONGEST_VALUE]
+            pairs.append((f"{before}{name}"[:_LONGEST_VALUE], text))
+    return pairs[:_MOST_SETTINGS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import pandas as pd
 from clca.report.study.cells import ARM_TITLES, p_text
 from clca.report.study.numbers import paired_gains
 from clca.report.study.settings import ARMS, SETTING, by_default, finished_runs, number_column
+from clca.study.rows import number, whole
+from clca.system.files import file_objects
 
 _CURVES = ["arm", "step", "median", "low", "high", "runs"]
 _ARMS = ["arm", "runs", "finished", "unreadable", "median", "largest", "spike"]
@@ -90,19 +91,10 @@ def read_steps(run: Path) -> pd.Series | None:
         run: The run's folder, with metrics.jsonl.
     """
     found: dict[int, float] = {}
-    try:
-        with open(run / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if '"grad_max"' in line:
-                    try:
-                        content = json.loads(line)
-                        step, value = int(content["step"]), float(content["grad_max"])
-                    except (ValueError, TypeError, KeyError, RecursionError):
-                        continue
-                    if math.isfinite(value):
-                        found[step] = value
-    except OSError:
-        return None
+    for content in file_objects(run / "metrics.jsonl"):
+        step, value = whole(content.get("step")), number(content.get("grad_max"))
+        if step is not None and value is not None:
+            found[step] = float(value)
     return pd.Series(found, dtype=float).sort_index() if found else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +15,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clca.errors import ClcaError, reason
+from clca.errors import ClcaError, brief
+from clca.models.config import Name
+from clca.system.yaml import read_yaml
 from clca.training.settings import flat_settings
 
 NOT_IN_A_STUDY = frozenset({"out", "seed", "track"})
 """Settings that a study gives each run itself."""
 
-_LONGEST_PRODUCT = 10_000_000
+# Beyond all use; a stranger's file is refused before it is written out. How many runs a plan may have: study/plan.py.
+MOST_SEEDS = 100_000
+MOST_AXES = 64
+MOST_VALUES = 10_000
+"""Of one axis."""
+MOST_EXCLUSIONS = 1_000
+MOST_STAGES = 100
+"""Runs of a pretraining."""
+_LONGEST_LABEL = 500
+_LARGEST_SEED = 2**31 - 1
 
 
 class AxisValue(BaseModel):
@@ -28,13 +40,17 @@ class AxisValue(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    label: str
+    label: Name
     settings: dict[str, Any]
 
 
 def _listed(value: Any) -> Any:
     """`[0, 1, 2]` from 3."""
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > MOST_SEEDS:
+        raise ValueError(f"{value} are more than the {MOST_SEEDS:,} seeds that a study may have")
+    return list(range(value))
 
 
 class StudyConfig(BaseModel):
@@ -42,7 +58,7 @@ class StudyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Names its folder: runs/<name> if no other is given.")
+    name: Name = Field(description="Names its folder: runs/<name> if no other is given.")
     about: str = Field("", description="What it is for; the report begins with it.")
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of every run.")
     axes: dict[str, tuple[AxisValue, ...]] = Field(
@@ -50,18 +66,21 @@ class StudyConfig(BaseModel):
         "of its labels stands for, as in arm: {base: {cla: false, clc: false}, clca: {}}."
     )
     exclude: tuple[dict[str, Any], ...] = Field(
-        (), description="Combinations left out: {reduction: none, keep_rate: [0.5, 0.1]}; {not: none} is all but none."
+        (),
+        max_length=MOST_EXCLUSIONS,
+        description="Combinations left out: {reduction: none, keep_rate: [0.5, 0.1]}; {not: none} is all but none.",
     )
     seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field(
-        (0,), description="One run of everything a seed; a number n means 0 … n-1."
+        (0,), max_length=MOST_SEEDS, description="One run of everything a seed; a number n means 0 … n-1."
     )
     split: Literal["test", "val"] = Field("test", description="The images that every finished run is judged on.")
     keep: Literal["none", "weights", "all"] = Field(
         "weights", description="What stays of a finished run beside its numbers: nothing, the weights, checkpoint too."
     )
-    data_folder: str | None = Field(None, description="Folder that relative data folders are below.")
+    data_folder: Name | None = Field(None, description="Folder that relative data folders are below.")
     pretraining: tuple[dict[str, Any], ...] = Field(
         (),
+        max_length=MOST_STAGES,
         description="Settings, on top of base, of a run that goes first and whose weights all others start from; or a "
         "list of such runs, each of which starts from the one before.",
     )
@@ -82,13 +101,17 @@ class StudyConfig(BaseModel):
     @classmethod
     def _pretraining(cls, value: Any) -> Any:
         stages = [value] if isinstance(value, dict) else value
-        return [_checked_settings(one, "") if isinstance(one, dict) else one for one in stages or ()]
+        if not isinstance(stages, (list, tuple)) or len(stages) > MOST_STAGES:
+            return stages or ()
+        return [_checked_settings(one, "") if isinstance(one, dict) else one for one in stages]
 
     @field_validator("axes", mode="before")
     @classmethod
     def _axes(cls, axes: Any) -> Any:
         if not isinstance(axes, dict) or not axes:
             raise ValueError("should name at least one setting and its values, such as reduction: [evit, tome]")
+        if len(axes) > MOST_AXES:
+            raise ValueError(f"{len(axes)} axes are more than the {MOST_AXES} that a study may have")
         return {str(name): _axis(str(name), values) for name, values in axes.items()}
 
     @field_validator("seeds")
@@ -100,6 +123,8 @@ class StudyConfig(BaseModel):
             raise ValueError("a seed occurs twice, which would be the same run twice")
         if min(seeds) < 0:
             raise ValueError("seeds are whole numbers from 0")
+        if max(seeds) > _LARGEST_SEED:
+            raise ValueError(f"seeds are at most {_LARGEST_SEED}")
         return seeds
 
     @model_validator(mode="after")
@@ -119,13 +144,13 @@ class StudyConfig(BaseModel):
     def _check_condition(self, axis: str, wanted: Any) -> None:
         """A condition that nothing meets is a slip of the pen, and the study would run what it should not."""
         if axis not in self.axes:
-            raise ValueError(f"exclude: there is no axis {axis!r}; there are {', '.join(self.axes)}")
-        known = [value.label for value in self.axes[axis]]
+            raise ValueError(f"exclude: there is no axis {axis!r}; there are {brief(', '.join(self.axes))}")
+        known = {value.label: None for value in self.axes[axis]}
         if isinstance(wanted, dict) and set(wanted) != {"not"}:
-            raise ValueError(f"exclude: {axis} is {wanted!r}; give a value, several, or {{not: …}}")
+            raise ValueError(f"exclude: {axis} is {brief(repr(wanted), 100)}; give a value, several, or {{not: …}}")
         for label in _labels(wanted["not"] if isinstance(wanted, dict) else wanted):
             if label not in known:
-                raise ValueError(f"exclude: {axis} has no value {label}; it has {', '.join(known)}")
+                raise ValueError(f"exclude: {axis} has no value {label}; it has {brief(', '.join(known))}")
 
     def excluded(self, axis: str, condition: Mapping[str, Any]) -> frozenset[str]:
         """The labels of an axis that meet a condition; all of them where it does not speak of the axis."""
@@ -169,6 +194,10 @@ def _axis(name: str, values: Any) -> list[AxisValue]:
     """
     if name == "seed":
         raise ValueError("seed is no axis: write seeds: [0, 1, 2]")
+    if len(name) > _LONGEST_LABEL:
+        raise ValueError(f"the name of an axis has {len(name):,} characters; at most {_LONGEST_LABEL} are read")
+    if isinstance(values, (list, tuple, dict)) and len(values) > MOST_VALUES:
+        raise ValueError(f"{name} has {len(values):,} values, more than the {MOST_VALUES:,} that an axis may have")
     if isinstance(values, (list, tuple)) and values and all(map(_is_made, values)):
         made = [AxisValue.model_validate(value) for value in values]
     elif isinstance(values, (list, tuple)):
@@ -178,15 +207,15 @@ def _axis(name: str, values: Any) -> list[AxisValue]:
         made = []
         for label, settings in values.items():
             if not isinstance(settings, dict):
-                raise ValueError(f"{name}: {label} should stand for settings, such as {{cla: false}}, not {settings!r}")
+                raise ValueError(f"{name}: {label} should stand for settings, such as {{cla: false}}, not "
+                                 f"{brief(repr(settings), 100)}")  # fmt: skip
             made.append(AxisValue(label=label_of(label), settings=_checked_settings(settings, f"axes: {name}")))
     else:
-        raise ValueError(f"{name} should have several values, such as [0.5, 0.1], not {values!r}")
+        raise ValueError(f"{name} should have several values, such as [0.5, 0.1], not {brief(repr(values), 100)}")
     if not made:
         raise ValueError(f"{name} has no values, so there would be no run at all")
-    labels = [value.label for value in made]
-    for label in labels:
-        if labels.count(label) > 1:
+    for label, count in Counter(value.label for value in made).items():
+        if count > 1:
             raise ValueError(f"{name} has {label} twice, which would be the same run twice")
     return made
 
@@ -224,35 +253,15 @@ def validated_study(content: Mapping[str, Any], where: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(dict(content))
     except ValidationError as error:
-        raise ClcaError(f"{where}: {_explain(error)}") from None
+        raise ClcaError(f"{where}: {brief(_explain(error), 1000)}") from None
 
 
 def _read_yaml(path: Path) -> Any:
-    import yaml
-
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_unique_keys())
+        return read_yaml(path)
     except FileNotFoundError:
         listed = ", ".join(shipped())
         raise ClcaError(f"{path}: no such study; give a file, or one of those shipped: {listed}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClcaError(f"{path}: cannot be read ({reason(error)})") from None
-
-
-def _unique_keys() -> Any:
-    """A safe loader that refuses a key that occurs twice, of which YAML keeps the last without a word."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            merge = "tag:yaml.org,2002:merge"  # <<: *another, whose keys those written here go before
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-            for key in keys:
-                if isinstance(key, (str, int, float)) and keys.count(key) > 1:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key} occurs twice", node.start_mark)
-            return super().construct_mapping(node, deep)
-
-    return Loader
 
 
 def _from_python(path: Path) -> StudyConfig:
@@ -278,8 +287,8 @@ def _explain(error: ValidationError) -> str:
     """Pydantic's report in one line."""
     told: dict[str, str] = {}
     for item in error.errors():
-        field = str(item["loc"][0]) if item["loc"] else ""
-        message = item["msg"].removeprefix("Value error, ").removeprefix("settings: ")
+        field = brief(str(item["loc"][0]), 100) if item["loc"] else ""
+        message = brief(item["msg"].removeprefix("Value error, "), 500).removeprefix("settings: ")
         if item["type"] == "missing":
             message = "is missing"
         elif item["type"] == "extra_forbidden":

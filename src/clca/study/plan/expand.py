@@ -28,7 +28,14 @@ from clca.system.paths import expanded
 from clca.training.config import DataConfig, TrainConfig
 from clca.training.settings import by_part, checked
 
-MOST_COMBINATIONS = 20_000_000
+MOST_RUNS = 1_000_000
+"""Of one study, over all seeds; about a kilobyte of memory each."""
+MOST_COMBINATIONS = 5_000_000
+"""Of the axes' values, with those that exclusions leave out."""
+MOST_SETTINGS = 100_000
+"""Distinct recipes, and distinct models; about four kilobytes of memory each."""
+MOST_COMPARISONS = 20_000_000
+"""Of combinations with exclusions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +154,15 @@ def plan(study: StudyConfig, data_folder: str | None = None) -> Plan:
     Raises:
         ClcaError: A setting is wrong, a combination occurs twice, or nothing is left.
     """
-    if (size := prod(map(len, study.axes.values()))) > MOST_COMBINATIONS:
-        raise ClcaError(f"{study.name}: {size:,} combinations are more than can be planned; split the study")
+    _refuse_too_many(study)
     resolver = _Resolver(study, data_folder if data_folder is not None else study.data_folder)
     pretraining = resolver.pretraining()
     excluded = [0] * len(study.exclude)
-    combinations = [(choice, texts, resolver.name(choice)) for choice, texts in resolver.combinations(excluded)]
+    combinations = []
+    for choice, texts in resolver.combinations(excluded):
+        combinations.append((choice, texts, resolver.name(choice)))
+        if len(combinations) * len(study.seeds) > MOST_RUNS:
+            raise ClcaError(f"{study.name}: more than {MOST_RUNS:,} runs, which one study cannot have; split it")
     runs = []
     for seed in study.seeds:
         for choice, texts, name in combinations:
@@ -162,6 +172,21 @@ def plan(study: StudyConfig, data_folder: str | None = None) -> Plan:
         raise ClcaError(f"{study.name}: the exclusions leave no run at all")
     _refuse_twice(study, runs)
     return Plan(study, runs, pretraining, excluded, resolver.absent, resolver)
+
+
+def _refuse_too_many(study: StudyConfig) -> None:
+    """Refuse by its size a study that would take hours or all memory to be written out."""
+    size = prod(map(len, study.axes.values()))
+    runs = size * len(study.seeds)
+    if not study.exclude and runs > MOST_RUNS:
+        raise ClcaError(f"{study.name}: {runs:,} runs; one study may have {MOST_RUNS:,}: split it")
+    if size > MOST_COMBINATIONS:
+        raise ClcaError(f"{study.name}: {size:,} combinations; one study may have {MOST_COMBINATIONS:,}: split it")
+    if size * len(study.exclude) > MOST_COMPARISONS:
+        raise ClcaError(
+            f"{study.name}: {size:,} combinations times {len(study.exclude):,} exclusions are more than "
+            f"{MOST_COMPARISONS:,}: split the study"
+        )
 
 
 def _refuse_twice(study: StudyConfig, runs: list[PlannedRun]) -> None:
@@ -263,6 +288,7 @@ class _Resolver:
     def _model(self, choice: Sequence[int]) -> tuple[str, ModelConfig]:
         key = self.model.key(choice)
         if key not in self.model.known:
+            self._refuse_one_more(self.model)
             settings = self.model.settings(choice)
             if "backbone" not in settings:
                 raise ClcaError(f"{self.study.name}: no model is named; write model: NAME under base or axes")
@@ -273,6 +299,7 @@ class _Resolver:
     def _data(self, choice: Sequence[int]) -> tuple[str, DataConfig]:
         key = self.data.key(choice)
         if key not in self.data.known:
+            self._refuse_one_more(self.data)
             settings = self.data.settings(choice)
             if "root" not in settings:
                 raise ClcaError(f"{self.study.name}: no images are named; write data: FOLDER under base or axes")
@@ -284,12 +311,17 @@ class _Resolver:
     def _recipe(self, choice: Sequence[int]) -> tuple[str, TrainConfig]:
         key = (self.own.key(choice), self.data.key(choice))  # some of the recipe must fit the splits
         if key not in self.own.known:
+            self._refuse_one_more(self.own)
             settings = self.own.settings(choice)
             made = self._checked(choice, {"backbone": "-"}, self.data.settings(choice), settings)
             weights = weights_fingerprint(made.weights) if made.weights is not None else None
             weights = weights or self.started_from or None
             self.own.known[key] = (recipe_text(made, weights), made)
         return self.own.known[key]
+
+    def _refuse_one_more(self, part: _Part) -> None:
+        if len(part.known) >= MOST_SETTINGS:
+            raise ClcaError(f"{self.study.name}: more than {MOST_SETTINGS:,} distinct settings; split the study")
 
     def _checked(
         self, choice: Sequence[int], model: dict[str, Any], data: dict[str, Any], own: dict[str, Any]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from functools import cache
 from typing import Any
 
@@ -102,6 +104,8 @@ def weights_fingerprint(path: str) -> str:
         ClcaError: It cannot be read.
     """
     try:
+        if not stat.S_ISREG(os.stat(expanded(path)).st_mode):  # a device or a FIFO may have no end
+            raise ClcaError(f"weights {path}: is no file of weights")
         with open(expanded(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:

@@ -21,8 +21,9 @@ from clca.study.plan.cost_table import Prices
 from clca.study.plan.expand import Plan, PlannedRun
 from clca.study.plan.identity import model_text
 from clca.study.plan.set_sizes import set_size
-from clca.study.results.folder import RESULT, run_folder, states
+from clca.study.results.folder import read_result, run_folder, states
 from clca.system.files import read_json
+from clca.system.paths import as_it_is, shown
 from clca.training.config import TrainConfig
 from clca.training.progress import duration
 from clca.training.run_folder import write_json
@@ -59,26 +60,29 @@ class Overview:
         """Print which runs there are, and what has become of them."""
         study = self.plan.study
         if study.about:
-            console.print(study.about, markup=False, highlight=False)
+            console.print(shown(study.about), markup=False, highlight=False)
         table = Table(title=f"{study.name}: {len(self.runs):,} runs", title_justify="left")
         table.add_column("axis")
         table.add_column("values: runs", overflow="fold")
         for axis, counts in self.by_axis.items():
-            shown = ", ".join(f"{label}: {count:,}" for label, count in list(counts.items())[:_MOST_LABELS])
+            listed = ", ".join(f"{label}: {count:,}" for label, count in list(counts.items())[:_MOST_LABELS])
             more = len(counts) - _MOST_LABELS
-            table.add_row(axis, shown + (f", and {more} more" if more > 0 else ""))
+            table.add_row(as_it_is(axis), as_it_is(listed + (f", and {more} more" if more > 0 else "")))
         console.print(table)
         for condition, count in zip(study.exclude, self.plan.excluded, strict=True):
             text = ", ".join(f"{axis} {_said(wanted)}" for axis, wanted in condition.items())
-            console.print(f"left out: {text} ({count:,} combinations)", markup=False, highlight=False)
+            console.print(f"left out: {shown(text)} ({count:,} combinations)", markup=False, highlight=False)
         if self.plan.pretraining:
             count = len(self.plan.pretraining)
             console.print(f"and {count} run{'s' * (count > 1)} before them, whose weights all start from")
         done = ", ".join(f"{count:,} {state}" for state, count in self.done.items() if count)
-        console.print(f"in {self.out}: {done.replace('new', 'not begun').replace('started', 'begun')}", highlight=False)
+        done = done.replace("new", "not begun").replace("started", "begun")
+        console.print(f"in {shown(self.out)}: {done}", markup=False, highlight=False)
         if self.plan.absent:
             listed = ", ".join(self.plan.absent)
-            console.print(f"not here: {listed} (what is done of them cannot be told; see --data-folder)", markup=False)
+            console.print(
+                f"not here: {shown(listed)} (what is done of them cannot be told; see --data-folder)", markup=False
+            )
 
     def render_cost(self, console: Console) -> None:
         """Print what they cost, once that was added up."""
@@ -191,8 +195,8 @@ def _measured(out: Path, known: Mapping[str, str], each: Mapping[str, float | No
     rates: list[float] = []
     for name, gmacs in each.items():
         if known[name] == "finished" and gmacs is not None and len(rates) < _SEEN:
-            seconds = (read_json(run_folder(out, name) / RESULT) or {}).get("seconds")
-            if seconds:
+            seconds = (read_result(run_folder(out, name)) or {}).get("seconds")
+            if seconds and seconds > 0:
                 rates.append(gmacs / seconds)
     if not rates:
         return None

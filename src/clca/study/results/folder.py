@@ -17,10 +17,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clca.errors import ClcaError, WorkError, reason
+from clca.errors import ClcaError, WorkError, brief, reason
+from clca.study.rows import LONGEST_NAME, MOST_AXES, sound_row, whole
 from clca.system.files import as_utf8, read_json
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
@@ -29,6 +31,8 @@ PRETRAINING = "pretraining-"
 DESCRIPTION, RESULT, FAILURE, LOG, TRAINED = "run.json", "result.json", "failure.json", "log.txt", "run"
 FORMAT = "clca-study-1"
 _HALF_MADE = re.compile(r"\.[0-9a-f]{32}")  # as `appearing` names it; other hidden folders belong to somebody
+
+_MOST_BYTES = 64 << 20  # of study.json
 
 State = Literal["new", "started", "finished", "failed"]
 
@@ -132,7 +136,33 @@ def left_out(count: int) -> str:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The record of a finished run; None where there is none, or none that can be read."""
     result = read_json(folder / RESULT)
-    return result if result is not None and result.get("state") == "finished" else None
+    return sound_row(result) if result is not None and result.get("state") == "finished" else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What failure.json says.
+
+    Attributes:
+        error: In a line; empty if it says nothing.
+        attempt: Which it was, from 1.
+        traceback: Of the error.
+    """
+
+    error: str
+    attempt: int
+    traceback: str
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why a run failed; None where it has not, or the file cannot be read."""
+    content = read_json(folder / FAILURE)
+    if content is None:
+        return None
+    attempt = whole(content.get("attempt"))
+    error, traceback = (text if isinstance(text := content.get(name), str) else "" for name in ("error", "traceback"))
+    attempt = min(attempt, 10**6) if attempt and attempt > 0 else 1
+    return Failure(brief(as_utf8(error), 2000), attempt, traceback[:100_000])
 
 
 def read_study_file(out: Path) -> dict[str, Any]:
@@ -141,9 +171,41 @@ def read_study_file(out: Path) -> dict[str, Any]:
     Raises:
         ClcaError: The folder holds no study.
     """
-    content = read_json(out / STUDY)
+    content = study_content(out)
     if content is None or content.get("format") != FORMAT:
         if content is None and (out / STUDY).is_file():
             raise ClcaError(f"{out / STUDY}: is damaged; give clca study run once more, which writes it anew")
         raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
+    if (wrong := _wrong(content)) is not None:
+        raise ClcaError(f"{out / STUDY}: {wrong} is not as clca study run writes it; give it once more")
     return dict(as_utf8(content))
+
+
+def study_content(out: Path) -> dict[str, Any] | None:
+    """What study.json says, unchecked; None where there is none that can be read. It names each run of a study."""
+    return read_json(out / STUDY, _MOST_BYTES)
+
+
+def _wrong(study: Mapping[str, Any]) -> str | None:
+    """Which part of a study.json is not of the kind that it should be."""
+    if absent := [name for name in ("name", "axes", "total") if name not in study]:
+        return absent[0]
+    kinds = {"name": str, "about": str, "split": str, "axes": dict, "planned": dict, "seeds": list}
+    for name, kind in kinds.items():
+        if not isinstance(study.get(name, kind()), kind):
+            return name
+    if not isinstance(total := study.get("total"), int) or not 0 <= total <= 10**9:
+        return "total"
+    if len(axes := study.get("axes", {})) > MOST_AXES or not all(map(_are_labels, axes.values())):
+        return "axes"
+    if not all(isinstance(counts, dict) and _are_counts(counts) for counts in study.get("planned", {}).values()):
+        return "planned"
+    return None if all(isinstance(seed, int) for seed in study.get("seeds", [])) else "seeds"
+
+
+def _are_labels(labels: Any) -> bool:
+    return isinstance(labels, list) and all(isinstance(label, str) and len(label) <= LONGEST_NAME for label in labels)
+
+
+def _are_counts(counts: Mapping[str, Any]) -> bool:
+    return all(isinstance(count, int) and 0 <= count <= 10**9 for count in counts.values())

@@ -11,7 +11,8 @@ from typing import Any
 
 from clca.models.config import ModelConfig, spelled
 from clca.study.results.folder import TRAINED
-from clca.system.files import objects, part, read_json
+from clca.study.rows import number
+from clca.system.files import file_objects, part, read_json
 from clca.training.config import TrainConfig
 from clca.training.run_folder import METRICS, SUMMARY, read_config
 
@@ -105,5 +106,5 @@ def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, 
 
 def _gradients(path: Path) -> list[float]:
     """The largest gradient of every logged step."""
-    lines = objects(path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return [float(value) for line in lines if isinstance(value := line.get("grad_max"), (int, float))]
+    values = (number(line.get("grad_max")) for line in file_objects(path))
+    return [float(value) for value in values if value is not None]

@@ -15,6 +15,7 @@ from clca.study.results.folder import FAILURE, LOG, TRAINED, begun_runs, left_ou
 from clca.study.results.table import row_of
 from clca.study.run.claim import Holder, holder
 from clca.study.run.display import last_step
+from clca.system.paths import as_it_is, shown
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
 
@@ -51,7 +52,7 @@ class Status:
         """Print it."""
         counts, total = self.counts, self.study["total"]
         said = ", ".join(f"{counts[name]:,} {name}" for name in _STATES if counts[name])
-        console.print(f"{self.study['name']}: {total:,} runs: {said}", highlight=False, markup=False)
+        console.print(f"{shown(self.study['name'])}: {total:,} runs: {said}", highlight=False, markup=False)
         if self.others:
             console.print(left_out(self.others), highlight=False, markup=False)
         console.print(self._by_axis())
@@ -59,7 +60,7 @@ class Status:
         self._render_failures(console, every_failure)
         best = max((row for row in self.rows if row.get("top1") is not None), key=lambda r: r["top1"], default=None)
         if best is not None:
-            console.print(f"best so far: {best['top1']:.1%}, {best['name']}", highlight=False, markup=False)
+            console.print(f"best so far: {best['top1']:.1%}, {shown(best['name'])}", highlight=False, markup=False)
 
     def _by_axis(self) -> Table:
         table = Table(title=None)
@@ -79,8 +80,8 @@ class Status:
                 counts = by_value[axis, label]
                 asked = planned.get(axis, {}).get(label)
                 table.add_row(
-                    axis if number == 0 else "",
-                    label,
+                    as_it_is(axis if number == 0 else ""),
+                    as_it_is(label),
                     f"{counts['finished']:,}",
                     f"{counts['failed']:,}" if counts["failed"] else "",
                     f"{asked:,}" if asked is not None else "",
@@ -97,7 +98,8 @@ class Status:
             table.add_column(name, justify="right")
         for name, who in list(self.running.items())[:_MOST_RUNNING]:
             epoch, loss = last_step(run_folder(self.out, name) / TRAINED / METRICS)
-            table.add_row(name, who.host, str(who.pid), duration(max(0.0, time.time() - who.since)), epoch, loss)
+            since = duration(max(0.0, time.time() - who.since))
+            table.add_row(as_it_is(name), as_it_is(who.host), str(who.pid), since, epoch, loss)
         console.print(table)
         if len(self.running) > _MOST_RUNNING:
             console.print(f"and {len(self.running) - _MOST_RUNNING} more")
@@ -109,11 +111,11 @@ class Status:
                 failures[str(row.get("error"))].append(row["name"])
         listed = sorted(failures.items(), key=lambda item: -len(item[1]))
         for error, names in listed if every else listed[:_MOST_FAILURES]:
-            console.print(f"failed {len(names)} times: {error}", style="bold", markup=False, highlight=False)
+            console.print(f"failed {len(names)} times: {shown(error)}", style="bold", markup=False, highlight=False)
             for name in names if every else names[:1]:
                 folder = run_folder(self.out, name)
                 console.print(
-                    f"  {folder / FAILURE} and {LOG} beside it", markup=False, highlight=False, soft_wrap=True
+                    f"  {shown(folder / FAILURE)} and {LOG} beside it", markup=False, highlight=False, soft_wrap=True
                 )
         if failures:
             console.print("clca study run … --retry-failed tries them again")

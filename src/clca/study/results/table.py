@@ -9,35 +9,25 @@ from typing import TYPE_CHECKING, Any
 from clca.errors import ClcaError
 from clca.study.results.folder import (
     DESCRIPTION,
-    FAILURE,
     RESULT,
-    STUDY,
     TABLE,
     begun_runs,
     of_study,
+    read_failure,
     read_result,
     run_folder,
+    study_content,
 )
 from clca.study.results.record import by_block
+from clca.study.rows import AXIS, COLUMNS, MOST_AXES, NUMBER, TEXT, WHOLE, YES_NO, sound_row
+from clca.study.stored_table import stored_rows
 from clca.system.files import as_utf8, part, read_json
 from clca.training.run_folder import replacing
 
 if TYPE_CHECKING:
     import pandas
 
-_TEXT = ("run", "name", "state", "error", "data", "split", "backbone", "reduction", "keep_rates", "locations",
-         "arm", "device", "precision", "host", "clca", "torch", "timm", "finished_at")  # fmt: skip
-_WHOLE = ("img_size", "num_clr", "cla_width", "seed", "params", "train_images", "epochs", "steps", "threads")
-_YES_NO = ("clc_gap", "clc_recover_at_last")
-_NUMBER = ("keep_rate", "top1", "top5", "macro", "loss", "train_loss", "train_top1", "gmacs", "computed_gmacs",
-           "images_per_second", "train_seconds", "seconds", "grad_max", "grad_median")  # fmt: skip
-COLUMNS = (
-    "run", "name", "state", "error", "data", "split", "backbone", "reduction", "keep_rate", "keep_rates", "locations",
-    "img_size", "arm", "num_clr", "clc_gap", "clc_recover_at_last", "cla_width", "seed", "top1", "top5", "macro",
-    "loss", "train_loss", "train_top1", "gmacs", "computed_gmacs", "params", "images_per_second", "train_images",
-    "train_seconds", "seconds", "epochs", "steps", "grad_max", "grad_median", "device", "precision", "threads", "host",
-    "clca", "torch", "timm", "finished_at",
-)  # fmt: skip
+_GONE = 1000  # rows that the table may have of runs whose folders are gone
 
 
 def read_table(out: str | Path) -> pandas.DataFrame:
@@ -64,14 +54,17 @@ def table_rows(out: Path, known: Mapping[str, dict[str, Any]]) -> list[dict[str,
     known = {name: row for name, row in known.items() if row.get("state") == "finished"}
     stored: dict[str, dict[str, Any]] = {}
     written = 0.0
+    begun = sorted(begun_runs(out))
     if (out / TABLE).is_file():
+        _pandas()
         written = (out / TABLE).stat().st_mtime
-        stored = {row["name"]: row for row in _stored(out / TABLE) if row.get("state") == "finished"}
+        found = stored_rows(out / TABLE, most=len(begun) + _GONE)
+        stored = {row["name"]: row for row in found if row.get("state") == "finished"}
     rows = []
-    for name in sorted(begun_runs(out)):
+    for name in begun:
         row = known.get(name) or (stored.get(name) if _still(out, name, written) else None)
         rows.append(row or row_of(out, name))
-    return list(filter(of_study(read_json(out / STUDY) or {}), rows))
+    return list(filter(of_study(study_content(out) or {}), rows))
 
 
 def _still(out: Path, name: str, written: float) -> bool:
@@ -87,32 +80,35 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
     folder = run_folder(out, name)
     result = read_result(folder)
     if result is not None and "keep_rates" in result:
-        return dict(as_utf8({"name": name, **result}))
+        return {**result, "name": as_utf8(name)}  # its folder's: the file may say another
     description = read_json(folder / DESCRIPTION) or {}
     if result is not None:  # made before there were these columns
-        return dict(as_utf8({"name": name, **result, **_by_block(description)}))
-    described = {**_by_block(description), **part(description, "row")}
-    failure = read_json(folder / FAILURE)
+        return {**result, **sound_row(_by_block(description)), "name": as_utf8(name)}
+    described = sound_row({**_by_block(description), **part(description, "row")})
+    failure = read_failure(folder)
     state = {"state": "interrupted", "error": None}
     if failure is not None:
-        state = {"state": "failed", "error": failure.get("error")}
-    return dict(as_utf8({"name": name, **described, **state}))
+        state = {"state": "failed", "error": failure.error}
+    return {**described, **state, "name": as_utf8(name)}
 
 
 def _by_block(description: Mapping[str, Any]) -> dict[str, str | None]:
     """The columns of `record.by_block`, from a run.json that lacks them."""
     model = part(part(description, "train"), "model")
-    return by_block(model.get("reduction", "none"), model.get("keep_rate", 1.0), model.get("locations"))
+    try:
+        return by_block(model.get("reduction", "none"), model.get("keep_rate", 1.0), model.get("locations"))
+    except (TypeError, ValueError):  # not as we wrote it
+        return {"keep_rates": None, "locations": None}
 
 
 def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
     """Rows as a table, every column there and of its kind."""
     pandas = _pandas()
     rows = [as_utf8(row) for row in rows]
-    axes = sorted({name for row in rows for name in row if name.startswith("axis.")})
+    axes = sorted(dict.fromkeys(name for row in rows for name in row if name.startswith(AXIS)))[:MOST_AXES]
     table = pandas.DataFrame(rows, columns=[*COLUMNS, *axes])
-    kinds = {name: "string" for name in (*_TEXT, *axes)} | {name: "Int64" for name in _WHOLE}
-    kinds |= {name: "boolean" for name in _YES_NO} | {name: "float64" for name in _NUMBER}
+    kinds = {name: "string" for name in (*TEXT, *axes)} | {name: "Int64" for name in WHOLE}
+    kinds |= {name: "boolean" for name in YES_NO} | {name: "float64" for name in NUMBER}
     return table.astype(kinds)
 
 
@@ -127,20 +123,6 @@ def write_table(out: Path, rows: Iterable[dict[str, Any]]) -> Path:
     with replacing(out / TABLE) as temporary:
         table.to_parquet(temporary, index=False)
     return out / TABLE
-
-
-def _stored(path: Path) -> list[dict[str, Any]]:
-    """The rows of results.parquet; none where it is not a table of ours, since it is no more than a copy."""
-    pandas = _pandas()
-    from pyarrow import ArrowException
-
-    try:
-        table = pandas.read_parquet(path)
-    except (OSError, ValueError, ArrowException):
-        return []
-    if not set(COLUMNS) <= set(table.columns):
-        return []
-    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def _pandas() -> Any:

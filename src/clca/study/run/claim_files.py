@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from clca.system.files import parse_json
+
 _NAME = re.compile(r"claim\.([1-9][0-9]*)", re.ASCII)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_END_OF_TIME = 1e11  # seconds since 1970
 NO_CLAIM = (0, 0)
 """A file time that says "nobody": setting it needs no space, also on a full disk."""
 
@@ -31,11 +34,11 @@ class Owner:
     @classmethod
     def parse(cls, raw: bytes) -> Self | None:
         try:
-            owner = cls(**json.loads(raw))
-        except (ValueError, TypeError, RecursionError):
+            owner = cls(**parse_json(raw))
+        except (ValueError, TypeError):
             return None
         sound = all(type(getattr(owner, field.name)) is field.type for field in fields(cls))
-        return owner if sound and 0 < owner.pid < 2**31 else None
+        return owner if sound and 0 < owner.pid < 2**31 and 0 <= owner.time < _END_OF_TIME else None
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"

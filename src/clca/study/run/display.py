@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clca.study.results.folder import PRETRAINING, TRAINED, run_folder
+from clca.study.rows import whole
 from clca.system.files import objects
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
@@ -158,6 +159,7 @@ def last_step(path: Path) -> tuple[str, str]:
     except OSError:
         return "", ""
     for content in objects(reversed(lines)):
-        if isinstance(content.get("loss"), float):
-            return str(content.get("epoch", "")), f"{content['loss']:.3f}"
+        if isinstance(loss := content.get("loss"), float):
+            epoch = whole(content.get("epoch"))
+            return "" if epoch is None else str(epoch), f"{loss:.3f}"
     return "", ""

@@ -12,10 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from clca.errors import ClcaError, WorkError
+from clca.errors import ClcaError, WorkError, brief
 from clca.study.plan.expand import Plan, PlannedRun, arm, set_name
 from clca.study.results.folder import (
-    FAILURE,
     FORMAT,
     RESULT,
     RUNS,
@@ -23,10 +22,12 @@ from clca.study.results.folder import (
     TABLE,
     TRAINED,
     make_run_folder,
+    read_failure,
     remove_remains,
     run_folder,
     state_of,
     states,
+    study_content,
 )
 from clca.study.results.record import settings_row
 from clca.study.results.table import row_of, table_rows, write_table
@@ -35,7 +36,6 @@ from clca.study.run.display import Live
 from clca.study.run.executors import Executor, InThisProcess
 from clca.study.run.job import TRAIN_AND_EVALUATE, Job, Outcome, write_failure
 from clca.study.run.leaves import drawn
-from clca.system.files import read_json
 from clca.system.paths import expanded
 from clca.system.signals import first_signal
 from clca.training.run_folder import WEIGHTS, make_writable, write_json
@@ -125,9 +125,10 @@ def describe_study(plan: Plan, folder: Path) -> None:
     Raises:
         ClcaError: The folder holds another study.
     """
-    there = read_json(folder / STUDY)
+    there = study_content(folder)
     if there is not None and there.get("name") != plan.study.name:
-        raise ClcaError(f"--out {folder}: holds the study {there.get('name')}, not {plan.study.name}; choose another")
+        other = brief(str(there.get("name")), 100)
+        raise ClcaError(f"--out {folder}: holds the study {other}, not {plan.study.name}; choose another")
     content = {
         "format": FORMAT,
         "name": plan.study.name,
@@ -196,11 +197,11 @@ class _Driver:
         if state == "finished" and self._found_finished(run.name, result):
             return False
         if state == "failed":
-            failure = read_json(run_folder(self.out, run.name) / FAILURE) or {}
+            failure = read_failure(run_folder(self.out, run.name))
             if not self.retry_failed:
-                self._note_failed(run.name, str(failure.get("error", "")), result, known=True)
+                self._note_failed(run.name, failure.error if failure else "", result, known=True)
                 return False
-            self.forgiven[run.name] = failure.get("attempt", 1)
+            self.forgiven[run.name] = failure.attempt if failure else 1
         return True
 
     def _pretrained(self, result: StudyResult) -> bool:
@@ -213,14 +214,16 @@ class _Driver:
                 f"pretraining the weights that all runs start from ({number} of {len(self.plan.pretraining)})"
             )
             if state_of(folder) == "failed":  # nothing else can be done without it
-                self.forgiven[run.name] = (read_json(folder / FAILURE) or {}).get("attempt", 1)
+                earlier = read_failure(folder)
+                self.forgiven[run.name] = earlier.attempt if earlier else 1
             aside = StudyResult(self.out, 1)
             self._drive([run], aside)
             self.rows.pop(run.name, None)
             if aside.failed:
-                failure = read_json(folder / FAILURE) or {}
+                failure = read_failure(folder)
                 raise WorkError(
-                    f"the pretraining failed, so nothing else can begin: {failure.get('error')} (see {folder})"
+                    f"the pretraining failed, so nothing else can begin: {failure.error if failure else ''} "
+                    f"(see {folder})"
                 )
             result.full = aside.full
             if not aside.finished:
@@ -351,11 +354,11 @@ class _Driver:
         """What has become of the runs that other drivers make; those that nobody makes any more come back to us."""
         for name, run in list(elsewhere.items()):
             folder = run_folder(self.out, name)
-            failure = read_json(folder / FAILURE)
+            failure = read_failure(folder)
             if (folder / RESULT).exists() and self._found_finished(name, result):
                 pass
-            elif failure is not None and failure.get("attempt", 1) > self.forgiven.get(name, 0):
-                self._note_failed(name, str(failure.get("error", "")), result)
+            elif failure is not None and failure.attempt > self.forgiven.get(name, 0):
+                self._note_failed(name, failure.error, result)
             elif (seen := self.watch.gone(folder)) is not None or holder(folder, self.watch) is None:
                 if seen is not None:
                     self.gone[name] = seen

@@ -24,7 +24,9 @@ from clca.study.results.folder import (
     LOG,
     RESULT,
     TRAINED,
+    Failure,
     make_run_folder,
+    read_failure,
     read_result,
     run_folder,
 )
@@ -117,16 +119,16 @@ def perform(job: Job, own_process: bool = True) -> Outcome:
 def _ended(job: Job, folder: Path) -> Outcome | None:
     """The outcome of a run that needs no work any more."""
     if (result := read_result(folder)) is not None:
-        return Outcome(job.name, "finished", row=result)
-    failure = read_json(folder / FAILURE)
-    if failure is not None and failure.get("attempt", 1) > job.forgiven:
-        return Outcome(job.name, "failed", str(failure.get("error", "")))
+        return Outcome(job.name, "finished", row={**job.row, **result, "name": job.name})
+    failure = read_failure(folder)
+    if failure is not None and failure.attempt > job.forgiven:
+        return Outcome(job.name, "failed", failure.error)
     return None
 
 
 def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
     """The work itself; whatever comes of it is written down."""
-    earlier = read_json(folder / FAILURE)
+    earlier = read_failure(folder)
     if earlier is not None:
         _forgive(folder, earlier)
     began = monotonic()
@@ -141,15 +143,15 @@ def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
     except KeyboardInterrupt as stop:
         return Outcome(job.name, "interrupted", str(stop))
     except Exception as error:
-        return _failed(job, folder, error, (earlier or {}).get("attempt", 0) + 1)
+        return _failed(job, folder, error, (earlier.attempt if earlier else 0) + 1)
     _tidy(job, folder / TRAINED)
     return Outcome(job.name, "finished", row=row, here=True)
 
 
-def _forgive(folder: Path, failure: dict[str, Any]) -> None:
+def _forgive(folder: Path, failure: Failure) -> None:
     """Put an earlier failure aside; a checkpoint that could not be read would fail again."""
-    os.replace(folder / FAILURE, folder / f"failure.{failure.get('attempt', 1)}.json")
-    if CHECKPOINT in str(failure.get("error", "")) and "damaged" in str(failure.get("error", "")):
+    os.replace(folder / FAILURE, folder / f"failure.{failure.attempt}.json")
+    if CHECKPOINT in failure.error and "damaged" in failure.error:
         shutil.rmtree(folder / TRAINED, ignore_errors=True)
 
 

@@ -10,9 +10,9 @@ from bounded import bounded, run_clca
 from pyarrow import parquet
 
 from clca.study.results.folder import FORMAT, read_failure
+from clca.study.results.rows import COLUMNS, sound_row
+from clca.study.results.stored_table import stored_rows
 from clca.study.results.table import row_of
-from clca.study.rows import COLUMNS, sound_row
-from clca.study.stored_table import stored_rows
 
 LIMITS: dict[str, Any] = {"memory_mib": 1024, "cpu_seconds": 60}
 ESCAPE, SCRIPT = "\x1b[2J", "<script>alert(1)</script>"

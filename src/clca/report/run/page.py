@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
-from clca.study.rows import number, whole
+from clca.study.results.rows import number, whole
 from clca.system.files import file_objects, part, read_json
 from clca.training.run_folder import make_writable, read_csv
 

@@ -12,7 +12,7 @@ import pandas as pd
 from clca.report.study.cells import ARM_TITLES, p_text
 from clca.report.study.numbers import paired_gains
 from clca.report.study.settings import ARMS, SETTING, by_default, finished_runs, number_column
-from clca.study.rows import number, whole
+from clca.study.results.rows import number, whole
 from clca.system.files import file_objects
 
 _CURVES = ["arm", "step", "median", "low", "high", "runs"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clca.errors import ClcaError, WorkError, brief, reason
-from clca.study.rows import LONGEST_NAME, MOST_AXES, sound_row, whole
+from clca.study.results.rows import LONGEST_NAME, MOST_AXES, sound_row, whole
 from clca.system.files import as_utf8, read_json
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"

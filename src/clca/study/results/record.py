@@ -11,7 +11,7 @@ from typing import Any
 
 from clca.models.config import ModelConfig, spelled
 from clca.study.results.folder import TRAINED
-from clca.study.rows import number
+from clca.study.results.rows import number
 from clca.system.files import file_objects, part, read_json
 from clca.training.config import TrainConfig
 from clca.training.run_folder import METRICS, SUMMARY, read_config

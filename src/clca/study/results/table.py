@@ -19,8 +19,8 @@ from clca.study.results.folder import (
     study_content,
 )
 from clca.study.results.record import by_block
-from clca.study.rows import AXIS, COLUMNS, MOST_AXES, NUMBER, TEXT, WHOLE, YES_NO, sound_row
-from clca.study.stored_table import stored_rows
+from clca.study.results.rows import AXIS, COLUMNS, MOST_AXES, NUMBER, TEXT, WHOLE, YES_NO, sound_row
+from clca.study.results.stored_table import stored_rows
 from clca.system.files import as_utf8, part, read_json
 from clca.training.run_folder import replacing
 

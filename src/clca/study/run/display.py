@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clca.study.results.folder import PRETRAINING, TRAINED, run_folder
-from clca.study.rows import whole
+from clca.study.results.rows import whole
 from clca.system.files import objects
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS

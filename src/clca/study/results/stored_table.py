@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clca.study.rows import AXIS, COLUMNS, LONGEST_NAME, MOST_AXES, TEXT, sound_row
+from clca.study.results.rows import AXIS, COLUMNS, LONGEST_NAME, MOST_AXES, TEXT, sound_row
 
 MOST_BYTES = 256 << 20
 _MOST_UNPACKED, _UNPACKED_OF_A_RUN = 16 << 20, 16 << 10  # bytes that the columns may say they have

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from clca.errors import ClcaError
 from clca.export.metadata import INPUT
+from clca.export.onnx_allowlist import checked_model
+from clca.export.onnx_file import OPSET
 from clca.export.program import METADATA_FILE, quiet
-from clca.export.pt2_allowlist import refuse_code
+from clca.export.pt2_allowlist import checked_archive
+from clca.export.pt2_size import TooLarge, check_size
 from clca.system.timing import using_threads
 
 Images = TypeVar("Images", Tensor, np.ndarray)
@@ -50,7 +53,12 @@ class Exported:
         """
         if tuple(images.shape[1:]) != self._shape or len(images) == 0:
             raise ClcaError(f"{self.path} takes images [B, {', '.join(map(str, self._shape))}], not {[*images.shape]}")
-        return self._compute(images)
+        try:
+            logits = self._compute(images)
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:  # and the runtimes' own, which are these
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ClcaError(f"{self.path} fails on images {[*images.shape]}: {why}") from None
+        return logits
 
 
 def load_exported(path: str | Path, threads: int | None = None) -> Exported:
@@ -63,30 +71,36 @@ def load_exported(path: str | Path, threads: int | None = None) -> Exported:
     Raises:
         ClcaError: There is no such file, it is not one that clca exported, or it may hold code.
     """
-    path = Path(path)
+    return _load(Path(path), threads, trusted=False)
+
+
+def load_own_export(path: Path, threads: int | None = None) -> Exported:
+    """Load a file that this process has just written; a reduction of a third party may bring operators of any kind."""
+    return _load(path, threads, trusted=True)
+
+
+def _load(path: Path, threads: int | None, trusted: bool) -> Exported:
     if not path.is_file():
         raise ClcaError(f"{path}: no such file")
-    return _load_pt2(path, threads) if zipfile.is_zipfile(path) else _load_onnx(path, threads)
+    return (_load_pt2 if zipfile.is_zipfile(path) else _load_onnx)(path, threads, trusted)
 
 
-def _load_onnx(path: Path, threads: int | None) -> Exported:
+def _load_onnx(path: Path, threads: int | None, trusted: bool) -> Exported:
     try:
         import onnxruntime
     except ImportError:
         raise ClcaError("ONNX files need onnxruntime: pip install 'clca[onnx]'") from None
+    content, metadata = (str(path), {}) if trusted else checked_model(path, OPSET)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is raised
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes are not public
         raise ClcaError(f"{path}: ONNX Runtime cannot read it ({' '.join(str(error).split())[:200]})") from None
-    found = session.get_modelmeta().custom_metadata_map
-    try:
-        metadata = _checked({key: json.loads(value) for key, value in found.items()})
-    except (ValueError, KeyError, TypeError):
-        raise ClcaError(f"{path}: is an ONNX file, but not one that clca exported") from None
+    if trusted:
+        metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
 
     def compute(images: Any) -> Any:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
@@ -96,16 +110,24 @@ def _load_onnx(path: Path, threads: int | None) -> Exported:
     return Exported(path, "onnx", metadata, compute, threads)
 
 
-def _load_pt2(path: Path, threads: int | None) -> Exported:
-    refuse_code(path)
+def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
     extra = {METADATA_FILE: ""}
+    source: Any = str(path)
+    if not trusted:
+        source, _ = checked_archive(path)
     try:
         with quiet():
-            program = torch.export.load(str(path), extra_files=extra)
-        metadata = _checked(json.loads(extra[METADATA_FILE]))
+            program = torch.export.load(source, extra_files=extra)
+            metadata = json.loads(extra[METADATA_FILE])
+            if not trusted:
+                check_size(program, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
+            module = program.module()
+    except TooLarge as error:
+        raise ClcaError(
+            f"{path}: its program asks for {error}, which no model of clca does: it is not loaded"
+        ) from None
     except Exception:  # a damaged archive raises nearly anything
         raise ClcaError(f"{path}: is not a program that clca exported") from None
-    module = program.module()
 
     def compute(images: Any) -> Any:
         given = images if isinstance(images, Tensor) else torch.from_numpy(images)
@@ -114,11 +136,3 @@ def _load_pt2(path: Path, threads: int | None) -> Exported:
         return logits if isinstance(images, Tensor) else logits.numpy()
 
     return Exported(path, "pt2", metadata, compute, threads)
-
-
-def _checked(metadata: Any) -> dict[str, Any]:
-    for key in ("format", "classes", "preprocess", "input"):
-        metadata[key]
-    if not isinstance(metadata["input"]["shape"], list):
-        raise TypeError("input")
-    return metadata

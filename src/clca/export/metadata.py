@@ -4,14 +4,63 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from clca.data.transforms import from_preprocess
+from clca.errors import ClcaError
+from clca.models.config import LARGEST_SIDE
 from clca.models.cost import cost
 from clca.models.token_reduced_vit import TokenReducedViT
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+_FORMAT = "clca-export-1"
+
+_Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+_Channels = Annotated[int, Field(ge=1, le=1024)]
+_Outputs = Annotated[int, Field(ge=0, le=1_000_000)]  # 0: features, of a model without a classifier
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Input(_Part):
+    name: Literal[INPUT]  # type: ignore[valid-type]
+    shape: Annotated[tuple[Literal[BATCH], _Channels, _Side, _Side], Strict(False)]  # type: ignore[valid-type]
+    dtype: Literal["float32"]
+
+
+class _Output(_Part):
+    name: Literal[OUTPUT]  # type: ignore[valid-type]
+    shape: Annotated[tuple[Literal[BATCH], _Outputs], Strict(False)]  # type: ignore[valid-type]
+    dtype: Literal["float32"]
+
+
+class _Metadata(_Part):
+    """What is read back; further entries are for people."""
+
+    format: Literal[_FORMAT]  # type: ignore[valid-type]
+    classes: list[str] | None
+    preprocess: dict[str, Any] | None
+    input: _Input
+    output: _Output
+
+
+def check_metadata(metadata: Any) -> None:
+    """Refuse what `describe` would not have written.
+
+    Raises:
+        ValueError: With the entry at fault; a `ClcaError` if it is one of `preprocess`.
+    """
+    found = _Metadata.model_validate(metadata)
+    outputs = found.output.shape[1]
+    if found.classes is not None and len(found.classes) != outputs:
+        raise ClcaError(f"classes has {len(found.classes)} names, and there are {outputs} outputs")
+    if found.preprocess is not None:
+        from_preprocess(found.preprocess)
 
 
 def describe(model: TokenReducedViT, **more: Any) -> dict[str, Any]:
@@ -29,7 +78,7 @@ def describe(model: TokenReducedViT, **more: Any) -> dict[str, Any]:
     height, width = model.patch_embed.img_size
     config = json.loads(model.config.model_dump_json())
     return {
-        "format": "clca-export-1",
+        "format": _FORMAT,
         "classes": model.classes,
         "preprocess": None if model.preprocess is None else model.preprocess | {"steps": steps(model.preprocess)},
         "input": {

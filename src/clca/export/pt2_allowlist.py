@@ -1,122 +1,181 @@
-"""A stranger's `.pt2`, looked at before torch loads it: whatever `export_pt2` would not have written is refused.
+"""A stranger's `.pt2`, looked at before torch loads it: what `export_pt2` would not have written is refused.
 
 `torch.export.load` runs what an archive brings: it unpickles objects, loads compiled libraries, evaluates the text of
-shapes and guards, and takes any function of torch's modules for an operator. To look for each would never be complete,
-so it is said what may be there: plain tensors, and a program of torch's operators with names for all else.
+sizes and guards, and calls any operator that some package has registered, those that write files among them. To look
+for each would never be complete, so it is stated what may be there (`pt2_schema`, `pt2_operators`). torch reads a copy
+that holds what was checked and nothing else, so that two readers of one archive cannot disagree about what is in it.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import re
-from collections.abc import Iterator
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from clca.errors import ClcaError
+from clca.export.metadata import check_metadata
+from clca.export.program import METADATA_FILE
+from clca.export.pt2_schema import BYTES, Constants, Payload, Program, UnknownOperator, Weights
 
-_MEMBER = re.compile(
-    r"archive_(format|version)|byteorder|\.data/(version|serialization_id)|extra/metadata\.json|models/model\.json|"
-    r"data/sample_inputs/model\.pt|data/(weights/(model_weights_config\.json|weight_[0-9]+)|"
-    r"constants/(model_constants_config\.json|tensor_[0-9]+))"
-)
-_TENSOR_FILE = re.compile(r"(weight|tensor)_[0-9]+")
-
-# Arithmetic of sizes is called for by its function's name in Python, an operator of torch by its own.
-_ARITHMETIC = re.compile(
-    r"_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)|"
-    r"math\.(ceil|floor|trunc)|torch\.sym_(max|min|not|ite|sum|float|int)"
-)
-_OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)", re.ASCII)
-_WITH_A_BODY = re.compile(r"torch\.ops\.higher_order\.wrap_with_(autocast|set_grad_enabled)")
-_FUNCTIONS = ("target", "as_operator")
-
-_NAME = re.compile(r"[\w.]*", re.ASCII)
-_SPEC = re.compile(r'("(type|context|children_spec|null|\[\]|builtins\.(tuple|list|dict))"|null|[\[\]{}:, 0-9])*')
-# What is more than a name, by its key.
-_TEXTS = {
-    "as_float": re.compile(r"[\w.+-]*", re.ASCII),
-    "as_string": re.compile(r".*", re.DOTALL),  # stays a text: the separators of an einsum, a mode of padding
-    "expr_str": re.compile(
-        r"(Symbol\('[a-z][0-9]+'|(positive|nonnegative|integer)=True|"
-        r"(Integer|Add|Mul|Pow|Max|Min|Mod|FloorDiv|CeilDiv|PythonMod|CleanDiv)\(|[0-9(), -])*"
-    ),
-    "in_spec": _SPEC,
-    "out_spec": _SPEC,
-    "nn_module_stack": re.compile(r"[\w.,;@<>-]*", re.ASCII),
-    "torch_fn": re.compile(r"[\w.;<>]*", re.ASCII),
-    "torch_version": re.compile(r"[\w.+-]*", re.ASCII),
+_PROGRAM = "models/model.json"
+_WEIGHTS = "data/weights/model_weights_config.json"
+_CONSTANTS = "data/constants/model_constants_config.json"
+_METADATA = f"extra/{METADATA_FILE}"
+_READ = (_METADATA, _PROGRAM, _WEIGHTS, _CONSTANTS)
+_SAMPLE = "data/sample_inputs/model.pt"
+_FIXED = {
+    "archive_format": re.compile(rb"pt2"),
+    "archive_version": re.compile(rb"[0-9]{1,3}"),
+    "byteorder": re.compile(rb"little"),
+    ".data/version": re.compile(rb"[0-9]{1,3}\n?"),
+    ".data/serialization_id": re.compile(rb"[0-9]{1,80}"),
 }
+_TENSOR = re.compile(r"data/weights/weight_[0-9]{1,6}")
+
+_MOST_MEMBERS = 50_000
+_LONGEST_JSON = 16 * 2**20  # a model of 40 blocks, reduced after each, has 4 MiB
 
 
-def refuse_code(path: Path) -> None:
-    """Refuse an archive in which is more than tensors and a program of torch's operators.
+class _Refused(Exception):
+    """A member is not as it must be."""
+
+    def __init__(self, member: str, why: str) -> None:
+        super().__init__(why)
+        self.member = member
+
+
+def checked_archive(path: Path) -> tuple[io.BytesIO, dict[str, Any]]:
+    """An archive of `export_pt2` for `torch.export.load`, and the file's metadata.
 
     Args:
         path: A zip.
 
+    Returns:
+        A copy of what was checked, with sample inputs made here since torch unpickles those; the metadata.
+
     Raises:
         ClcaError: It may hold code, with the part at fault, or cannot be read.
     """
+    member = "the directory"
     try:
-        archive = torch._C.PyTorchFileReader(str(path))  # what torch.export.load reads it with, so it sees the same
-    except Exception:  # its classes are not public
-        raise ClcaError(f"{path}: is not a program that clca exported and may hold code, so it is not loaded") from None
-    name = ""
-    try:
-        for name in archive.get_all_records():
-            if not _MEMBER.fullmatch(name):
-                raise ValueError(name)
-            if name.endswith(".pt"):
-                torch.load(io.BytesIO(archive.get_record(name)), weights_only=True)
-            elif name.endswith("_config.json"):
-                _check_payloads(json.loads(archive.get_record(name)))
-            elif name.startswith("models/"):
-                _check_program(json.loads(archive.get_record(name)))
-    except Exception:  # a damaged archive raises nearly anything
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive, path.stat().st_size)
+            parsed = {}
+            for member in _READ:
+                parsed[member] = _json(archive, member, members)
+                _check(member, parsed[member], members)
+            return _copy(archive, members, parsed), parsed[_METADATA]
+    except UnknownOperator as error:
         raise ClcaError(
-            f"{path}: {name} in it is not as clca writes it and may hold code, so it is not loaded"
+            f"{path}: {_PROGRAM} in it calls {_short(str(error))}, which no export of clca's own reductions does and "
+            "may hold code, so it is not loaded; if a reduction of yours brings it, and you trust the file, "
+            "torch.export.load reads it"
+        ) from None
+    except Exception as error:  # a damaged archive raises nearly anything
+        member = error.member if isinstance(error, _Refused) else member
+        raise ClcaError(
+            f"{path}: {_short(member)} in it is not as clca writes it ({_why(error)}) and may hold code, so it is not "
+            "loaded"
         ) from None
 
 
-def _check_payloads(payloads: Any) -> None:
-    """Tensors are raw bytes in a file by torch's naming, never pickles."""
-    for payload in payloads["config"].values():
-        if payload["use_pickle"] is not False or not _TENSOR_FILE.fullmatch(payload["path_name"]):
-            raise ValueError(payload["path_name"])
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by their names in the one folder that holds all: nothing else, nothing twice, nothing compressed."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = info.filename.partition("/")[2]
+        if name not in (*_READ, *_FIXED, _SAMPLE) and not _TENSOR.fullmatch(name):
+            raise _Refused(name, "there is no such part")
+        if name in members:
+            raise _Refused(name, "it is there twice")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise _Refused(name, "it is compressed")
+        if name in _READ and info.file_size > _LONGEST_JSON:
+            raise _Refused(name, f"it has more than {_LONGEST_JSON} bytes")
+        members[name] = info
+    if len(members) > _MOST_MEMBERS or sum(info.file_size for info in members.values()) > size:
+        raise _Refused("the directory", "there are more parts than the file can hold")
+    if missing := [name for name in (*_READ, *_FIXED) if name not in members]:
+        raise _Refused(missing[0], "it is missing")
+    return members
 
 
-def _check_program(program: Any) -> None:
-    if program.get("guards_code"):
-        raise ValueError("guards_code")  # is compiled
-    for key, text in _texts(program, ""):
-        if key in _FUNCTIONS and not _is_operator(text):
-            raise ValueError(text)
-        if not _TEXTS.get(key, _NAME).fullmatch(text):
-            raise ValueError(text)
+def _json(archive: zipfile.ZipFile, member: str, members: dict[str, zipfile.ZipInfo]) -> Any:
+    try:
+        return json.loads(archive.read(members[member]))
+    except (ValueError, RecursionError):  # RecursionError: nested without an end
+        raise _Refused(member, "it is not JSON") from None
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text below a value, names of entries too, with the key that it is under."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield "", name
-            yield from _texts(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner, key)
-    elif isinstance(value, str):
-        yield key, value
+def _check(member: str, content: Any, members: dict[str, zipfile.ZipInfo]) -> None:
+    if member == _METADATA:
+        check_metadata(content)
+    elif member == _PROGRAM:
+        _check_symbols(Program.model_validate(content), content)
+    elif member == _WEIGHTS:
+        for payload in Weights.model_validate(content).config.values():
+            _check_fits(payload, members)
+    else:
+        Constants.model_validate(content)
 
 
-def _is_operator(name: str) -> bool:
-    if _ARITHMETIC.fullmatch(name) or _WITH_A_BODY.fullmatch(name):
-        return True
-    found = _OPERATOR.fullmatch(name)
-    if found is None or found[2] == "from_file":  # which opens files, and makes them
-        return False
-    packet = getattr(getattr(torch.ops, found[1]), found[2], None)
-    return isinstance(getattr(packet, found[3], None), torch._ops.OpOverload)
+def _check_symbols(program: Program, content: Any) -> None:
+    """The batch is the one size that is not a number."""
+    (batch,) = program.range_constraints
+    if others := set(re.findall(r"Symbol\('(\w+)'", json.dumps(content["graph_module"]))) - {batch}:
+        raise _Refused(_PROGRAM, f"it has another size than {batch}, {min(others)}")
+
+
+def _check_fits(payload: Payload, members: dict[str, zipfile.ZipInfo]) -> None:
+    """A tensor lies within the bytes of its file, each element at a place of its own."""
+    info, meta = members.get(f"data/weights/{payload.path_name}"), payload.tensor_meta
+    if info is None:
+        raise _Refused(_WEIGHTS, f"there is no {payload.path_name}")
+    sizes, strides = [size.as_int for size in meta.sizes], [stride.as_int for stride in meta.strides]
+    count = math.prod(sizes)
+    end = meta.storage_offset.as_int + 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+    if count == 0 or max(count, end) * BYTES[meta.dtype] > info.file_size:
+        raise _Refused(_WEIGHTS, f"{payload.path_name} has {info.file_size} bytes, too few for sizes {sizes}")
+
+
+def _copy(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], parsed: dict[str, Any]) -> io.BytesIO:
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w") as target:
+        for name, info in members.items():
+            if name == _SAMPLE:
+                continue
+            content = json.dumps(parsed[name]).encode() if name in parsed else archive.read(info)
+            if name in _FIXED and not _FIXED[name].fullmatch(content):
+                raise _Refused(name, "it says something else")
+            target.writestr(f"model/{name}", content)
+        target.writestr(f"model/{_SAMPLE}", _sample(parsed[_METADATA]))
+    copy.seek(0)
+    return copy
+
+
+def _sample(metadata: dict[str, Any]) -> bytes:
+    """Images as torch stores those that a program was made with; of one number, however large they are."""
+    content = io.BytesIO()
+    images = torch.zeros(1).expand(2, *metadata["input"]["shape"][1:])
+    torch.save(((images,), {}), content)
+    return content.getvalue()
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return _short(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+    return _short(str(error) if isinstance(error, _Refused | ClcaError) else type(error).__name__)
+
+
+def _short(text: str) -> str:
+    """A text of a stranger's in one short line."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return line if len(line) <= 120 else f"{line[:120]}…"

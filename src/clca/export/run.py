@@ -11,7 +11,7 @@ import torch
 
 from clca.errors import ClcaError, WorkError
 from clca.export.check import Agreement, check_exported
-from clca.export.load import load_exported
+from clca.export.load import load_own_export
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
@@ -134,7 +134,7 @@ def export_run(
 
 def _examined(model: TokenReducedViT, files: dict[str, Path], pictures: Pictures) -> dict[str, FileResult]:
     """Check every file, and where there are two time them too."""
-    loaded = {name: load_exported(file) for name, file in files.items()}
+    loaded = {name: load_own_export(file) for name, file in files.items()}
     agreements = dict(zip(loaded, check_exported(model, list(loaded.values()), pictures), strict=True))
     agreements["float32"].require("the exported file")
     if "int8" in agreements:

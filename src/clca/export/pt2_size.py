@@ -1,0 +1,100 @@
+"""How much memory a program will take, found without taking it: a file may ask for tensors of any size."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from clca.models.cost import flop_counter
+
+_LEAST, _PER_PIXEL, _MOST = 256 * 2**20, 8 * 2**10, 16 * 2**30
+"""Bytes at one time, beside the weights, that a program may take for an image. Most is needed where all pairs of tokens
+are compared: with patches of 8 × 8 pixels, 1 KiB a pixel at 448 × 448 and 5 at 1024 × 1024."""
+
+_OPERATIONS = 10**14
+"""Multiplications that a program may do for an image; ViT-g at 518 × 518 does 10¹²."""
+
+_BATCHES = (2, 64)  # what grows faster than the batch shows
+
+
+class TooLarge(Exception):
+    """A program asks for more than its images explain, or gives something else than logits."""
+
+
+class _Counter(TorchDispatchMode):
+    """Bytes of the tensors alive at one time."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit, self._now = limit, 0
+        self._users: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        size, key = storage.nbytes(), storage._cdata
+        # An operator may copy what is expanded on the way to its result.
+        if max(self._now + size, tensor.numel() * tensor.element_size()) > self._limit:
+            raise TooLarge(f"tensors of {max(size, tensor.numel() * tensor.element_size()):.2g} bytes")
+        self._now += 0 if key in self._users else size
+        self._users[key] = self._users.get(key, 0) + 1
+        weakref.finalize(tensor, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            self._now -= size
+            del self._users[key]
+
+
+def memory_limit(shape: tuple[int, ...]) -> int:
+    """Bytes at one time, beside the weights, that a program may take for an image of shape [C, H, W]."""
+    return min(_LEAST + _PER_PIXEL * shape[1] * shape[2], _MOST)
+
+
+def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -> None:
+    """Run a program on tensors without content, and refuse one that takes more memory than such a model does.
+
+    Args:
+        program: A program on images.
+        shape: Of an image, [C, H, W].
+        outputs: Of logits; 0 if they are not counted.
+
+    Raises:
+        TooLarge: It takes too much memory or time for its images.
+        Exception: What is raised by an operator on arguments that do not go together.
+    """
+    limit = memory_limit(shape)
+    weights = program.state_dict
+    for batch in _BATCHES:
+        mode = FakeTensorMode()
+        given = [
+            mode.from_tensor(
+                torch.zeros(1).expand(batch, *shape)
+                if spec.kind is InputKind.USER_INPUT
+                else weights[str(spec.target)].detach()
+            )
+            for spec in program.graph_signature.input_specs
+        ]
+        with torch.no_grad(), mode, flop_counter() as operations, _Counter(batch * limit):
+            (logits,) = torch.fx.Interpreter(program.graph_module).run(*given)
+        if operations.get_total_flops() > 2 * batch * _OPERATIONS:
+            raise TooLarge(f"{operations.get_total_flops() / batch:.2g} operations an image")
+        if logits.dtype != torch.float32 or logits.ndim != 2 or logits.shape[0] != batch:
+            raise TooLarge(f"logits {[*logits.shape]} for {batch} images")
+        if outputs and logits.shape[1] != outputs:
+            raise TooLarge(f"{logits.shape[1]} logits for {outputs} classes")

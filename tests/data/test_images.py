@@ -196,7 +196,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, kind):
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs"),
         (b"%PDF-1.7\n\xff\xfe", "PDF"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is text"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is Encapsulated Postscript, which is not read"),
         (bytes(range(256)) * 9, "not an image"),
     ],
 )

@@ -334,7 +334,9 @@ def test_a_weak_token_is_refused(token: str) -> None:
         ServeSettings(token=token)
 
 
-@pytest.mark.parametrize("name", ["max_batch", "queue", "files", "pixels", "answer_seconds", "decoders"])
+@pytest.mark.parametrize(
+    "name", ["max_batch", "queue", "files", "pixels", "answer_seconds", "decoders", "decode_seconds"]
+)
 def test_impossible_settings_are_refused(name: str) -> None:
     with pytest.raises(ClcaError, match=name):
         ServeSettings(**{name: 0})

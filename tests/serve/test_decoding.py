@@ -4,7 +4,7 @@ import io
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_endpoint import photo
 
+from clca.data.decoding import Decoders
 from clca.data.transforms import from_preprocess, preprocess_dict
 from clca.serve.decoding import decode, decode_image
 from clca.serve.errors import Refusal
@@ -23,11 +24,17 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 FILES = [photo(1, (9, 7), kind) for kind in FORMATS]
 
 
-def outcome(data: bytes) -> int:
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    with Decoders(1, max_pixels=10_000) as found:
+        yield found
+
+
+def outcome(data: bytes, decoders: Decoders) -> int:
     """HTTP status of an image file."""
     refused: Refusal | None = None
     try:
-        image = decode(data, TRANSFORM, 10_000)
+        image = decode(data, TRANSFORM, decoders)
     except Refusal as refusal:
         refused = refusal
     if refused is not None:
@@ -41,27 +48,29 @@ def outcome(data: bytes) -> int:
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=64))
-def test_any_bytes_are_refused(data: bytes) -> None:
-    assert outcome(data) in (200, 413, 415, 422)
+def test_any_bytes_are_refused(decoders: Decoders, data: bytes) -> None:
+    assert outcome(data, decoders) in (200, 413, 415, 422)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(FILES), st.integers(0, 200), st.binary(min_size=1, max_size=4), st.integers(0, 400))
 def test_an_image_with_other_bytes_in_it_or_cut_off_is_read_or_refused(
-    data: bytes, at: int, other: bytes, length: int
+    decoders: Decoders, data: bytes, at: int, other: bytes, length: int
 ) -> None:
-    assert outcome(data[:at] + other + data[at + len(other) :]) in (200, 413, 415, 422)
-    assert outcome(data[:length]) in (200, 415, 422)
+    assert outcome(data[:at] + other + data[at + len(other) :], decoders) in (200, 413, 415, 422)
+    assert outcome(data[:length], decoders) in (200, 415, 422)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_is_read_and_leaves_no_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_format_is_read_and_leaves_no_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoders: Decoders
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data = FILES[FORMATS.index(kind)]
-    assert outcome(data) == 200
+    assert outcome(data, decoders) == 200
     plain = TRANSFORM(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert torch.equal(decode(data, TRANSFORM, 10_000), plain)
-    assert outcome(data[: len(data) // 2]) in (200, 422)
+    assert torch.equal(decode(data, TRANSFORM, decoders), plain)
+    assert outcome(data[: len(data) // 2], decoders) in (200, 422)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,9 +80,9 @@ def test_every_format_is_read_and_leaves_no_file(kind: str, tmp_path: Path, monk
      photo(1)[:33] + b"\0\0\0\0prVt\xa6\x87\x8c\x49" * (1 << 17)],
     ids=["JPEG of zeros", "JPEG of segments", "PNG of chunks"],
 )  # fmt: skip
-def test_a_header_of_very_many_pieces_is_not_read_to_its_end(data: bytes) -> None:
+def test_a_header_of_very_many_pieces_is_not_read_to_its_end(data: bytes, decoders: Decoders) -> None:
     with pytest.raises(Refusal, match="too many pieces") as refused:
-        decode(data, TRANSFORM, 10_000)
+        decode(data, TRANSFORM, decoders)
     assert refused.value.status == 422
 
 
@@ -113,13 +122,15 @@ FORMS_OF_TIFF = [
 @pytest.mark.parametrize("make", [lambda many: png(60_000 if many else 6_000),
     *(lambda many, mark=mark, wide=wide: tiff(300 if many else 50, mark, wide) for mark, wide in FORMS_OF_TIFF)],
     ids=["PNG", "TIFF", "TIFF MM", "BigTIFF"])  # fmt: skip
-def test_pixels_in_very_many_pieces_are_refused_and_in_many_are_read(make: Callable[[bool], bytes]) -> None:
-    assert decode_image(make(False), 1_000_000).mode == "RGB"
+def test_pixels_in_very_many_pieces_are_refused_and_in_many_are_read(
+    make: Callable[[bool], bytes], decoders: Decoders
+) -> None:
+    assert decode_image(make(False), decoders).mode == "RGB"
     with pytest.raises(Refusal, match="too many pieces") as refused:
-        decode_image(make(True), 1_000_000)
+        decode_image(make(True), decoders)
     assert refused.value.status == 422
 
 
 @pytest.mark.parametrize("data", [b"x", b"P", b"\x89", b"BM", b"GIF8", b"\xff\xd8", b"II*\0"])
-def test_a_few_bytes_are_no_image(data: bytes) -> None:
-    assert outcome(data) in (415, 422)
+def test_a_few_bytes_are_no_image(data: bytes, decoders: Decoders) -> None:
+    assert outcome(data, decoders) in (415, 422)

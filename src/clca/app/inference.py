@@ -14,7 +14,6 @@ from PIL import Image
 
 from clca.explain import Explanation, Stage, View, explain, stages
 from clca.models.cost import cost
-from clca.serve.decoding import decode_image
 from clca.serve.errors import Refusal
 from clca.serve.served_model import Rates, ServedModel
 from clca.serve.service import Ranked, Service
@@ -73,17 +72,18 @@ class Lookout:
         """Decode an uploaded file, whatever it is called.
 
         Raises:
-            Refusal: It is too long, too large, damaged or no image.
+            Refusal: It is too long, too large, damaged or no image, or too much is under way.
         """
         settings = self.service.settings
 
-        def read() -> Image.Image:
+        def read() -> bytes:
             if path.stat().st_size > settings.file_bytes:
                 raise Refusal(413, "file_too_long", f"a file is over the limit of {settings.file_bytes / MIB:g} MiB")
-            return decode_image(path.read_bytes(), settings.pixels)
+            return path.read_bytes()
 
         try:
-            return await asyncio.to_thread(read)
+            with self.service.place():
+                return await self.service.open(await asyncio.to_thread(read))
         except FileNotFoundError:
             raise Refusal(410, "gone", "the photograph is no longer here: upload it again") from None
 

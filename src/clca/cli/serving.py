@@ -37,7 +37,8 @@ class Serving:
         file_mib: Size of an image file, in MiB.
         megapixels: Width × height of an image, in millions.
         timeout: Seconds an answer may take.
-        decoders: Threads that decode images.
+        decoders: Processes that decode images.
+        decode_seconds: Processor time an image may take to decode.
         threads: CPU threads of the model; torch's choice without it.
         device: auto takes the GPU if there is one.
         precision: auto takes bf16 where the device computes it fast.
@@ -55,6 +56,7 @@ class Serving:
     megapixels: float = 50.0
     timeout: float = 30.0
     decoders: int = 2
+    decode_seconds: float = 5.0
     threads: int | None = None
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -67,8 +69,11 @@ class Serving:
         """As the endpoint takes them, the token read from its file."""
         from clca.serve.settings import MIB, ServeSettings
 
-        names = ("root_path", "max_batch", "wait_ms", "queue", "files", "decoders", "threads", "device", "precision")
-        for name in ("file_mib", "megapixels"):
+        names = (
+            *("root_path", "max_batch", "wait_ms", "queue", "files", "decoders", "decode_seconds", "threads", "device"),
+            "precision",
+        )
+        for name in ("file_mib", "megapixels", "decode_seconds"):
             if not math.isfinite(getattr(self, name)):
                 flag = f"--{name.replace('_', '-')}"
                 raise ClcaError(

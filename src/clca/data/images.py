@@ -1,28 +1,26 @@
 """Reading an image file: what a scanner, phone or download left becomes 8-bit RGB, or is refused by name."""
 
-import errno
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from clca.data.image_bounds import Counted, bounded_content, orientation_of, too_many_pixels
+from clca.data.image_formats import EXTENSIONS, HEAD, UnreadableImage, format_of
 from clca.errors import ClcaError, reason
 
-_JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
-_OTHERS = {".png", ".webp", ".avif", ".jp2", ".gif", ".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"}
-EXTENSIONS = frozenset(_JPEG | _OTHERS)
-"""File name endings, in lower case, that are taken for images when a folder is listed."""
+__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "decode_image", "read_image", "read_with_format"]
 
 MAX_PIXELS = 170_000_000
 """Largest width × height that is decoded (about 0.5 GB as RGB): just below the size at which Pillow itself refuses."""
 
-# Only raster formats: Pillow would hand EPS to Ghostscript and WMF to Windows, which no training set needs.
-_FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF"]
-Image.init()
-_FORMATS = [name for name in _FORMATS if name in Image.OPEN]
+MAX_BYTES = 2 << 30
+"""Largest file that is read: as many pixels, uncompressed with 16 bits a channel, take half of it."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,8 +29,14 @@ _TURNS = {
 }  # fmt: skip
 """EXIF orientation → what makes it upright."""
 
+# A transform that scales the shorter side would make a huge picture of a line of pixels.
+_NARROWEST = 100
+
 # Cameras pad to a block of the disk at most. A copy that was interrupted leaves whole ones empty.
 _BLOCK = 4096
+
+_ORIENTATION = 0x0112  # tag of EXIF and TIFF
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 # Between a half and the whole of MAX_PIXELS Pillow would warn at every read; read_image has its own limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -42,72 +46,161 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file completely and return it upright as 8-bit RGB.
 
     EXIF rotation is applied; transparency is laid on white; CMYK and palettes are converted; 16-bit grey is scaled to
-    8 bits; of an animation the first frame is taken. The size is read from the header, before anything is decoded.
+    8 bits; of an animation the first frame is taken. The format is found from the content and has to be one of
+    `clca.data.image_formats.FORMATS`. Format, size and the number of pieces are read before anything is decoded.
+
+    The image is decoded in this process, where nothing can end a decoder that takes long: use `clca.data.decoding` for
+    files from strangers. Training, evaluation and the resized-image cache read the user's own data set here, under the
+    same list of formats and the same limits of pixels and pieces, but with no limit of time: `clca data check`, which
+    has one, finds what would hold them up.
 
     Args:
         path: The file.
         max_pixels: Largest width × height in pixels.
 
     Raises:
-        ClcaError: Naming the file and the reason, where it is missing, empty, truncated, too large, or no image.
+        ClcaError: Naming the file and the reason, where it is missing, empty, truncated, too large, more than 100 times
+            as long as wide, or no image of a format that is read.
     """
-    path = Path(path)
-    image, _ = read_with_format(path, max_pixels)
+    image, _ = read_with_format(Path(path), max_pixels)
     return image
 
 
 def read_with_format(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
     """As `read_image`, with the format and mode found in the file ("JPEG CMYK")."""
-    _refuse_what_is_no_file(path)
+    data = read_bytes(path)
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            described = f"{image.format} {image.mode}"
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ClcaError(_too_large(path, f"{width}×{height}", max_pixels))
-            image.load()
-            if image.format in ("JPEG", "MPO") and _breaks_off_in_zeros(path):
-                raise ClcaError(f"{path}: damaged or truncated (ends in zero bytes): copy it again")
-            return _upright(_to_rgb(image, path), _orientation(image)), described
-    except ClcaError:
-        raise
-    except UnidentifiedImageError:
-        raise ClcaError(f"{path}: {_what_it_is_instead(path)}") from None
-    except Image.DecompressionBombError:
-        raise ClcaError(_too_large(path, "the image", max_pixels)) from None
-    except MemoryError:
-        raise ClcaError(f"{path}: not enough memory to decode it") from None
-    except Exception as error:  # a damaged file raises nearly anything from inside a decoder
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: sought before its begin
-            raise ClcaError(_unreachable(path, error)) from None
-        raise ClcaError(f"{path}: damaged or truncated ({reason(error)})") from None
+        return decode_image(data, max_pixels)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}", error.code) from None
 
 
-def _too_large(path: Path, size: str, max_pixels: int) -> str:
-    return f"{path}: {size} is over the limit of {max_pixels / 1e6:g} million pixels: make it smaller"
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that may be an image; of one that is none, its beginning alone.
 
-
-def _refuse_what_is_no_file(path: Path) -> None:
+    Raises:
+        ClcaError: Naming the file, where it cannot be read, is a folder or device, or is too long.
+    """
     try:
         mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+            raise ClcaError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a FIFO or a device'}, no image file")
+        with open(path, "rb") as file:
+            data = file.read(HEAD)
+            format_of(data)
+            data += file.read(MAX_BYTES + 1 - len(data))
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}", error.code) from None
+    except ClcaError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
         raise ClcaError(_unreachable(path, error)) from None
-    if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-        raise ClcaError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a FIFO or a device'}, no image file")
+    except MemoryError:
+        raise UnreadableImage(f"{path}: not enough memory to read it", "too_long") from None
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(f"{path}: over the limit of {MAX_BYTES >> 20} MiB: make it smaller", "too_long")
+    return data
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
+    """As `read_with_format`, of a file's content.
+
+    Args:
+        data: The file.
+        max_pixels: Largest width × height in pixels.
+
+    Raises:
+        UnreadableImage: With the reason, which names no file.
+    """
+    kind = format_of(data[:HEAD])
+    try:
+        content, exif = bounded_content(data, kind, max_pixels)
+        with Counted(content) as file, Image.open(file, formats=[kind]) as image:
+            described = f"{image.format} {image.mode}"
+            _refuse_size(*image.size, max_pixels)
+            _refuse_pixels(image)
+            file.limited = False
+            _load(image, content)
+            if kind == "JPEG" and _breaks_off_in_zeros(data):
+                raise _damaged("ends in zero bytes", ": copy it again")
+            return _upright(_to_rgb(image), _orientation(image, exif)), described
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        raise _damaged("its header cannot be read") from None
+    except Image.DecompressionBombError:
+        limit = f"over the limit of {max_pixels / 1e6:g} million pixels: make it smaller"
+        raise UnreadableImage(f"the image is {limit}", "too_many_pixels") from None
+    except MemoryError:
+        raise UnreadableImage("not enough memory to decode it: make it smaller", "damaged") from None
+    except Exception as error:  # a damaged file raises nearly anything from inside a decoder
+        raise _damaged(reason(error)) from None
+
+
+def _damaged(why: str, remedy: str = "") -> UnreadableImage:
+    return UnreadableImage(f"damaged or truncated ({why}){remedy}", "damaged")
+
+
+def _refuse_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise too_many_pixels(width, height, max_pixels)
+    if max(width, height) > _NARROWEST * min(width, height):
+        raise UnreadableImage(f"{width}×{height}: one side is more than {_NARROWEST} times the other", "too_narrow")
+
+
+def _refuse_pixels(image: ImageFile.ImageFile) -> None:
+    """Pixels that have no range, or that Pillow unpacks number by number in Python, minutes for a few megabytes."""
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels have no agreed range: save it as 8-bit RGB", "damaged")
+    for tile in image.tile:
+        if tile[0] in Image.DECODERS and tile[0] != "ppm":  # which are those written in Python
+            raise UnreadableImage(
+                f"is {image.format} of a compression that is not read ({tile[0]}): convert it to JPEG or PNG",
+                "not_an_image",
+            )
+
+
+def _load(image: ImageFile.ImageFile, content: bytes) -> None:
+    """Decode the pixels into `image`."""
+    if image.tile and image.tile[0][0] == "ppm":
+        pixels = _pnm_pixels(image, content)
+        image.tile, image.im, image._mode = [], pixels.im, pixels.mode
+    image.load()
+
+
+def _pnm_pixels(image: ImageFile.ImageFile, content: bytes) -> Image.Image:
+    """A binary PNM whose white is another number than 255; Pillow's decoder for these is written in Python."""
+    tile: Any = image.tile[0]
+    raw, white = tile.args
+    kind = np.dtype(np.uint8 if white < 256 else ">u2")
+    count = image.width * image.height * (1 if raw == "L" else 3)
+    if len(content) - tile.offset < count * kind.itemsize:
+        raise _damaged("image file is truncated")
+    every = np.arange(256 if white < 256 else 65536)
+    levels = np.minimum((2 * 255 * every + white) // (2 * white), 255).astype(np.uint8)  # rounded
+    pixels = levels[np.frombuffer(content, kind, count, tile.offset)]
+    return Image.frombytes("L" if raw == "L" else "RGB", image.size, pixels.tobytes())
 
 
 def _unreachable(path: Path, error: Exception) -> str:
     return f"{path}: no such file" if isinstance(error, FileNotFoundError) else f"{path}: {reason(error)}"
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none.
+def _orientation(image: Image.Image, exif: bytes | None) -> int:
+    """The orientation that EXIF data, TIFF tags or XMP name, 1 (upright) where there is none.
 
-    `ImageOps.exif_transpose` would write the EXIF data anew, and leave the picture as it lies if that fails.
+    `Image.getexif` would read every tag, and `ImageOps.exif_transpose` write them anew.
     """
     try:
-        told = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return int(told[0] if isinstance(told, bytes) else told)  # some write it as a byte
+        held = exif or image.info.get("exif")
+        if held is None and "Raw profile type exif" in image.info:  # of ImageMagick, in PNG
+            held = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+        tagged = orientation_of(held) if held else int(getattr(image, "tag_v2", {}).get(_ORIENTATION, 0))
+        if tagged:
+            return tagged
+        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        return int(found[1]) if found else 1
     except Exception:  # broken EXIF beside sound pixels: the orientation is unknown, the picture is not
         return 1
 
@@ -117,18 +210,13 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _breaks_off_in_zeros(path: Path) -> bool:
+def _breaks_off_in_zeros(data: bytes) -> bool:
     """Whether zero bytes take the place of the end of a JPEG, which decoders take for grey; not so, if they follow it.
 
     A copy that was interrupted leaves such a file, where its disk space was reserved before.
     """
-    with open(path, "rb") as file:
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - _BLOCK))
-        if length <= _BLOCK or file.read().strip(b"\0"):
-            return False
-        file.seek(0)
-        data = file.read()
+    if len(data) <= _BLOCK or data[-_BLOCK:].strip(b"\0"):
+        return False
     place = 2
     while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":  # segments, up to the scan
         padding = data[place + 1 : place + 2] == b"\xff"
@@ -136,11 +224,9 @@ def _breaks_off_in_zeros(path: Path) -> bool:
     return b"\xff\xd9" not in data[place:]  # the end: no pixels hold these bytes, but an EXIF thumbnail does
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow's convert() would clip at 255
-        return _sixteen_bit_to_rgb(image, path)
-    if image.mode == "F":
-        raise ClcaError(f"{path}: floating-point pixels have no agreed range: save it as 8-bit RGB")
+        return _sixteen_bit_to_rgb(image)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         white = Image.new("RGBA", layers.size, "white")
@@ -148,11 +234,11 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _sixteen_bit_to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    pixels = np.asarray(image).astype(np.int64)
+def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() > 65535:
-        raise ClcaError(f"{path}: 32-bit pixels beyond 16 bits: save it as 8-bit RGB")
-    scaled = np.rint(pixels / 257).astype(np.uint8)  # 65535 / 257 = 255
+        raise UnreadableImage("32-bit pixels beyond 16 bits: save it as 8-bit RGB", "damaged")
+    scaled = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded; 65535 / 257 = 255
     if _is_negative(image):
         scaled = 255 - scaled
     transparent = image.info.get("transparency")
@@ -165,27 +251,3 @@ def _is_negative(image: Image.Image) -> bool:
     """Whether 0 is white, which Pillow heeds at up to 8 bits."""
     tags = getattr(image, "tag_v2", {})  # of TIFF
     return image.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-
-
-def _what_it_is_instead(path: Path) -> str:
-    """Says what a file that no decoder knows looks like, from its first bytes."""
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if not head:
-        return "the file is empty (0 bytes)"
-    if not head.strip(b"\0"):
-        return "holds only zero bytes: download or copy it again"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "is an HTML page, not an image: download it again"
-    if b"<svg" in text:
-        return "is an SVG drawing: convert it to PNG"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        return "is an HEIC photograph: convert it to JPEG"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the image: run `git lfs pull`"
-    if head.startswith(b"%PDF"):
-        return "is a PDF, not an image"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return "is text, not an image"
-    return "is not an image of a known format"

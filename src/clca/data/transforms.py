@@ -161,6 +161,19 @@ def from_preprocess(preprocess: dict[str, Any], *, normalize: bool = True) -> Tr
     return v2.Compose([resize, *rest])
 
 
+def transformed(transform: Transform, read: Callable[[tuple[int, str] | None], Image.Image]) -> Tensor:
+    """What a transform makes of an image that another process decodes, which resizes it there if it can.
+
+    Args:
+        transform: RGB image → tensor.
+        read: Called with side and interpolation of a square to resize to, or None; gives the RGB image, as
+            `clca.data.decoding.Decoders.image` does.
+    """
+    if isinstance(transform, ResizeFirst):
+        return transform.rest(read((transform.resize.size, transform.resize.interpolation)))
+    return transform(read(None))
+
+
 def _resize_for(img_size: int) -> int:
     return round(img_size / 0.875)
 

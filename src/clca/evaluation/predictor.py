@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clca.data.images import EXTENSIONS, read_image
+from clca.data.decoding import Decoders
+from clca.data.images import EXTENSIONS
 from clca.data.sources.walk import visible_files
-from clca.data.transforms import Normalization, from_preprocess
+from clca.data.transforms import Normalization, from_preprocess, transformed
 from clca.errors import ClcaError, reason
 from clca.evaluation.ranking import most_likely
 from clca.kernels.linear import prepacked
@@ -21,6 +22,8 @@ from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.paths import expanded
 from clca.training.device import make_accelerator
+
+_PROCESSES = 4  # that decode images
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,13 @@ def _answers(
 
     def read(path: Path) -> Tensor | str:
         try:
-            return transform(read_image(path))
+            return transformed(transform, lambda resize: decoders.image(path, resize)[0])
         except ClcaError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    # Decoding releases Python's lock, so the next batch is read during this one.
-    with ThreadPoolExecutor(4) as pool, prepacked(model):
+    # The next batch is decoded during this one, each image in a process that ends where it takes too long.
+    processes = min(_PROCESSES, len(files))
+    with Decoders(processes) as decoders, ThreadPoolExecutor(processes) as pool, prepacked(model):
         remaining = iter(files)
         waiting = [(path, pool.submit(read, path)) for path in islice(remaining, 2 * batch_size)]
         while waiting:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from clca.data.decoding import Decoders
 from clca.evaluation.ranking import most_likely
 from clca.serve.batching import Batcher
-from clca.serve.decoding import decode
+from clca.serve.decoding import decode, decode_image
 from clca.serve.errors import Refusal
 from clca.serve.metrics import Metrics
 from clca.serve.served_model import Rates, ServedModel
@@ -77,7 +79,9 @@ class Service:
         self._idle = asyncio.Event()
         self.drained = asyncio.Event()  # what still waits then, waits for nothing
         self._seconds_an_image = 0.1  # until it is known
-        self._decoders = ThreadPoolExecutor(settings.decoders, "clca-decode")
+        # As many slow images as quick ones; each has a thread here that waits for its process.
+        self._waiting = ThreadPoolExecutor(2 * settings.decoders, "clca-decode")
+        self._decoders: Decoders | None = None
         self._batcher: Batcher[tuple[str, Rates], Tensor, Tensor] = Batcher(
             self._compute, settings.max_batch, settings.wait_ms / 1000, self._prepare
         )
@@ -87,6 +91,12 @@ class Service:
 
     def start(self) -> None:
         """Begin to answer; called in the event loop."""
+        self._decoders = Decoders(
+            self.settings.decoders,
+            seconds=self.settings.decode_seconds,
+            max_pixels=self.settings.pixels,
+            slow=self.settings.decoders,
+        )
         self._batcher.start()
         self.accepts = True
 
@@ -103,10 +113,12 @@ class Service:
         self.drained.set()
 
     async def stop(self) -> None:
-        """`drain`, then end the threads."""
+        """`drain`, then end the threads and processes."""
         await self.drain()
         await self._batcher.stop()
-        self._decoders.shutdown(cancel_futures=True)
+        if self._decoders is not None:
+            self._decoders.close()
+        self._waiting.shutdown(cancel_futures=True)
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -148,13 +160,25 @@ class Service:
         self, uploads: Sequence[Upload], served: ServedModel, rates: Rates, top_k: int
     ) -> list[Ranked | Refusal]:
         """An answer, or the reason for none, to each image, in order."""
-        return list(await asyncio.gather(*(self._answer(upload, served, rates, top_k) for upload in uploads)))
+        turns = asyncio.Semaphore(self.settings.decoders)  # so that many images of one request keep out no other
+        work = (self._answer(upload, served, rates, top_k, turns) for upload in uploads)
+        return list(await asyncio.gather(*work))
 
-    async def _answer(self, upload: Upload, served: ServedModel, rates: Rates, top_k: int) -> Ranked | Refusal:
+    async def open(self, data: bytes) -> Image.Image:
+        """Decode an image; a `Refusal` as of `decode_image`."""
+        assert self._decoders is not None
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, decode_image, data, self._decoders)
+
+    async def _answer(
+        self, upload: Upload, served: ServedModel, rates: Rates, top_k: int, turns: asyncio.Semaphore
+    ) -> Ranked | Refusal:
+        assert self._decoders is not None
         loop = asyncio.get_running_loop()
-        pixels = self.settings.pixels
         try:
-            image = await loop.run_in_executor(self._decoders, decode, bytes(upload.data), served.transform, pixels)
+            async with turns:
+                image = await loop.run_in_executor(
+                    self._waiting, decode, bytes(upload.data), served.transform, self._decoders
+                )
         except Refusal as refusal:
             self.metrics.images.labels(served.name, refusal.code).inc()
             return refusal

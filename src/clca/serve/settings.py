@@ -21,7 +21,8 @@ class ServeSettings:
         max_batch: Images the model takes at once, at most.
         wait_ms: How long an image waits for others to share its batch, in milliseconds.
         queue: Images that may be under way (uploaded, decoded, waiting, computed) before requests are refused (429).
-        decoders: Threads that decode images.
+        decoders: Processes that decode images. As many again are busy where images take longer than half a second.
+        decode_seconds: Processor time that an image may take to decode; its process is ended then.
         threads: CPU threads of the model; None leaves torch's choice.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
@@ -48,6 +49,7 @@ class ServeSettings:
     wait_ms: float = 5.0
     queue: int = 128
     decoders: int = 2
+    decode_seconds: float = 5.0
     threads: int | None = None
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"

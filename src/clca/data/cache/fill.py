@@ -42,7 +42,7 @@ from clca.data.images import read_image
 from clca.data.transforms import ResizeFirst, SquareResize
 from clca.errors import ClcaError, reason
 
-READING = 2
+READING = 3
 """Raise it with every change of `read_image` or of the resize that changes a pixel: what was kept is then read anew."""
 
 _TICK = 0.02  # seconds: two changes of a file within one tick of a file system's clock look like one
@@ -285,7 +285,7 @@ class _Filling:
 
 def how_images_are_read(resize: SquareResize) -> dict[str, Any]:
     """All that the pixels of a resized image depend on but the image."""
-    decoders = {name: features.version(name) for name in ("jpg", "jpg_2000", "libtiff", "webp", "avif") if _has(name)}
+    decoders = {name: features.version(name) for name in ("jpg", "libtiff", "webp", "avif") if _has(name)}
     return {
         "reading": READING,
         "resize": [resize.size, resize.size],

@@ -11,15 +11,14 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clca.data.images import read_image, read_with_format
+from clca.data.decoder import THUMBNAIL
+from clca.data.decoding import Decoders
 from clca.errors import ClcaError
 
-THUMBNAIL = 16
-"""Side of the grey thumbnail of an image, in pixels."""
+__all__ = ["THUMBNAIL", "BadImage", "Inspection", "in_parallel", "inspect_images", "track", "verify_images"]
 
 _PROGRESS_AFTER = 2.0  # seconds: what is over sooner needs no bar
 
@@ -61,44 +60,45 @@ def verify_images(paths: Sequence[Path], workers: int | None = None, *, progress
 
     Args:
         paths: The files, in any order; one that occurs twice is read once.
-        workers: Threads (decoding releases Python's lock); None takes one a processor, at most 16.
+        workers: Processes (`clca.data.decoding`); None takes one a processor, at most 16.
         progress: Show a progress bar on a terminal if it takes longer than two seconds.
 
     Returns:
         The files that cannot be read, with reasons, in the order given. Empty where all is well.
     """
 
+    paths = list(dict.fromkeys(paths))
+
     def verify(path: Path) -> BadImage | None:
         try:
-            read_image(path)
+            decoders.verify(path)
         except ClcaError as error:
             return BadImage(path, _without_path(error, path))
         return None
 
-    verified = in_parallel(verify, list(dict.fromkeys(paths)), workers, "checking images" if progress else None)
-    return [bad for bad in verified if bad is not None]
+    with Decoders(min(_workers(workers), len(paths))) as decoders:
+        verified = in_parallel(verify, paths, workers, "checking images" if progress else None)
+        return [bad for bad in verified if bad is not None]
 
 
 def inspect_images(
     paths: Sequence[Path], workers: int | None = None, *, progress: bool = True
 ) -> list[Inspection | BadImage]:
     """Inspect every image file; as `verify_images`, in the order given."""
-    return list(in_parallel(_inspect, paths, workers, "inspecting images" if progress else None))
 
+    def inspect(path: Path) -> Inspection | BadImage:
+        try:
+            found, thumbnail = decoders.inspect(path)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+        except ClcaError as error:
+            return BadImage(path, _without_path(error, path))
+        grey = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL)
+        width, height = found["size"]
+        return Inspection(path, (width, height), found["kind"], digest, grey, found["near_empty"])
 
-def _inspect(path: Path) -> Inspection | BadImage:
-    try:
-        image, kind = read_with_format(path)
-    except ClcaError as error:
-        return BadImage(path, _without_path(error, path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-    grey = image.convert("L")
-    fine = np.asarray(grey.resize((128, 128), Image.Resampling.BOX)).astype(np.int16)
-    # A scan with dust on it is still empty; a leaf or a grain covers more than one part in 500.
-    near_empty = np.mean(np.abs(fine - np.median(fine)) > 12) < 0.002
-    thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-    return Inspection(path, image.size, kind, digest, thumbnail, bool(near_empty))
+    with Decoders(min(_workers(workers), len(paths))) as decoders:
+        return list(in_parallel(inspect, paths, workers, "inspecting images" if progress else None))
 
 
 def _without_path(error: ClcaError, path: Path) -> str:
@@ -109,14 +109,18 @@ def in_parallel(
     work: Callable[[T], R], items: Sequence[T], workers: int | None = None, description: str | None = None
 ) -> Iterator[R]:
     """Results of `work` in the order of `items`, from threads; with a bar where there is a description."""
-    workers = workers or min(16, os.cpu_count() or 1)
-    if workers < 1:
-        raise ClcaError(f"workers is {workers}: needs at least 1")
-    executor = ThreadPoolExecutor(workers)
+    executor = ThreadPoolExecutor(_workers(workers))
     try:
         yield from track(executor.map(work, items), len(items), description)
     finally:  # on Ctrl-C do not decode the rest first
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _workers(workers: int | None) -> int:
+    workers = workers or min(16, os.cpu_count() or 1)
+    if workers < 1:
+        raise ClcaError(f"workers is {workers}: needs at least 1")
+    return workers
 
 
 def track(items: Iterable[T], total: int, description: str | None) -> Iterator[T]:

@@ -19,6 +19,7 @@ from clca.serve.errors import Refusal
 from clca.serve.guard import refuse
 from clca.serve.root_path import path_below
 from clca.serve.settings import MIB, ServeSettings
+from clca.system.numerals import is_whole_number
 
 _API = "/gradio_api"
 _FILE = f"{_API}/file="
@@ -177,7 +178,7 @@ class Gate:
         """Keep an upload, and answer as Gradio's page expects it: with the paths."""
         page, headers = self._page, Headers(scope=scope)
         declared = headers.get("content-length", "")
-        length = int(declared) if declared.isdigit() else 0
+        length = int(declared) if is_whole_number(declared) else 0
         if length > page.upload_bytes:
             raise _too_long(page.upload_bytes)
         if self._uploads >= page.uploads:

@@ -12,6 +12,7 @@ from typing import Any, get_origin, get_type_hints
 
 from clca.cli.help_text import HeldOutput, unbroken, word_values
 from clca.errors import ClcaError
+from clca.system.numerals import decimal_number, whole_number
 
 
 def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = None) -> Any:
@@ -25,7 +26,7 @@ def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = N
         description = what.__doc__.split("\nArgs:")[0]
     told, asked = io.StringIO(), HeldOutput()
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(asked):
+        with _plain_numbers(), contextlib.redirect_stderr(told), contextlib.redirect_stdout(asked):
             chosen, unknown = tyro.cli(
                 what, prog=prog, args=list(argv), description=description, return_unknown_args=True
             )
@@ -38,6 +39,29 @@ def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = N
         raise ClcaError(_not_there(unknown[0], _help_of(what, prog, description), prog))
     _refuse_empty(what, argv)
     return chosen
+
+
+def _plain_numbers() -> Any:
+    """While it is entered, tyro reads numbers as `clca.system.numerals` does: Python would take 1_0 for 10."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+    readers: dict[Any, Any] = {int: whole_number, float: decimal_number}
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type not in readers:
+            return None
+        read, kind = readers[info.type], info.type
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=lambda words: read(words[0]),
+            is_instance=lambda value: isinstance(value, (int, kind)) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _help_of(what: Any, prog: str, description: str | None) -> str:

@@ -6,9 +6,10 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clca.errors import ClcaError
+from clca.system.numerals import refuse_odd_number
 
 
 def _is_rate(rate: float) -> float:
@@ -55,7 +56,8 @@ def _are_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 Pixels = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Name = Annotated[str, AfterValidator(_is_short)]
 Rate = Annotated[float, AfterValidator(_is_rate)]
-Locations = Annotated[tuple[int, ...], Field(max_length=1000), AfterValidator(_are_locations)]
+Locations = Annotated[tuple[int, ...], Field(max_length=1024), AfterValidator(_are_locations)]
+Rates = Annotated[tuple[Rate, ...], Field(max_length=1024)]
 
 
 class ModelConfig(BaseModel):
@@ -67,7 +69,7 @@ class ModelConfig(BaseModel):
     num_classes: int = Field(1000, ge=0, le=1_000_000)
     img_size: Pixels | tuple[Pixels, Pixels] | None = None
     reduction: Name = "none"
-    keep_rate: Rate | Annotated[tuple[Rate, ...], Field(max_length=1000)] = 1.0
+    keep_rate: Rate | Rates = 1.0
     locations: Locations | None = None
     cla: bool = True
     clc: bool = True
@@ -76,6 +78,11 @@ class ModelConfig(BaseModel):
     clc_recover_at_last: bool = True
     cla_width: int = Field(2, ge=1, le=1024)
     backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(default_factory=dict)
+
+    @field_validator("num_classes", "img_size", "keep_rate", "locations", "num_clr", "cla_width", mode="before")
+    @classmethod
+    def _plain_number(cls, value: Any) -> Any:
+        return refuse_odd_number(value)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name; PEFT asks it of what a model calls `config`."""

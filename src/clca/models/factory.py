@@ -29,7 +29,10 @@ __all__ = ["create_model", "reduce_tokens"]
 # What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Where and how a model is made here: timm takes it, and it is no part of what the model is.
-OF_THIS_MACHINE = ("cache_dir", "device", "dtype")
+OF_THIS_MACHINE = (
+    "cache_dir", "device", "dtype", "exportable", "features_only", "no_jit", "pretrained_cfg", "pretrained_cfg_overlay",
+    "pretrained_strict", "scriptable",
+)  # fmt: skip
 _UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
 
 
@@ -134,7 +137,11 @@ def reduce_tokens(
     """
     cfg = getattr(vit, "pretrained_cfg", None)
     name = getattr(cfg, "architecture", None) or (cfg or {}).get("architecture") or type(vit).__name__
-    args = {k: v for k, v in getattr(vit, "_model_args", {}).items() if k not in ("num_classes", "img_size")}
+    args = {
+        k: v
+        for k, v in getattr(vit, "_model_args", {}).items()
+        if k not in ("num_classes", "img_size", *OF_THIS_MACHINE)
+    }
     size = settings.pop("img_size", None)
     if isinstance(vit, VisionTransformer):
         size = tuple(vit.patch_embed.img_size) if size is None else size

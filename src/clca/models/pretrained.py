@@ -14,17 +14,27 @@ from typing import Any
 
 import timm
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES
-from clca.models.config import ModelConfig, one_line
-from clca.models.factory import OF_THIS_MACHINE, build
+from clca.models.config import ModelConfig
+from clca.models.factory import build
+from clca.models.stored_model import (
+    LARGEST_STORED_SIDE,
+    MOST_PATCHES,
+    check_classes,
+    check_preprocess,
+    check_storable,
+    stored_config,
+)
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.models.weights import differences, load_strict, read_state_dict
+from clca.models.weight_headers import TensorHeader, check_memory
+from clca.models.weights import differences, load_strict, read_header, read_state_dict
+from clca.reductions.registry import SHIPPED
+from clca.system.files import MOST_BYTES, parse_json, read_bounded
 from clca.system.paths import expanded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -54,11 +64,14 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool
         folder.mkdir(parents=True, exist_ok=True)
         content = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         content |= {"format": "clca", **config}
+        written = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        if len(written) > MOST_BYTES:
+            raise ClcaError(f"{folder / CONFIG} would be larger than {MOST_BYTES / 2**20:g} MiB: shorten the classes")
         tensors = _apart(state)
         # Both are written before either takes its place: a full disk leaves the old pair as it was.
         with _beside(folder / WEIGHTS) as weights, _beside(folder / CONFIG) as text:
             save_file(tensors, weights, metadata={"format": "pt"})
-            text.write_text(json.dumps(content, indent=2) + "\n")
+            text.write_text(written, encoding="utf-8")
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise ClcaError(f"{folder} cannot be written: {reason(error)}") from None
     except (OSError, SafetensorError) as error:
@@ -67,30 +80,32 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool
 
 def _as_json(model: TokenReducedViT) -> dict[str, Any]:
     """What `config.json` says of a model, in JSON's types."""
-    _check_classes(model, "the model")
+    check_classes(model.classes, model.num_classes, "the model")
     try:
         config = json.loads(model.config.model_dump_json())
     except (ValueError, TypeError) as error:
         raise ClcaError(f"the backbone's settings cannot be saved as JSON: {error}") from None
     if not timm.is_model(config["backbone"].partition(".")[0]) and config["backbone"] not in PAPER_BACKBONES:
         raise ClcaError(f"{config['backbone']} was not made by timm.create_model and could not be made again by name")
+    check_storable(ModelConfig(**config), "the model")
     try:
-        return json.loads(json.dumps({"model": config, "classes": model.classes, "preprocess": model.preprocess}))
+        content = json.loads(
+            json.dumps({"model": config, "classes": model.classes, "preprocess": model.preprocess}, allow_nan=False)
+        )
     except (ValueError, TypeError) as error:
         raise ClcaError(f"the model's classes or preprocess cannot be saved as JSON: {error}") from None
+    check_preprocess(content["preprocess"], max(model.patch_embed.img_size), "the model")
+    return content
 
 
 def _check_can_be_made(config: ModelConfig, state: dict[str, Tensor]) -> None:
     """Refuse to save what `from_pretrained` would refuse to load: then the model is gone."""
-    with torch.device("meta"), warnings.catch_warnings():  # where nothing is allocated or drawn
-        warnings.simplefilter("ignore")
-        try:
-            again = build(config).state_dict()
-        except ClcaError:
-            raise
-        except Exception:  # a reduction of one's own may compute what this device cannot
-            return
-    found = differences(again, state)
+    again = _on_meta(config)
+    if again.config.reduction != config.reduction:
+        return
+    if max(again.patch_embed.img_size) > LARGEST_STORED_SIDE or again.patch_embed.num_patches > MOST_PATCHES:
+        raise ClcaError(f"images of more than {LARGEST_STORED_SIDE} pixels or {MOST_PATCHES} patches cannot be stored")
+    found = differences(again.state_dict(), state)
     if found:
         raise ClcaError(f"the model is no longer what its settings make, and could not be loaded again: {found}")
 
@@ -130,31 +145,79 @@ def from_pretrained(
         if not file.is_file():
             raise ClcaError(f"{folder} is not a finished run or saved model: it has no {file.name}")
     content = _read_config(config_file)
-    if not isinstance(content.get("model"), dict):
-        raise ClcaError(f"{config_file} does not describe a clca model: it has no settings under 'model'")
+    config = stored_config(content.get("model"), str(config_file))
+    header = read_header(weights_file)
     try:
-        config = ModelConfig(**content["model"])
-    except ValidationError as error:
-        raise ClcaError(f"{config_file}: {one_line(error)}") from None
-    # `save_pretrained` writes none of these; a file by other hands would have no weights, on the device "meta".
-    kwargs = {k: v for k, v in config.backbone_kwargs.items() if k not in OF_THIS_MACHINE}
-    model = build(config.model_copy(update={"backbone_kwargs": kwargs}))
-    load_strict(model, read_state_dict(weights_file), str(weights_file))
+        described = _check_belongs(config, header, content, config_file, weights_file)
+        model = _allocated(described) if described.config.reduction == config.reduction else build(config)
+        load_strict(model, read_state_dict(weights_file), str(weights_file))
+    except MemoryError:
+        raise ClcaError(f"{folder}: this machine has not the memory for the model") from None
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
-    _check_classes(model, str(config_file))
     return model.eval()
 
 
-def _check_classes(model: TokenReducedViT, where: str) -> None:
-    """Refuse names of classes that are not one for each of the model's outputs; a model need not name them."""
-    classes = model.classes
-    if classes is None:
-        return
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ClcaError(f"{where}: classes must be a list of names, not {str(classes)[:60]!r}")
-    if len(classes) != model.num_classes:
-        found = f"classes has {len(classes)} names and the model {model.num_classes} outputs"
-        raise ClcaError(f"{where}: {found}; name each output once")
+def _check_belongs(
+    config: ModelConfig, header: dict[str, TensorHeader], content: dict[str, Any], config_file: Path, weights_file: Path
+) -> TokenReducedViT:
+    """Compare a `config.json` with the header of a weights file, before memory is taken for either.
+
+    Returns:
+        The model that it describes, on the meta device.
+
+    Raises:
+        ClcaError: They are not of one model, or the model is beyond all use or what this machine holds.
+    """
+    model = _on_meta(config)
+    side = max(model.patch_embed.img_size)
+    if side > LARGEST_STORED_SIDE or model.patch_embed.num_patches > MOST_PATCHES:
+        found = f"{side} pixels and {model.patch_embed.num_patches} patches"
+        raise ClcaError(f"{config_file}: images of {found}: at most {LARGEST_STORED_SIDE} and {MOST_PATCHES}")
+    own: dict[str, Tensor] = model.state_dict()
+    compared: dict[str, TensorHeader] = header
+    if model.config.reduction != config.reduction:  # one that cannot be made without memory; it is compared later
+        compared = {name: value for name, value in header.items() if not name.startswith("reductions.")}
+    if found := differences(own, compared):
+        raise ClcaError(f"{weights_file} is of another model: {found}")
+    check_memory(header, str(weights_file))
+    check_classes(content.get("classes"), model.num_classes, str(config_file))
+    check_preprocess(content.get("preprocess"), side, str(config_file))
+    return model
+
+
+def _allocated(described: TokenReducedViT) -> TokenReducedViT:
+    """The model with memory of its own in place of the meta device, all of which a state dict is going to fill.
+
+    To draw weights that are then overwritten takes most of the time of making a model. What holds a tensor that no
+    state dict has, as a reduction of a plug-in may, is made anew instead.
+    """
+    filled = described.state_dict().keys()
+    tensors = (*described.named_parameters(remove_duplicate=False), *described.named_buffers(remove_duplicate=False))
+    others = [
+        name
+        for module in described.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and name != "auxiliary_loss"
+    ]
+    if others or any(name not in filled for name, _ in tensors):
+        return build(described.config)
+    model = described.to_empty(device=torch.get_default_device())
+    model.auxiliary_loss = torch.zeros(())
+    return model
+
+
+def _on_meta(config: ModelConfig) -> TokenReducedViT:
+    """A model of which nothing is allocated or drawn; without its reduction where that, of a plug-in, computes."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return build(config)
+        except ClcaError:
+            raise
+        except Exception:
+            if config.reduction in (*SHIPPED, "none"):
+                raise
+            return build(config.model_copy(update={"reduction": "none", "keep_rate": 1.0}))
 
 
 def push_to_hub(model: TokenReducedViT, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -209,9 +272,9 @@ def _beside(target: Path) -> Iterator[Path]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # RecursionError: a stranger's, nested without an end
-        raise ClcaError(f"{file} is not a JSON file: {error}") from None
+        content = parse_json(read_bounded(file))
+    except (OSError, ValueError) as error:
+        raise ClcaError(f"{file} is not a JSON file: {reason(error)}") from None
     if not isinstance(content, dict):
         raise ClcaError(f"{file} does not hold settings by name")
     return content

@@ -7,7 +7,7 @@ import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from clca.errors import ClcaError
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.system.paths import expanded
+from clca.models.torch_files import check_torch_file
+from clca.models.weight_headers import TensorHeader, check_npz, read_safetensors_header
+from clca.system.paths import expanded, shown
 
 StateDict = dict[str, Tensor]
 
@@ -91,11 +93,12 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
         state = from_published(state, model, strict=False)
     if any(name.startswith("gamma_") or ".gamma_" in name for name in state):
         state = {re.sub(r"gamma_([0-9])", r"ls\1.gamma", name): value for name, value in state.items()}
+    own = model.state_dict()
+    _check_before_resampling(state, own, f"{path}: not weights of {model.config.backbone}")
     try:
         state = checkpoint_filter_fn(cast(Any, state), cast(Any, model))
     except (RuntimeError, ValueError, IndexError, AssertionError, KeyError, AttributeError) as error:
         raise ClcaError(f"{path}: not weights of {model.config.backbone} ({_first_line(error)})") from None
-    own = model.state_dict()
     _adapt_channels(state, own["patch_embed.proj.weight"].shape if "patch_embed.proj.weight" in own else None)
     unused = [n for n in state if n not in own and not _is_optional(n, model)]
     # A file with an aggregation head has no final norm: it belongs to the plain head, and starts anew with it.
@@ -122,6 +125,27 @@ def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
     return model
 
 
+# Pixels a side of a patch: resampling from one kernel to another takes memory with the square of both their areas.
+_LARGEST_PATCH = 64
+_RESAMPLED = {"patch_embed.proj.weight": 4, "pos_embed": 3}
+
+
+def _check_before_resampling(state: StateDict, own: StateDict, where: str) -> None:
+    """Refuse a file whose patch embedding or position table would take far more memory to resample than it has bytes.
+
+    Raises:
+        ClcaError: It would.
+    """
+    for name, dimensions in _RESAMPLED.items():
+        value, wanted = state.get(name), own.get(name)
+        if value is None or wanted is None:
+            continue
+        wide = value.shape[-1] != wanted.shape[-1] if name == "pos_embed" else value.shape[0] != wanted.shape[0]
+        kernel = value.shape[2:] if name != "pos_embed" and value.ndim == dimensions else ()
+        if value.ndim > dimensions or wide or any(not 1 <= side <= _LARGEST_PATCH for side in kernel):
+            raise ClcaError(f"{where}: of another shape: {name}")
+
+
 def _adapt_channels(state: StateDict, shape: torch.Size | None) -> None:
     """Fit the patch embedding of RGB weights to other image channels, as timm does for its own."""
     weight = state.get("patch_embed.proj.weight")
@@ -133,8 +157,10 @@ def _adapt_channels(state: StateDict, shape: torch.Size | None) -> None:
 def read_state_dict(path: str | Path) -> StateDict:
     """The tensors in a .safetensors, .npz or torch file, by name; no pickled code is executed.
 
+    Nothing is made of a file that asks for more memory than it has bytes.
+
     Raises:
-        ClcaError: If the file is missing, damaged, not a checkpoint, or would execute code.
+        ClcaError: If the file is missing, damaged, not a checkpoint, would execute code, or asks for too much memory.
     """
     path = expanded(path)
     if not path.is_file():
@@ -142,11 +168,14 @@ def read_state_dict(path: str | Path) -> StateDict:
     content: Any
     try:
         if path.suffix == ".safetensors":
+            read_safetensors_header(path)
             content = load_file(path)
         elif path.suffix == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as arrays:
                 content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         else:
+            check_torch_file(path)
             with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # on pickle protocols: what matters is raised
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -157,6 +186,19 @@ def read_state_dict(path: str | Path) -> StateDict:
     except Exception as error:  # a damaged file makes the readers fail in any way there is
         raise ClcaError(f"{path}: not a readable weight file ({_first_line(error)})") from None
     return _state_dict(content, path)
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Names, types and shapes of the tensors in a .safetensors file, wrappers' name prefixes removed.
+
+    Raises:
+        ClcaError: If the file is damaged, or its header is not sound.
+    """
+    try:
+        found = read_safetensors_header(path)
+    except (OSError, ValueError) as error:
+        raise ClcaError(f"{path}: not a readable weight file ({_first_line(error)})") from None
+    return clean_state_dict(found)
 
 
 def _state_dict(content: Any, where: str | Path = "the checkpoint") -> StateDict:
@@ -211,12 +253,13 @@ def load_strict(model: TokenReducedViT, state: StateDict, where: str) -> None:
     model.load_state_dict(state)
 
 
-def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor | TensorHeader]) -> str:
     """What keeps a state dict from fitting a model whose state dict is `own`, in a line; empty where it fits."""
     absent = [n for n in own if n not in state]
     unused = [n for n in state if n not in own]
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
-    return _differences(absent, unused, wrong)
+    kind = [n for n in state if n in own and state[n].dtype.is_floating_point != own[n].dtype.is_floating_point]
+    return _differences(absent, unused, wrong, kind)
 
 
 def _is_optional(name: str, model: TokenReducedViT) -> bool:
@@ -226,12 +269,13 @@ def _is_optional(name: str, model: TokenReducedViT) -> bool:
     return model.cla_head is not None and name.startswith(_FINAL)
 
 
-def _differences(absent: list[str], unused: list[str], wrong: list[str]) -> str:
+def _differences(absent: list[str], unused: list[str], wrong: list[str], kind: Sequence[str] = ()) -> str:
     parts = []
-    for what, names in (("missing", absent), ("not in the model", unused), ("of another shape", wrong)):
+    titles = ("missing", "not in the model", "of another shape", "of another type")
+    for what, names in zip(titles, (absent, unused, wrong, kind), strict=True):
         if names:
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            parts.append(f"{what}: {', '.join(names[:2])}{more}")
+            parts.append(f"{what}: {', '.join(shown(name[:80]) for name in names[:2])}{more}")
     return "; ".join(parts)
 
 

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from clca.serve.errors import Refusal
 from clca.serve.settings import MIB, ServeSettings
+from clca.system.numerals import is_whole_number
 
 _CLOSE = {"Connection": "close"}
 _NAME_LENGTH = 200
@@ -44,7 +45,7 @@ async def read_uploads(request: Request, settings: ServeSettings, hold: Callable
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > settings.request_bytes:
+    if is_whole_number(declared) and int(declared) > settings.request_bytes:
         raise _too_long(settings)
     pieces = _pieces(request, settings, hold)
     if kind == b"multipart/form-data":

@@ -44,7 +44,7 @@ def refuse_strangers() -> None:
         return
     for name in _PROCESSES:
         count = os.environ.get(name, "")
-        if count.isdecimal() and int(count) > 1:
+        if count.isascii() and count.isdecimal() and int(count) > 1:
             raise ClcaError(
                 f"one of {count} processes that mpirun or srun began ({name}), which would each train on their own; "
                 "begin one on each machine, as torchrun --nproc-per-node GPUS -m clca train …"

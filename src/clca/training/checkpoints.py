@@ -1,13 +1,13 @@
 """`last.ckpt`: all that a run needs to go on exactly where it stopped."""
 
-import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clca.errors import WorkError
+from clca.models.torch_files import check_torch_file
 from clca.training.run_folder import replacing
 
 FORMAT = 1
@@ -61,27 +61,36 @@ def save_checkpoint(path: Path, progress: Progress, states: dict[str, Any]) -> N
 
 
 def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """Read a checkpoint without executing anything in it.
+    """Read a checkpoint without executing anything in it, or making more of it than it has bytes.
 
     Raises:
         WorkError: It is damaged or not one of ours.
     """
     try:
+        check_torch_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise KeyError("format")
-        return Progress(**content.pop("progress")), content
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+        return _checked(Progress(**content.pop("progress"))), content
+    except Exception as error:  # a damaged file makes the reader fail in any way there is
         raise WorkError(
             f"{path}: is damaged or no checkpoint of this program ({type(error).__name__}); "
             "remove the run folder to begin again, or choose another --out"
         ) from error
+
+
+def _checked(progress: Progress) -> Progress:
+    """Refuse values of other types than those that are written, and counts below 0.
+
+    Raises:
+        TypeError: There are such.
+    """
+    for field in fields(Progress):
+        value, default = getattr(progress, field.name), field.default
+        if isinstance(default, (int, float)):
+            counts = not isinstance(default, float)
+            if type(value) not in ((int,) if counts else (int, float)) or (counts and value < 0):
+                raise TypeError(f"{field.name} is {value!r}")
+        elif not isinstance(value, str if isinstance(default, str) else (dict, type(None))):
+            raise TypeError(f"{field.name} is a {type(value).__name__}")
+    return progress

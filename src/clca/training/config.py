@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clca.models.config import ModelConfig, Name
+from clca.models.stored_model import check_storable
+from clca.system.numerals import refuse_odd_number
 
 PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
 PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN
@@ -155,6 +157,15 @@ class TrainConfig(BaseModel):
     )
     track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="Send the metrics there too.")
 
+    @field_validator(
+        "seed", "epochs", "warmup_epochs", "cooldown_epochs", "lr", "warmup_lr", "min_lr", "weight_decay", "batch_size",
+        "grad_accum", "clip_grad", "layer_decay", "head_lr_scale", "label_smoothing", "drop_path", "mixup", "cutmix",
+        "ema", "patience", "workers", "cache_gb", "log_every", "checkpoint_minutes", "checkpoint_steps", mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _plain_number(cls, value: object) -> object:
+        return refuse_odd_number(value)
+
     @field_validator("precision", mode="before")
     @classmethod
     def _no_in_yaml(cls, precision: object) -> object:
@@ -162,6 +173,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
+        check_storable(self.model, "settings")  # settings come in files too, and the model is to be saved
         size = self.model.img_size
         if isinstance(size, tuple) and size[0] != size[1]:  # told before a study is planned, or a model made
             raise ValueError(

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.system.files import part, read_bounded
+from clca.models.stored_model import check_count
+from clca.system.files import parse_json, part, read_bounded
 from clca.training.config import TrainConfig, identity
 
 CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
@@ -250,12 +251,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bounded(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ClcaError(
             f"{folder}: no {CONFIG} there, so it is no run; name the folder that clca train wrote"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ClcaError(f"{path}: cannot be read ({reason(error)})") from None
     if not isinstance(content, dict):
         raise ClcaError(f"{path}: is not a run's configuration")
@@ -269,6 +270,7 @@ def stored_config(folder: Path) -> TrainConfig:
         ClcaError: The folder is no run, or one of another version of this program.
     """
     stored = read_config(folder)
+    check_count(stored.get("train"), str(folder / CONFIG))
     try:
         return TrainConfig.model_validate(stored["train"])
     except KeyError:

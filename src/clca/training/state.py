@@ -91,7 +91,7 @@ class RunState:
             try:
                 for name, holder in self._holders().items():
                     holder.load_state_dict(states[name])
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise WorkError(
                     f"{path}: is not of this run ({type(error).__name__}); remove the file to begin anew"
                 ) from error

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clca.errors import ClcaError
+from clca.system.numerals import is_whole_number
 
 if TYPE_CHECKING:
     from clca.study.plan.expand import Plan, PlannedRun
@@ -33,6 +34,6 @@ def chosen_runs(plan: "Plan", only: Sequence[str], shard: str) -> "list[PlannedR
 
 def _shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    if not (is_whole_number(number) and is_whole_number(count) and 1 <= int(number) <= int(count)):
         raise ClcaError(f"--shard {text}: write which of how many parts, such as 1/4")
     return int(number), int(count)

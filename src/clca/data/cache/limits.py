@@ -1,5 +1,6 @@
 """Room for resized images: where they are kept, how much they may take, what goes first, and the lock on it all."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from clca.data.cache.row_file import SUFFIX, UNFINISHED, read_row_file
 from clca.errors import ClcaError
+from clca.system.numerals import decimal_number
 
 DEFAULT_LIMIT = 20.0
 """Gigabytes (10⁹ bytes) that the cache takes in all."""
@@ -65,12 +67,12 @@ def cache_limit(gigabytes: float | None = None) -> float:
     Raises:
         ClcaError: What is told, or what the variable holds, is no number of gigabytes.
     """
-    told = os.environ.get("CLCA_CACHE_GB") or DEFAULT_LIMIT
+    told = os.environ.get("CLCA_CACHE_GB") or str(DEFAULT_LIMIT)
     try:
-        limit = float(told if gigabytes is None else gigabytes)
+        limit = decimal_number(told) if gigabytes is None else float(gigabytes)
     except ValueError:
         limit = -1.0
-    if not limit >= 0:
+    if not 0 <= limit < math.inf:
         where = f"CLCA_CACHE_GB is {told!r}" if gigabytes is None else f"cache_gb is {gigabytes:g}"
         raise ClcaError(f"{where}: give a number of gigabytes, such as 50")
     return limit * 1e9

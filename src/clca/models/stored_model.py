@@ -1,0 +1,255 @@
+"""What a model's `config.json` may say. Folders come from strangers: what it may not say is refused by name.
+
+The same holds when a model is saved, so that what is saved can be loaded. `clca.create_model` in Python takes whatever
+timm takes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from clca.errors import ClcaError
+from clca.models.config import ModelConfig, one_line
+from clca.system.paths import shown
+
+LARGEST_STORED_SIDE = 4096  # pixels of an image
+MOST_PATCHES = 2**16
+_LARGEST_SCALE = 4  # of what is resized, over what the model takes: a photograph shrinks to little more than that
+_MOST_SETTINGS = 2000
+_LONGEST_CLASS = 1000
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """Values that a setting of the backbone may have in a file, and how a message names them."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def _whole(least: int, most: int) -> _Allowed:
+    return _Allowed(lambda value: type(value) is int and least <= value <= most, f"a whole number {least} to {most}")
+
+
+def _sides(most: int) -> _Allowed:
+    one = _whole(1, most)
+
+    def fits(value: Any) -> bool:
+        return one.fits(value) or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(one.fits, value)))
+
+    return _Allowed(fits, f"one or two whole numbers 1 to {most}")
+
+
+def _number(least: float, most: float) -> _Allowed:
+    def fits(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+
+    return _Allowed(fits, f"a number {least:g} to {most:g}")
+
+
+def _one_of(*names: Any) -> _Allowed:
+    def fits(value: Any) -> bool:
+        return any(value is name or (isinstance(name, str) and value == name) for name in names)
+
+    return _Allowed(fits, "one of " + ", ".join(repr(name) for name in names))
+
+
+def _or_none(allowed: _Allowed) -> _Allowed:
+    return _Allowed(lambda value: value is None or allowed.fits(value), f"{allowed.words}, or null")
+
+
+_BOOL = _Allowed(lambda value: isinstance(value, bool), "true or false")
+_RATE = _number(0, 1)
+# Of timm's layers those that work on tokens [B, N, C]; an activation has no weights of its own but for `prelu`.
+_NORM = _or_none(
+    _one_of("", "layernorm", "layernormfp32", "rmsnorm", "rmsnormfp32", "simplenorm", "simplenormfp32")
+)  # fmt: skip
+_ACT = _or_none(
+    _one_of(
+        "", "celu", "elu", "gelu", "gelu_tanh", "hard_mish", "hard_sigmoid", "hard_swish", "hardsigmoid", "hardswish",
+        "identity", "leaky_relu", "mish", "prelu", "quick_gelu", "relu", "relu6", "selu", "sigmoid", "silu", "swish",
+        "tanh",
+    )
+)  # fmt: skip
+
+# Keywords of timm's VisionTransformer; its own files, weights and ways to be made are none of them.
+BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
+    "img_size": _sides(LARGEST_STORED_SIDE),
+    "patch_size": _sides(512),
+    "in_chans": _whole(1, 1024),
+    "embed_dim": _whole(1, 8192),
+    "depth": _whole(1, 128),
+    "num_heads": _whole(1, 512),
+    "mlp_ratio": _number(2**-10, 32),
+    "reg_tokens": _whole(0, 1024),
+    "init_values": _or_none(_number(-1000, 1000)),
+    "qkv_bias": _BOOL,
+    "qk_norm": _BOOL,
+    "scale_attn_norm": _BOOL,
+    "scale_mlp_norm": _BOOL,
+    "proj_bias": _BOOL,
+    "class_token": _BOOL,
+    "no_embed_class": _BOOL,
+    "pre_norm": _BOOL,
+    "final_norm": _BOOL,
+    "fc_norm": _or_none(_BOOL),
+    "pool_include_prefix": _BOOL,
+    "dynamic_img_size": _BOOL,
+    "dynamic_img_pad": _BOOL,
+    "fix_init": _BOOL,
+    "global_pool": _one_of("", "avg", "avgmax", "max", "token", "map", "prr"),
+    "pos_embed": _one_of("", "none", "learn"),
+    "weight_init": _one_of("skip", "reset", "jax", "jax_nlhb", "moco", ""),
+    "norm_layer": _NORM,
+    "embed_norm_layer": _NORM,
+    "act_layer": _ACT,
+    "attn_layer": _one_of("", "attn", "diff"),
+    **dict.fromkeys(
+        ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), _RATE
+    ),
+}
+
+
+def stored_config(settings: Any, where: str) -> ModelConfig:
+    """The settings of a model from what a file says of it.
+
+    Args:
+        settings: Whatever the file holds.
+        where: What a message begins with.
+
+    Raises:
+        ClcaError: They are none, or not within what a stored model may be.
+    """
+    if not isinstance(settings, dict):
+        raise ClcaError(f"{where} does not describe a clca model: it has no settings under 'model'")
+    check_count(settings, where)
+    try:
+        config = ModelConfig(**settings)
+    except (ValidationError, TypeError) as error:
+        told = one_line(error) if isinstance(error, ValidationError) else "its settings are not named by words"
+        raise ClcaError(f"{where}: {told}") from None
+    check_storable(config, where)
+    return config
+
+
+def check_count(settings: Any, where: str) -> None:
+    """Refuse settings with more values than settings have: a report of what is wrong with each would take all memory.
+
+    Raises:
+        ClcaError: There are more.
+    """
+    level, count = [settings], 0
+    while level:
+        count += len(level)
+        if count > _MOST_SETTINGS:
+            raise ClcaError(f"{where} has more than {_MOST_SETTINGS} values where the settings of a model are")
+        level = [
+            part
+            for each in level
+            if isinstance(each, (dict, list, tuple))
+            for part in (each.values() if isinstance(each, dict) else each)
+        ]
+
+
+def check_storable(config: ModelConfig, where: str) -> None:
+    """Refuse settings that a file may not hold, whoever wrote it.
+
+    Args:
+        config: The settings.
+        where: What a message begins with.
+
+    Raises:
+        ClcaError: With the setting, its value and what is allowed.
+    """
+    check_backbone_settings(config.backbone_kwargs, where)
+    size = config.img_size
+    if size is not None and not BACKBONE_SETTINGS["img_size"].fits(size):
+        raise ClcaError(f"{where}: img_size = {size}: a stored model takes at most {LARGEST_STORED_SIDE} pixels a side")
+
+
+def check_backbone_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse keywords of timm that point elsewhere, or make a model beyond all use.
+
+    Args:
+        settings: `backbone_kwargs`.
+        where: What a message begins with.
+
+    Raises:
+        ClcaError: With the setting, its value and what is allowed.
+    """
+    for name, value in settings.items():
+        allowed = BACKBONE_SETTINGS.get(name)
+        if allowed is None:
+            close = get_close_matches(str(name)[:60], BACKBONE_SETTINGS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "remove it"
+            raise ClcaError(
+                f"{where}: backbone_kwargs names {shown(str(name)[:60])!r}, no setting of a stored model: {hint}"
+            )
+        if not allowed.fits(value):
+            told = shown(repr(value)[:60]) if not callable(value) else type(value).__name__
+            raise ClcaError(f"{where}: backbone_kwargs: {name} = {told}: a stored model takes {allowed.words}")
+
+
+def check_classes(classes: Any, outputs: int, where: str) -> None:
+    """Refuse names of classes that are not one for each of the model's outputs; a model need not name them.
+
+    Raises:
+        ClcaError: They are not, or a name holds control characters, which a terminal would obey.
+    """
+    if classes is None:
+        return
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ClcaError(f"{where}: classes must be a list of names, not {shown(str(classes)[:60])!r}")
+    if len(classes) != outputs:
+        raise ClcaError(f"{where}: classes has {len(classes)} names and the model {outputs} outputs; name each once")
+    for name in classes:
+        if len(name) > _LONGEST_CLASS:
+            raise ClcaError(f"{where}: a class has a name of {len(name)} characters: at most {_LONGEST_CLASS}")
+        if _CONTROL.search(name):
+            raise ClcaError(f"{where}: the name of class {shown(name[:60])!r} holds control characters: rename it")
+
+
+# All but tab and the ends of lines, which files of names may hold and tables quote.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def check_preprocess(preprocess: Any, side: int, where: str) -> None:
+    """Refuse a description of the images that a stored model cannot have; `from_preprocess` looks at the rest.
+
+    Args:
+        preprocess: What the file says; a model need not say it.
+        side: The longer side of the images that the model was made for, in pixels.
+        where: What a message begins with.
+
+    Raises:
+        ClcaError: It is one.
+    """
+    if preprocess is None:
+        return
+    if not isinstance(preprocess, dict):
+        raise ClcaError(f"{where}: preprocess must be settings by name, not {shown(str(preprocess)[:60])!r}")
+    check_count(preprocess, where)
+    for name in ("img_size", "resize"):
+        allowed = _whole(1, _LARGEST_SCALE * side)
+        if name in preprocess and not allowed.fits(preprocess[name]):
+            told = shown(repr(preprocess[name])[:60])
+            raise ClcaError(f"{where}: preprocess: {name} = {told}: a model for {side} pixels takes {allowed.words}")
+    for name in ("mean", "std"):
+        values = preprocess.get(name, [0.5])
+        allowed = _number(-1e6, 1e6) if name == "mean" else _number(1e-6, 1e6)
+        if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= 1024 or not all(map(allowed.fits, values)):
+            raise ClcaError(f"{where}: preprocess: {name} must be a list of numbers, each {allowed.words}")
+    for name, fits in (("interpolation", _is_word), ("square", lambda value: isinstance(value, bool))):
+        if name in preprocess and not fits(preprocess[name]):
+            raise ClcaError(f"{where}: preprocess: {name} is {shown(repr(preprocess[name])[:60])}, which is none")
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z_-]{1,40}", value) is not None

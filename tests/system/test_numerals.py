@@ -1,0 +1,112 @@
+"""Numbers that arrive as text are plain decimals, wherever they arrive."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clca.cli.main import main
+from clca.data.cache.limits import cache_limit
+from clca.errors import ClcaError
+from clca.models.config import validated
+from clca.system.numerals import decimal_number, is_whole_number, plain_yaml, refuse_odd_number, whole_number
+
+ODD = [
+    "1_0",
+    "1_0e-1",
+    "٣",
+    "１",
+    " 1",
+    "1 ",
+    "\t1",
+    "0x10",
+    "1e",
+    "e5",
+    ".",
+    "",
+    "+",
+    "--1",
+    "nan",
+    "inf",
+    "1e999",
+    "1,5",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_only_python_takes_for_a_number(text: str) -> None:
+    with pytest.raises(ValueError, match="plain"):
+        decimal_number(text)
+    with pytest.raises(ValueError, match="plain digits"):
+        whole_number(text)
+    assert not is_whole_number(text)
+    with pytest.raises(ValueError, match="plain"):
+        refuse_odd_number([0.5, text])
+
+
+@pytest.mark.parametrize(("text", "value"), [("10", 10), ("-3", -3), ("+7", 7), ("007", 7)])
+def test_whole_numbers(text: str, value: int) -> None:
+    assert whole_number(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), (".5", 0.5), ("5.", 5), ("1e-4", 1e-4), ("-2.5E3", -2500)])
+def test_decimal_numbers(text: str, value: float) -> None:
+    assert decimal_number(text) == value
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_what_python_writes_is_read(value: float) -> None:
+    assert decimal_number(repr(value)) == value
+
+
+@given(st.text(alphabet="0123456789+-._eE \u0663xnaif", max_size=8))
+def test_a_text_is_a_plain_number_or_refused(text: str) -> None:
+    try:
+        value = decimal_number(text)
+    except ValueError:
+        return
+    assert math.isfinite(value)
+    assert text.isascii()
+    assert "_" not in text
+    assert text == text.strip()
+
+
+@pytest.mark.parametrize("text", ["1_0", "0x10", "1:30", ".inf", ".nan", "1_0.5", "0b11", "0o17"])
+def test_yaml_takes_no_odd_number(text: str) -> None:
+    assert yaml.load(f"a: {text}", Loader=plain_yaml(yaml.SafeLoader)) == {"a": text}
+
+
+def test_yaml_takes_plain_numbers() -> None:
+    text = "[10, -3, 0.5, 1e-4, .5, true, null, on, a1]"
+    assert yaml.load(text, Loader=plain_yaml(yaml.SafeLoader)) == [10, -3, 0.5, 1e-4, 0.5, True, None, True, "a1"]
+
+
+@pytest.mark.parametrize("text", ["1_0e-1", "٣", " 0.5", "nan"])
+def test_settings(text: str) -> None:
+    with pytest.raises(ClcaError, match="keep_rate"):
+        validated(backbone="vit_tiny_patch16_224", keep_rate=text)
+    assert validated(backbone="vit_tiny_patch16_224", keep_rate="0.5").keep_rate == 0.5
+
+
+@pytest.mark.parametrize("text", ["1_0", "٣", "nan", "inf", "0x10", " 5"])
+def test_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLCA_CACHE_GB", text)
+    with pytest.raises(ClcaError, match="CLCA_CACHE_GB"):
+        cache_limit()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--epochs", "1_0", "--epochs is '1_0': needs a whole number"),
+        ("--lr", "1_0e-5", "--lr is '1_0e-5': needs a number"),
+        ("--keep-rate", "0_1e-1", "keep-rate is '0_1e-1': needs a number"),
+        ("--locations", "٣", "locations is '٣': needs a whole number"),
+        ("--lr", "nan", "--lr is 'nan': needs a number"),
+    ],
+)
+def test_the_command_line(flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "leaves:", "--model", "vit_tiny_patch16_224", flag, value]) == 2
+    assert words in capsys.readouterr().err

@@ -18,8 +18,9 @@ from clca.benchmark.candidates import DENSE, Candidate
 from clca.benchmark.config import BenchmarkConfig
 from clca.models.config import spelled
 from clca.models.cost import gmacs_text
+from clca.system.files import make_writable, replacing, write_csv, write_json
 from clca.system.timing import Spread
-from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
+from clca.training.run_folder import told_apart
 
 LOSES_BELOW = 0.8
 """Share of the MAC ratio below which a row is named as one that falls short."""

@@ -41,11 +41,11 @@ from clca.models.cost import cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.survivors import draw_survivors, survivors
-from clca.system.files import read_json
+from clca.system.files import make_writable, read_json, replacing, write_json
 from clca.system.paths import expanded
 from clca.system.processes import usable_cores
 from clca.training import TrainConfig, train
-from clca.training.run_folder import SUMMARY, WEIGHTS, make_writable, replacing, write_json
+from clca.training.run_folder import SUMMARY, WEIGHTS
 
 SETTINGS, RESULTS, TABLE, PICTURE, LEAVES = "settings.json", "demo.json", "demo.md", "survivors.png", "leaves"
 _FORMAT = "clca-demo-1"

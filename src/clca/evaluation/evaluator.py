@@ -24,12 +24,13 @@ from clca.models.cost import cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
+from clca.system.files import replacing, write_csv, write_json
 from clca.system.paths import as_it_is
 from clca.system.processes import is_first_process
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
-from clca.training.run_folder import own_images, replacing, write_csv, write_json
+from clca.training.run_folder import own_images
 from clca.training.validation import answer
 
 ROWS_SHOWN = 30

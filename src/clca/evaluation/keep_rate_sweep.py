@@ -16,9 +16,8 @@ from clca.evaluation.stored import FOLDER, NUMBERS, by_rate, standard_error
 from clca.models.config import spelled, validated
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
-from clca.system.files import read_json
+from clca.system.files import read_json, replacing, write_csv, write_json
 from clca.system.paths import as_it_is
-from clca.training.run_folder import replacing, write_csv, write_json
 
 FORMAT = "clca-sweep-1"
 BESIDE = ("classes.csv", "confusion.csv", "confusion.png")

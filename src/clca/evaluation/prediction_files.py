@@ -14,8 +14,8 @@ from rich.text import Text
 
 from clca.errors import ClcaError, reason
 from clca.evaluation.predictor import Prediction
+from clca.system.files import csv_writer, replacing
 from clca.system.paths import as_it_is, shown
-from clca.training.run_folder import csv_writer, replacing
 
 _UNLIMITED = 100_000  # columns of a table in a file: no name is cut
 

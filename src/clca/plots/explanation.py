@@ -13,7 +13,7 @@ from PIL import Image
 
 from clca.explain import Explanation, Stage, View
 from clca.plots.fonts import save_figure
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 _INK, _FAINT = "#26302a", "#6d776f"
 _FOR, _AGAINST, _LOOKED_AT = "#b5472f", "#2b6a9b", "#e08a00"

@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from clca.plots.fonts import save_figure
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 INK, FAINT, GRID, PAPER = "#222222", "#6b6b6b", "#dddddd", "#ffffff"
 LIGHT = {

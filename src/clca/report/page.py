@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from clca.errors import ClcaError
 from clca.plots.figure import DARK, LIGHT, Mark, Picture, panel_svgs, swatch, write_files
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 _NEEDED = ("pandas", "pyarrow", "jinja2")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from clca.errors import WorkError, reason
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console

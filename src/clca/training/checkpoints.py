@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clca.errors import WorkError
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 FORMAT = 1
 

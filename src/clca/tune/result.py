@@ -17,8 +17,9 @@ from rich.table import Table
 from clca.errors import ClcaError
 from clca.models.config import spelled
 from clca.models.cost import gmacs_text
+from clca.system.files import make_writable, replacing, write_csv, write_json
 from clca.system.timing import Spread, command, versions
-from clca.training.run_folder import CONFIG, make_writable, own_images, replacing, told_apart, write_csv, write_json
+from clca.training.run_folder import CONFIG, own_images, told_apart
 
 WIDE = 100
 JSON, CSV, PICTURE = "tune.json", "tune.csv", "frontier.png"

@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
 
     from clca.benchmark import GROWTH, GROWTH_TRAINING, QUICK, TRAINING, BenchmarkConfig
     from clca.benchmark import benchmark as measure
-    from clca.training.run_folder import make_writable
+    from clca.system.files import make_writable
 
     given = {name: value for name, value in chosen.items() if value is not None and value != ()}
     quick, growth = given.pop("quick"), given.pop("growth")

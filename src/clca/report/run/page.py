@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
-from clca.system.files import objects, read_json
-from clca.training.run_folder import make_writable, read_csv
+from clca.system.files import make_writable, objects, read_csv, read_json
 
 if TYPE_CHECKING:
     from clca.plots.figure import Picture

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from clca.errors import ClcaError
 from clca.report.page import need_extras, shown, write_page
-from clca.training.run_folder import make_writable, replacing
+from clca.system.files import make_writable, replacing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,10 +22,9 @@ from clca.study.plan.expand import Plan, PlannedRun
 from clca.study.plan.identity import model_text
 from clca.study.plan.set_sizes import set_size
 from clca.study.results.folder import RESULT, run_folder, states
-from clca.system.files import read_json
+from clca.system.files import read_json, write_json
 from clca.training.config import TrainConfig
 from clca.training.progress import duration
-from clca.training.run_folder import write_json
 
 _MOST_LABELS = 12  # of an axis, in the table
 _SEEN = 200  # finished runs that a rate is taken from

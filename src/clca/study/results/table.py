@@ -19,8 +19,7 @@ from clca.study.results.folder import (
     run_folder,
 )
 from clca.study.results.record import by_block
-from clca.system.files import as_utf8, part, read_json
-from clca.training.run_folder import replacing
+from clca.system.files import as_utf8, part, read_json, replacing
 
 if TYPE_CHECKING:
     import pandas

@@ -35,10 +35,10 @@ from clca.study.run.display import Live
 from clca.study.run.executors import Executor, InThisProcess
 from clca.study.run.job import TRAIN_AND_EVALUATE, Job, Outcome, write_failure
 from clca.study.run.leaves import drawn
-from clca.system.files import read_json
+from clca.system.files import make_writable, read_json, write_json
 from clca.system.paths import expanded
 from clca.system.signals import first_signal
-from clca.training.run_folder import WEIGHTS, make_writable, write_json
+from clca.training.run_folder import WEIGHTS
 
 MOST_LOST = 3
 """A run whose process died so often is not tried again: it may be what kills it."""

@@ -299,9 +299,7 @@ def test_the_picture_has_room_for_many_runs_and_sizes(runs: int, sizes: int) -> 
         points.append(point(0.5 + 0.02 * run, 5 + run + 3 * size + 9 * rate, **changes))
     budget = Budget("latency_ms", 15)
     top, chosen = choose(points, budget)
-    figure = frontier_figure(
-        Tuning(budget, points, chosen, top, "photos", 9, 1, {}, []), frontier(points, "latency_ms")
-    )
+    figure = frontier_figure(Tuning(budget, points, chosen, top, "photos", 9, 1, {}, []).picture())
     figure.canvas.draw()
     (axes,), (legend,) = figure.axes, figure.legends
     assert axes.get_window_extent().height / figure.dpi > 2.8  # inches

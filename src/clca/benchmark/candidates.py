@@ -26,8 +26,9 @@ from clca.models.factory import create_model, reduce_tokens
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 
-DENSE = "dense"
-"""Name, in place of a reduction's, of timm's own model with its fused attention."""
+DENSE, OWN_DENSE = "dense", "clca_dense"
+"""In place of a reduction's name: timm's own model with its fused attention, and this library's model that reduces
+nothing and has neither module, so that it differs from timm's by the kernels alone."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,12 +66,27 @@ class Candidate:
     @property
     def setting(self) -> str:
         """Reduction and keep rate."""
-        return f"{self.reduction} {spelled(self.keep_rate)}"
+        return f"{self.shown_reduction} {spelled(self.keep_rate)}"
 
     @property
-    def baseline(self) -> Candidate:
-        """The dense model in the same setting."""
+    def shown_reduction(self) -> str:
+        """The reduction as tables call it."""
+        return {DENSE: "timm dense", OWN_DENSE: "clca dense"}.get(self.reduction, self.reduction)
+
+    @property
+    def timm_dense(self) -> Candidate:
+        """timm's dense model in the same setting."""
         return replace(self, reduction=DENSE, keep_rate=1.0)
+
+    @property
+    def own_dense(self) -> Candidate:
+        """This library's dense model in the same setting."""
+        return replace(self, reduction=OWN_DENSE, keep_rate=1.0)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is there for others to be compared with."""
+        return self.reduction in (DENSE, OWN_DENSE)
 
 
 def is_run(model: str) -> bool:
@@ -87,7 +103,7 @@ def sharing(model: TokenReducedViT, keep_rate: float | tuple[float, ...]) -> Tok
 
 
 @dataclass
-class Workshop:
+class CandidateBuilder:
     """Makes candidates callable. They share the weights of the backbone, so that many fit into memory at once.
 
     Args:
@@ -111,6 +127,8 @@ class Workshop:
             warnings.simplefilter("ignore", UserWarning)
             if candidate.reduction == DENSE:
                 model = self._vit(candidate)
+            elif candidate.reduction == OWN_DENSE:
+                model = reduce_tokens(self._vit(candidate), cla=False, clc=False)
             elif is_run(candidate.model):
                 model = self._run(candidate)
             else:
@@ -167,7 +185,7 @@ class Workshop:
         if candidate.training:
             return self._as_graph(candidate, self._training_step(candidate, model, called, images))
 
-        self._prepacked.enter_context(prepacked(model))  # as long as the workshop is there, as `clca predict` does
+        self._prepacked.enter_context(prepacked(model))  # as long as the builder is there, as `clca predict` does
 
         def infer() -> Tensor:
             with torch.no_grad(), _autocast(candidate):
@@ -251,15 +269,15 @@ def _autocast(candidate: Candidate) -> AbstractContextManager[Any]:
 
 def run_alone(candidate: Candidate, seed: int) -> None:
     """Make a candidate and call it twice: what `measure.peak_memory` weighs."""
-    work = Workshop(seed, alone=True).work(candidate)
+    work = CandidateBuilder(seed, alone=True).work(candidate)
     for _ in range(2):
         work()
 
 
-def counts(workshop: Workshop, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
+def counts(builder: CandidateBuilder, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
     """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as multiplied here."""
     pads = isinstance(model, TokenReducedViT) and model._pads
-    found = cost(model, images=workshop.images(candidate)[:2] if pads else None)
+    found = cost(model, images=builder.images(candidate)[:2] if pads else None)
     return {
         "patches": model.get_submodule("patch_embed").num_patches,
         "gmacs": found.gmacs,
@@ -280,7 +298,7 @@ def check(candidate: Candidate) -> None:
         create_model(
             candidate.model,
             img_size=candidate.img_size,
-            reduction="none" if candidate.reduction == DENSE else candidate.reduction,
+            reduction="none" if candidate.is_dense else candidate.reduction,
             keep_rate=candidate.keep_rate,
             cla=candidate.cla,
             clc=candidate.clc,

@@ -82,6 +82,7 @@ def _candidates(
             yield dense
             if mode not in modes:
                 continue
+            yield dense.own_dense
             for reduction in reductions:
                 for rate in rates if reduction != "none" else (1.0,):
                     yield replace(dense, reduction=reduction, keep_rate=rate)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from clca.benchmark.candidates import DTYPES, Candidate, Workshop, counts, is_run, run_alone
+from clca.benchmark.candidates import DTYPES, Candidate, CandidateBuilder, counts, is_run, run_alone
 from clca.benchmark.config import BenchmarkConfig
 from clca.benchmark.progress import Meter
 from clca.benchmark.requested import requested
-from clca.benchmark.result import Benchmark, Growth, Row, exponent
+from clca.benchmark.result import Benchmark, BenchmarkRow, Growth, exponent
 from clca.errors import ClcaError, WorkError
 from clca.evaluation.stored import by_rate
 from clca.system.timing import (
@@ -132,12 +132,12 @@ class _Group:
             meter.show(done + share * min(1.0, passed), f"{what}: {text}")
 
         show("making models")
-        workshop, calls = Workshop(self.config.seed), {}
+        builder, calls = CandidateBuilder(self.config.seed), {}
         for candidate in self.candidates:
             try:
-                model = workshop.model(candidate)
-                self.counts[candidate.name] = counts(workshop, candidate, model)
-                calls[candidate.name] = workshop.work(candidate, model)
+                model = builder.model(candidate)
+                self.counts[candidate.name] = counts(builder, candidate, model)
+                calls[candidate.name] = builder.work(candidate, model)
             except Exception as error:
                 self._failed(candidate.name, error)
         started, number = monotonic(), 0
@@ -157,7 +157,7 @@ class _Group:
                 break
             if asked is None and number >= LEAST_ROUNDS and now + each + memory > until:
                 break
-        del workshop, calls
+        del builder, calls
         gc.collect()
         if self.config.memory:
             self._weigh(show)
@@ -177,7 +177,7 @@ class _Group:
                 continue
             self.peaks[candidate.name] = peak / 2**20
 
-    def rows(self, rates: dict[str, float]) -> list[Row]:
+    def rows(self, rates: dict[str, float]) -> list[BenchmarkRow]:
         """One row for each candidate that was measured or failed."""
         names = [candidate.name for candidate in self.candidates]
         # Only rounds that all who did not fail took part in, so that rounds are compared with themselves.
@@ -187,13 +187,13 @@ class _Group:
         for candidate in self.candidates:
             name, error = candidate.name, self.errors.get(candidate.name)
             if error is not None:
-                made.append(Row(candidate, error=error))
+                made.append(BenchmarkRow(candidate, error=error))
             elif name in times:
                 made.append(self._row(candidate, times, rates[candidate.precision]))
         return made
 
-    def _row(self, candidate: Candidate, times: dict[str, list[float]], rate: float) -> Row:
-        name, dense = candidate.name, candidate.baseline
+    def _row(self, candidate: Candidate, times: dict[str, list[float]], rate: float) -> BenchmarkRow:
+        name, dense = candidate.name, candidate.timm_dense
         count, base = self.counts[name], self.counts.get(dense.name, {})
         milliseconds = Spread.of([1000 * seconds for seconds in times[name]])
         gmacs, made = count["gmacs"], count["computed_gmacs"] or count["gmacs"]
@@ -203,7 +203,7 @@ class _Group:
         def over(other: Candidate) -> Spread | None:
             return speed_ups(times, other.name)[name] if other.name in times else None
 
-        return Row(
+        return BenchmarkRow(
             candidate,
             rounds=len(times[name]),
             patches=count["patches"],
@@ -212,6 +212,7 @@ class _Group:
             mac_ratio=(base.get("gmacs") or math.nan) / gmacs if base else None,
             milliseconds=milliseconds,
             speed_up=over(dense),
+            over_own_dense=over(candidate.own_dense),
             over_eager=over(replace(dense, mode="eager")) if candidate.mode != "eager" else None,
             over_fp32=over(replace(candidate, precision="fp32")) if candidate.precision != "fp32" else None,
             peak_mib=peak,
@@ -240,9 +241,9 @@ def _in_short(error: Exception) -> str:
     return (kind + (text if len(text) <= 160 else text[:157] + "…")).removesuffix(": ")
 
 
-def _growth(rows: list[Row]) -> list[Growth]:
+def _growth(rows: list[BenchmarkRow]) -> list[Growth]:
     """Exponents over the image sizes, for every candidate that was measured at two or more of them."""
-    families: dict[Candidate, list[Row]] = {}
+    families: dict[Candidate, list[BenchmarkRow]] = {}
     for row in rows:
         if row.milliseconds is not None:
             families.setdefault(replace(row.candidate, img_size=0), []).append(row)

@@ -36,11 +36,12 @@ from clca.demo.parallel import Piece, RelayedDisplay, Steps, Tell, side_by_side
 from clca.demo.recipe import METHODS, DemoSettings, method_config, pretraining_config
 from clca.errors import ClcaError, reason
 from clca.evaluation import evaluate
+from clca.explain.survivors import trace_survivors
 from clca.models.config import ModelConfig
 from clca.models.cost import cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.plots.survivors import draw_survivors, survivors
+from clca.plots.survivors import draw_survivors
 from clca.system.files import make_writable, read_json, replacing, write_json
 from clca.system.paths import expanded
 from clca.system.processes import usable_cores
@@ -295,7 +296,7 @@ def _draw(
     settings: DemoSettings,
 ) -> None:
     shown, files = images[: settings.pictured], paths[: settings.pictured]
-    traced = [survivors(model, method.name, shown) for method, model in zip(METHODS, models, strict=True)]
+    traced = [trace_survivors(model, method.name, shown) for method, model in zip(METHODS, models, strict=True)]
     pixels = [_enlarged(file, seed, settings) for file in files]
     title = f"The tokens that survive each stage, at a keep rate of {settings.keep_rate:.0%}"
     with replacing(path) as temporary:

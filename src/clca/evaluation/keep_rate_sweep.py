@@ -114,11 +114,13 @@ class Sweep:
         Raises:
             WorkError: A file could not be written; its predecessor is whole.
         """
-        from clca.plots.sweep import draw_sweep
+        from clca.plots.sweep import KeepRatePoint, draw_sweep
 
         picture, table, numbers = (room / f"{name}-sweep.{form}" for form in ("png", "csv", "json"))
         with replacing(picture) as temporary:
-            draw_sweep(temporary, self)
+            marks = [KeepRatePoint(p.rates, p.gmacs, p.top1, p.top1_error, p.own) for p in self.points]
+            title = f"{Path(self.run).name}: {self.reduction}, {self.split}, {self.images} images"
+            draw_sweep(temporary, marks, title)
         rows = self._rows()
         told = [row | {"keep_rate": point.rates} for row, point in zip(rows, self.points, strict=True)]
         write_csv(table, list(rows[0]), (row.values() for row in told))

@@ -15,9 +15,9 @@ from clca.data.images import EXTENSIONS, read_image
 from clca.data.sources.walk import visible_files
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, reason
-from clca.evaluation.ranking import most_likely
 from clca.kernels.linear import prepacked
 from clca.models.pretrained import from_pretrained
+from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.paths import expanded
 from clca.training.device import make_accelerator

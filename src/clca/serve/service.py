@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from clca.evaluation.ranking import most_likely
+from clca.models.ranking import most_likely
 from clca.serve.batching import Batcher
 from clca.serve.decoding import decode
 from clca.serve.errors import Refusal

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
-from clca.evaluation.ranking import most_likely
 from clca.kernels.linear import prepacked
+from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 
 

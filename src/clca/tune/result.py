@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -20,6 +20,9 @@ from clca.models.cost import gmacs_text
 from clca.system.files import make_writable, replacing, write_csv, write_json
 from clca.system.timing import Spread, command, versions
 from clca.training.run_folder import CONFIG, own_images, told_apart
+
+if TYPE_CHECKING:
+    from clca.plots.frontier import Frontier
 
 WIDE = 100
 JSON, CSV, PICTURE = "tune.json", "tune.csv", "frontier.png"
@@ -180,6 +183,30 @@ class Tuning:
     def _row(self, point: Point) -> dict[str, Any]:
         return {"run": self.names[point.run], "path": point.run} | _flat(point)
 
+    def picture(self) -> Frontier:
+        """What the picture shows."""
+        from clca.plots.frontier import Frontier, FrontierPoint
+
+        measure = self.budget.measure
+
+        def drawn(point: Point) -> FrontierPoint:
+            untrained = "" if point.trained_size else " (not trained)"
+            family = f"{self.names[point.run]}: {point.reduction}, {point.img_size} px{untrained}"
+            latency = point.latency
+            value = latency.median if measure == "latency_ms" else getattr(point, measure)
+            late = latency.p90 - latency.median if measure == "latency_ms" else 0.0
+            return FrontierPoint(family, point.rates, value, late, point.top1, point.error)
+
+        return Frontier(
+            points=[drawn(point) for point in self.points],
+            best=[drawn(point) for point in frontier(self.points, measure)],
+            chosen=None if self.chosen is None else drawn(self.chosen),
+            measure=measure,
+            budget=self.budget.value,
+            budget_text=str(self.budget),
+            batch_size=self.batch_size,
+        )
+
     def write(self, folder: Path) -> list[Path]:
         """Write `tune.json`, `tune.csv` and `frontier.png`.
 
@@ -194,7 +221,7 @@ class Tuning:
         rows = self._rows()
         write_csv(folder / CSV, list(rows[0]), (row.values() for row in rows))
         with replacing(folder / PICTURE) as temporary:
-            draw_frontier(temporary, self, frontier(self.points, self.budget.measure))
+            draw_frontier(temporary, self.picture())
         return [folder / name for name in (JSON, CSV, PICTURE)]
 
 

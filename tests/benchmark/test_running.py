@@ -142,7 +142,7 @@ def test_tables_fit_the_terminal(result: Benchmark, width: int) -> None:
             over_own_dense=Spread(10, 10, 11),
             peak_mib=12345.0,
             memory_ratio=1.0,
-        )  # fmt: skip
+        )
         for row in result.rows
     ]
     replace(result, rows=[*result.rows, *weighed[:12]]).render(console)

@@ -341,6 +341,21 @@ def test_training_steps_leave_the_shared_weights_alone() -> None:
     assert found.rows[2].efficiency == pytest.approx(3 * made * found.rows[2].images_per_second / 50)
 
 
+def test_the_own_dense_model_is_timm_s_with_the_kernels_of_a_reduced_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, dense = CandidateBuilder(), Candidate("vit_tiny_patch16_224", 32, 2, DENSE, 1.0)
+    theirs, ours = builder.model(dense), builder.model(dense.own_dense)
+    assert ours.blocks[0].attn.qkv.weight is theirs.blocks[0].attn.qkv.weight
+    asked: list[Any] = []
+    monkeypatch.setattr("clca.models.token_reduced_vit.faster_here", lambda block, x: bool(asked.append(block)))
+    images = builder.images(dense)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+        assert asked == list(ours.blocks)
+        ours.bit_exact = True
+        assert torch.equal(ours(images), theirs(images))
+    assert len(asked) == len(ours.blocks)  # then it is timm's to the bit, so no kernel of ours is asked
+
+
 def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> None:
     config = BenchmarkConfig(
         **(SMALL | {"models": (str(saved),)}), reductions=("topk",), keep_rates=(1.0, 0.25), rounds=1

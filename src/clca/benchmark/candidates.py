@@ -129,6 +129,7 @@ class CandidateBuilder:
                 model = self._vit(candidate)
             elif candidate.reduction == OWN_DENSE:
                 model = reduce_tokens(self._vit(candidate), cla=False, clc=False)
+                model.bit_exact = False  # it is here for the kernels
             elif is_run(candidate.model):
                 model = self._run(candidate)
             else:

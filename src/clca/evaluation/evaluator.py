@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import Dataset
 
@@ -25,8 +24,9 @@ from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.system.files import replacing, write_csv, write_json
-from clca.system.paths import as_it_is
+from clca.system.paths import as_it_is, shown
 from clca.system.processes import is_first_process
+from clca.system.tables import Column, Table, words
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
@@ -95,15 +95,16 @@ class Evaluation:
 
     def render(self, console: Console) -> None:
         """Print the numbers, the class table (the worst where there are many) and what is confused most."""
-        title = as_it_is(f"{self.split} of {self.data}: {self.images} images", "table.title")
-        table = Table(title=title, show_header=False, title_justify="left")
-        table.add_row("top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}")
-        table.add_row("top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M")
-        rate = f"{self.images_per_second:.1f}"
-        table.add_row("macro accuracy", f"{self.macro:.2%}", f"images/s ({self.device}, {self.precision})", rate)
-        table.add_row("loss", f"{self.loss:.4f}", "tokens by block", " ".join(f"{n:g}" for n in self.tokens_per_block))
-        console.print(table)
-        console.print(self._class_table())
+        tokens, rate = " ".join(f"{count:g}" for count in self.tokens_per_block), f"{self.images_per_second:.1f}"
+        rows = [
+            ["top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}"],
+            ["top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M"],
+            ["macro accuracy", f"{self.macro:.2%}", f"images/s ({self.device}, {self.precision})", rate],
+            ["loss", f"{self.loss:.4f}", "tokens by block", tokens],
+        ]
+        title = shown(f"{self.split} of {self.data}: {self.images} images")
+        Table([words("")] * 4, rows, title=title, headings=False).render(console)
+        self._class_table().render(console)
         pairs = most_confused(self.confusion, [result.name for result in self.classes])
         if pairs:
             listed = ", ".join(f"{true} taken for {taken} ({count})" for true, taken, count in pairs)
@@ -111,16 +112,14 @@ class Evaluation:
 
     def _class_table(self) -> Table:
         present = [result for result in self.classes if result.images]
-        told = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
-        title = "by class" if len(told) == len(present) else f"the {len(told)} hardest of {len(present)} classes"
-        table = Table(title=title, title_justify="left")
-        table.add_column("class")
-        for name in ("images", "precision", "recall", "F1"):
-            table.add_column(name, justify="right")
-        for result in told:
-            numbers = (f"{value:.1%}" for value in (result.precision, result.recall, result.f1))
-            table.add_row(as_it_is(result.name), str(result.images), *numbers)
-        return table
+        listed = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
+        title = "by class" if len(listed) == len(present) else f"the {len(listed)} hardest of {len(present)} classes"
+        rows = [
+            [shown(one.name), str(one.images), *(f"{share:.1%}" for share in (one.precision, one.recall, one.f1))]
+            for one in listed
+        ]
+        columns = [words("class"), *map(Column, ("images", "precision", "recall", "F1"))]
+        return Table(columns, rows, title=title)
 
 
 def evaluate(

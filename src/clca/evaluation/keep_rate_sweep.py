@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.table import Table
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.evaluation.evaluator import Judged
@@ -17,7 +16,8 @@ from clca.models.config import spelled, validated
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
 from clca.system.files import read_json, replacing, write_csv, write_json
-from clca.system.paths import as_it_is
+from clca.system.paths import shown
+from clca.system.tables import Column, Table, words
 
 FORMAT = "clca-sweep-1"
 BESIDE = ("classes.csv", "confusion.csv", "confusion.png")
@@ -86,20 +86,20 @@ class Sweep:
 
     def render(self, console: Console) -> None:
         """Print one table."""
-        title = as_it_is(f"{self.split} of {self.data}: {self.images} images, {self.reduction}", "table.title")
-        table = Table(title=title, title_justify="left", caption="* trained with", caption_justify="left")
-        table.add_column("keep rate", no_wrap=True)
-        for name in ("top-1", "macro", "GMACs", f"images/s ({self.device}, {self.precision})"):
-            table.add_column(name, justify="right")
-        for point in self.points:
-            table.add_row(
+        rows = [
+            [
                 point.rates + (" *" if point.own else ""),
                 f"{point.top1:.1%} ± {point.top1_error:.1%}",
                 f"{point.macro:.1%}",
                 f"{point.gmacs:.4g}",
                 f"{point.images_per_second:.1f}",
-            )
-        console.print(table)
+            ]
+            for point in self.points
+        ]
+        headings = ("top-1", "macro", "GMACs", f"images/s ({self.device}, {self.precision})")
+        title = shown(f"{self.split} of {self.data}: {self.images} images, {self.reduction}")
+        columns = [words("keep rate", wrap=False), *map(Column, headings)]
+        Table(columns, rows, title=title, caption="* trained with").render(console)
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [dict(vars(point)) for point in self.points]

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from clca.errors import ClcaError
 from clca.models.config import spelled
 from clca.models.cost import gmacs_text
 from clca.system.files import make_writable, replacing, write_csv, write_json
+from clca.system.tables import Column, Table, words
 from clca.system.timing import Spread, command, versions
 from clca.training.run_folder import CONFIG, own_images, told_apart
 
@@ -155,7 +154,7 @@ class Tuning:
         if len(self.names) > 1:
             for number, run in enumerate(self.names, start=1):
                 _say(console, f"{number}: {run}", whole=True)
-        console.print(_table(self, console.width >= WIDE))
+        _table(self, console.width >= WIDE).render(console)
         if self.chosen is not None:
             _say(console, str(self.reason()))
             _say(console, self.advice(), whole=True)
@@ -275,18 +274,13 @@ def _flat(point: Point) -> dict[str, Any]:
 
 def _table(tuning: Tuning, wide: bool) -> Table:
     runs = list(tuning.names)
-    untrained = any(not point.trained_size for point in tuning.points)
-    title = f"{tuning.images} validation images, batch {tuning.batch_size}, {tuning.budget}"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for name in ["", *(["run"] if len(runs) > 1 else []), "reduction"]:
-        table.add_column(name, no_wrap=True)
-    # A narrow terminal has no room for both; the one that the budget speaks of stays.
+    # A narrow terminal shows one of the two; the one that the budget is about stays.
     left_out = "" if wide else "p90" if tuning.budget.measure == "images_per_second" else "images/s"
-    columns = [name for name in ("px", "keep", "top-1", "ms", "p90", "images/s", "GMACs", "tokens") if name != left_out]
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=name != "keep")
+    names = [name for name in ("px", "keep", "top-1", "ms", "p90", "images/s", "GMACs", "tokens") if name != left_out]
+    leading = ["", *(["run"] if len(runs) > 1 else []), "reduction"]
+    columns = [words(name, wrap=False) for name in leading]
+    columns += [Column(name, wrap=name == "keep") for name in names]
+    rows = []
     for point in tuning.points:
         mark = "→" if point is tuning.chosen else "" if point.fits(tuning.budget) else "×"
         cells = [mark, *([str(1 + runs.index(point.run))] if len(runs) > 1 else []), point.reduction]
@@ -300,7 +294,12 @@ def _table(tuning: Tuning, wide: bool) -> Table:
             "GMACs": gmacs_text(point.gmacs),
             "tokens": f"{point.tokens:.0f}",
         }
-        table.add_row(*cells, *(values[name] for name in columns))
-    table.caption = "→ chosen  × over the budget" + ("  * not trained at this size" if untrained else "")
-    table.caption_justify = "left"
-    return table
+        rows.append([*cells, *(values[name] for name in names)])
+    untrained = any(not point.trained_size for point in tuning.points)
+    return Table(
+        columns,
+        rows,
+        title=f"{tuning.images} validation images, batch {tuning.batch_size}, {tuning.budget}",
+        caption="→ chosen  × over the budget" + ("  * not trained at this size" if untrained else ""),
+        frame="rule",
+    )

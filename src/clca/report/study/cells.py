@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from clca.report.published import DATA_TITLES
-from clca.report.table import Column
+from clca.system.tables import Column
 
 ARM_TITLES = {"base": "base", "cla": "CLA", "clc": "CLC", "clca": "CLCA"}
 _TITLES = {

@@ -21,10 +21,11 @@ from clca.report.study.cells import (
 )
 from clca.report.study.numbers import setting_gains
 from clca.report.study.settings import ARMS, SETTING, axes_of, setting_text
-from clca.report.table import Column, Table
+from clca.report.table import ReportTable
+from clca.system.tables import Column
 
 
-def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) -> Table:
+def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) -> ReportTable:
     """Top-1 of every arm in every setting, what CLCA gains, and what was published.
 
     Columns in which all rows agree are named in the caption and not shown. Where there are more rows than `limit`,
@@ -61,7 +62,7 @@ def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) 
     caption += _PUBLISHED_NOTE if told.any() else ""
     rows = tuple(zip(*(texts for _, texts in columns), strict=True))
     headings = tuple(heading for heading, _ in columns)
-    return Table("Top-1 by setting", caption, headings, rows, frame, len(frame) - len(shown))
+    return ReportTable("Top-1 by setting", caption, headings, rows, frame, len(frame) - len(shown))
 
 
 _GAIN_NOTE = (

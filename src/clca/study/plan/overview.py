@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from clca.data.cache.limits import beside_cache
 from clca.errors import ClcaError, WorkError
@@ -23,6 +22,7 @@ from clca.study.plan.identity import model_text
 from clca.study.plan.set_sizes import set_size
 from clca.study.results.folder import RESULT, run_folder, states
 from clca.system.files import read_json, write_json
+from clca.system.tables import Table, words
 from clca.training.config import TrainConfig
 from clca.training.progress import duration
 
@@ -59,14 +59,13 @@ class Overview:
         study = self.plan.study
         if study.about:
             console.print(study.about, markup=False, highlight=False)
-        table = Table(title=f"{study.name}: {len(self.runs):,} runs", title_justify="left")
-        table.add_column("axis")
-        table.add_column("values: runs", overflow="fold")
+        rows = []
         for axis, counts in self.by_axis.items():
             shown = ", ".join(f"{label}: {count:,}" for label, count in list(counts.items())[:_MOST_LABELS])
             more = len(counts) - _MOST_LABELS
-            table.add_row(axis, shown + (f", and {more} more" if more > 0 else ""))
-        console.print(table)
+            rows.append([axis, shown + (f", and {more} more" if more > 0 else "")])
+        title = f"{study.name}: {len(self.runs):,} runs"
+        Table([words("axis"), words("values: runs")], rows, title=title).render(console)
         for condition, count in zip(study.exclude, self.plan.excluded, strict=True):
             text = ", ".join(f"{axis} {_said(wanted)}" for axis, wanted in condition.items())
             console.print(f"left out: {text} ({count:,} combinations)", markup=False, highlight=False)

@@ -77,7 +77,7 @@ def predict(
     if top_k < 1:
         raise ClcaError(f"top_k {top_k}: name at least one class")
     if batch_size < 1:
-        raise ClcaError(f"batch_size {batch_size}: take at least one image at once")
+        raise ClcaError(f"batch_size {batch_size}: must be at least 1")
     if keep_rate is not None:
         model.keep_rate = keep_rate
     files = find_images([paths] if isinstance(paths, (str, Path)) else paths)

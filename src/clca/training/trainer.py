@@ -36,7 +36,7 @@ from clca.training.preflight import build_model, open_splits, refuse_other_image
 from clca.training.progress import Display
 from clca.training.state import RunState
 from clca.training.tracking import begin_tracking, end_tracking
-from clca.training.validation import answer
+from clca.training.validation import run_inference
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ class _Loop:
         line: dict[str, Any] = {"epoch": progress.epochs_done, "step": progress.step, "train": progress.train}
         better = False
         if watched is not None:
-            progress.watched = answer(self.state.judged, watched, self.accelerator).summary()
+            progress.watched = run_inference(self.state.judged, watched, self.accelerator).summary()
             self._refuse_not_finite(progress.watched["loss"], f"{split} loss", after=progress.step)
             line[split] = progress.watched
             better = split == "val" and self._note_if_best(progress.watched)

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows, what they say, and the files."""
+"""The result of a benchmark: its rows, the tables and the files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clca.system.timing import Spread
 from clca.training.run_folder import told_apart
 
 LOSES_BELOW = 0.8
-"""Share of the MAC ratio below which a row is named as one that falls short."""
+"""Share of the MAC ratio below which a row is listed as falling short."""
 WIDE = 106
 LEGEND = (
     "× timm: speed-up over timm's dense model in the same round, by kernels and reduction; × own: over this library's "
@@ -44,18 +44,18 @@ class BenchmarkRow:
         rounds: Rounds it was timed in.
         patches: Of one image.
         gmacs: Multiply-accumulates of one image's forward pass in 10⁹, as the published method counts them.
-        computed_gmacs: What this program really multiplies.
+        computed_gmacs: Those that this implementation computes.
         mac_ratio: The dense model's GMACs over these.
-        milliseconds: A batch takes this long.
+        milliseconds: Per batch.
         speed_up: Over timm's dense model in the same precision and mode, round by round: by kernels and reduction.
         over_own_dense: Over this library's dense model in the same precision and mode, which has the same kernels.
         over_eager: Over timm's dense model in the same precision, not compiled.
         over_fp32: Over the same candidate in fp32.
-        peak_mib: Memory above what the process held before the model was made, in MiB.
-        memory_ratio: That over the dense model's.
+        peak_mib: Peak memory above that of the process before the model was built, in MiB.
+        memory_ratio: That over timm's dense model's.
         efficiency: Share of the machine's measured matrix rate, 0 … 1; a training step counts as three passes.
         memory_error: Why memory could not be measured.
-        error: Why there are no numbers at all.
+        error: Why there are no numbers.
     """
 
     candidate: Candidate
@@ -95,7 +95,7 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class Growth:
-    """How cost grows with the number of patches P: exponents a of P^a, by least squares over the image sizes."""
+    """Growth of cost with the number of patches P: exponents a of P^a, by least squares over the image sizes."""
 
     candidate: Candidate
     patches: tuple[int, ...]
@@ -104,7 +104,7 @@ class Growth:
     memory: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Of the candidate all but the size, of which there are several."""
+        """Numbers and setting, without the image size, of which there are several."""
         numbers = asdict(self)
         setting = numbers.pop("candidate")
         del setting["img_size"]
@@ -114,16 +114,16 @@ class Growth:
 
 @dataclass
 class Benchmark:
-    """What `benchmark` measured.
+    """The result of `benchmark`.
 
     Attributes:
-        config: What was asked for.
-        rows: One a candidate, groups of the same setting together, the dense model first.
-        growth: Where there are several image sizes.
+        config: What was to be measured.
+        rows: One per candidate, grouped by setting, the dense models first.
+        growth: If there are several image sizes.
         matrix_rate: GMAC/s of the machine by precision.
         bandwidth: GB/s of copying.
-        machine, versions, command: Where and how.
-        notes: What a reader must know.
+        machine, versions, command: How to reproduce it.
+        notes: Caveats, a line each.
         interrupted: Whether Ctrl-C ended it early.
     """
 
@@ -157,16 +157,18 @@ class Benchmark:
             replace(_table(rows, console.width >= WIDE), title=title).render(console)
             for row in rows:
                 if row.error is not None:
-                    _say(console, f"{row.candidate.setting} failed: {row.error}")
+                    _print_line(console, f"{row.candidate.setting} failed: {row.error}")
                 if row.memory_error is not None:
-                    _say(console, f"{row.candidate.setting}: its memory could not be measured: {row.memory_error}")
+                    _print_line(
+                        console, f"{row.candidate.setting}: its memory could not be measured: {row.memory_error}"
+                    )
             for line in _verdicts(rows):
-                _say(console, line)
+                _print_line(console, line)
             console.print()
         for title, lines in groupby(self.growth, key=_growth_title):
             replace(_growth_table(list(lines)), title=title).render(console)
         if any(row.mac_ratio for row in self.rows):
-            _say(console, LEGEND)
+            _print_line(console, LEGEND)
         rates = ", ".join(f"{rate:.0f} GMAC/s {name}" for name, rate in self.matrix_rate.items())
         machine = self.machine
         where = ", ".join(
@@ -177,9 +179,9 @@ class Benchmark:
                 *machine["gpu"],
             ]
         )
-        _say(console, f"{where}; matrix products {rates}, copying {self.bandwidth:.0f} GB/s")
+        _print_line(console, f"{where}; matrix products {rates}, copying {self.bandwidth:.0f} GB/s")
         for line in self.notes:
-            _say(console, line)
+            _print_line(console, line)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `benchmark.json`."""
@@ -194,7 +196,7 @@ class Benchmark:
         }  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `benchmark.json`, `benchmark.csv` and, where something was measured, the picture as PNG and PDF.
+        """Write `benchmark.json`, `benchmark.csv` and, if a reduced model was measured, the picture as PNG and PDF.
 
         Raises:
             ClcaError: The folder cannot be written.
@@ -229,7 +231,7 @@ def exponent(patches: tuple[int, ...], values: tuple[float, ...]) -> float:
     return float(np.polyfit(np.log(patches), np.log(values), 1)[0])
 
 
-def _say(console: Console, text: str) -> None:
+def _print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=False)
 
 
@@ -240,7 +242,7 @@ def _verdicts(rows: list[BenchmarkRow], where: str = "") -> list[str]:
         if row.candidate.is_dense or row.over_own_dense is None or row.share is None:
             continue
         name, speed = f"{row.candidate.setting}{where}", row.over_own_dense.median
-        if round(speed, 2) < 1:  # as it is shown: what rounds to 1 is no loss
+        if round(speed, 2) < 1:  # rounded as it is shown
             lines.append(f"{name} is slower than dense with the same kernels: {speed:.2f} × its speed")
         elif row.share < LOSES_BELOW:
             lines.append(f"{name} falls behind its MACs: {speed:.2f} × faster for {row.mac_ratio:.2f} × fewer")
@@ -317,7 +319,7 @@ def _gmacs(value: float | None) -> str:
 
 
 def _growth_title(line: Growth) -> str:
-    """What lines of one table of exponents share: the model, and which numbers of patches."""
+    """Title of a table of exponents: the model and the numbers of patches."""
     return f"{line.candidate.title}: exponent in the number of patches ({', '.join(map(str, line.patches))})"
 
 
@@ -339,7 +341,7 @@ def _growth_table(growth: list[Growth]) -> Table:
 
 
 def _flat(row: BenchmarkRow) -> dict[str, Any]:
-    """A row for a table: a spread as three numbers."""
+    """A row of the CSV: a spread becomes three numbers."""
     numbers = row.as_dict() | {"keep_rate": spelled(row.candidate.keep_rate)}
     for name, value in list(numbers.items()):
         if name in ("milliseconds", "speed_up", "over_own_dense", "over_eager", "over_fp32"):

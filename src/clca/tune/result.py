@@ -1,4 +1,4 @@
-"""What tuning found: candidates, the choice among them, and the files."""
+"""The result of tuning: candidates, the choice among them, and the files."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Point:
     """One run at one keep rate and size.
 
     Attributes:
-        run, reduction, keep_rate, img_size: What it is.
+        run, reduction, keep_rate, img_size: The model and its setting.
         trained_size: Whether the run was trained at this size.
-        top1: Share of the validation images that are right, 0 … 1.
+        top1: Share of the validation images classified correctly, 0 … 1.
         error: Standard error of that.
         latency: Milliseconds a batch.
         images_per_second: From the median.
@@ -73,7 +73,7 @@ class Point:
     tokens: float
 
     def cost(self, measure: Measure) -> float:
-        """What the budget limits; for images a second, the seconds of one, so that less is always cheaper."""
+        """What the budget limits; for images a second, the seconds of one image, so that lower is always cheaper."""
         if measure == "images_per_second":
             return 1 / self.images_per_second
         return self.latency.median if measure == "latency_ms" else self.gmacs
@@ -90,19 +90,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` found.
+    """The result of `tune`.
 
     Attributes:
-        budget: What was asked for.
-        points: Every candidate, runs in the order given, keep rates falling.
-        chosen: The best within the budget, None where nothing fits.
-        most_accurate: The most accurate within the budget; not the chosen one if that is as good and cheaper.
+        budget: The limit.
+        points: Every candidate, runs in the order given, keep rates from high to low.
+        chosen: The best within the budget; None if nothing fits.
+        most_accurate: The most accurate within the budget; `chosen` may be a cheaper one within its standard error.
         data, images: The validation images, and how many.
         batch_size: Of the measured latency.
-        machine: Where it was measured.
-        notes: What a reader must know.
-        device, precision: In which it was measured, accuracy too.
-        options: What was asked of device and precision, as `clca predict` takes it.
+        machine: The machine of the measurement.
+        notes: Caveats, a line each.
+        device, precision: Of all measurements, accuracy included.
+        options: The requested device and precision as options of `clca predict`.
     """
 
     budget: Budget
@@ -119,7 +119,7 @@ class Tuning:
     options: tuple[str, ...] = ()
 
     def advice(self) -> str:
-        """What to do, in a line; where nothing fits, what comes closest."""
+        """The command to run; if nothing fits, the closest candidate."""
         best = self.chosen
         if best is None:
             near = min(self.points, key=lambda point: point.cost(self.budget.measure))
@@ -134,32 +134,30 @@ class Tuning:
         return f"train at this size: clca train {_trained_as(best)} {shlex.join([*rate, *size])} --out NEW"
 
     def reason(self) -> str | None:
-        """Why the chosen one was chosen."""
+        """Why the chosen candidate was chosen."""
         best, top = self.chosen, self.most_accurate
         if best is None or top is None:
             return None
-        what = (
-            f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px: {_told(best)}, {_costs(best)}"
-        )
+        what = f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px: {_accuracy(best)}, {_costs(best)}"
         if best is top:
             return f"most accurate with {self.budget}: {what}"
         there = "" if top.run == best.run else f"{top.run} at "
         return (
             f"with {self.budget}: {what}; {there}keep rate {top.rates} has {top.top1:.1%}, "
-            f"which is within the standard error, and is dearer: {_costs(top)}"
+            f"which is within the standard error but costs more: {_costs(top)}"
         )
 
     def render(self, console: Console) -> None:
         """Print table, reason, advice and notes."""
         if len(self.names) > 1:
             for number, run in enumerate(self.names, start=1):
-                _say(console, f"{number}: {run}", whole=True)
+                _print_line(console, f"{number}: {run}", whole=True)
         _table(self, console.width >= WIDE).render(console)
         if self.chosen is not None:
-            _say(console, str(self.reason()))
-            _say(console, self.advice(), whole=True)
+            _print_line(console, str(self.reason()))
+            _print_line(console, self.advice(), whole=True)
         for line in self.notes:
-            _say(console, line)
+            _print_line(console, line)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `tune.json`."""
@@ -173,7 +171,7 @@ class Tuning:
 
     @property
     def names(self) -> dict[str, str]:
-        """A short name of each run, which no other has."""
+        """A short, unique name for each run."""
         return told_apart(dict.fromkeys(point.run for point in self.points))
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -225,7 +223,7 @@ class Tuning:
 
 
 def choose(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
-    """The most accurate within the budget, and the cheapest that its standard error does not tell from it."""
+    """The most accurate within the budget, and the cheapest whose accuracy is within its standard error."""
     fitting = [point for point in points if point.fits(budget)]
     if not fitting:
         return None, None
@@ -235,7 +233,7 @@ def choose(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point
 
 
 def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
-    """The points that no other beats in both accuracy and cost, from cheap to dear."""
+    """The points that no other beats in both accuracy and cost, from cheap to expensive."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.cost(measure), -point.top1)):
         if not best or point.top1 > best[-1].top1:
@@ -244,19 +242,19 @@ def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
 
 
 def _trained_as(point: Point) -> str:
-    """The settings of a run as `clca train` takes them, or of a model that has none for training its reduction."""
+    """Options of `clca train` for a run; for a saved model without training settings, its reduction."""
     with suppress(ClcaError):
         if own_images(point.run) is not None:
             return shlex.join(["--config", str(Path(point.run) / CONFIG)])
     return f"… --reduction {point.reduction}"
 
 
-def _say(console: Console, line: str, whole: bool = False) -> None:
-    """Print a line; `whole`: without breaks where the terminal ends, so that a command or path can be copied."""
+def _print_line(console: Console, line: str, whole: bool = False) -> None:
+    """Print a line; `whole`: without line breaks, so that a command or path can be copied."""
     console.print(line, highlight=False, markup=False, soft_wrap=whole)
 
 
-def _told(point: Point) -> str:
+def _accuracy(point: Point) -> str:
     return f"top-1 {point.top1:.1%} ± {point.error:.1%}"
 
 

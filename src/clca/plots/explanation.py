@@ -56,10 +56,10 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
         left = side + column * _CELL
         return figure.add_axes((left / width, 1 - (y + tall) / height, wide * _CELL / width, tall / height))
 
-    said = f"{explanation.top[0][0]}, {explanation.top[0][1]:.0%}"
+    answer = f"{explanation.top[0][0]}, {explanation.top[0][1]:.0%}"
     if explanation.target != explanation.top[0][0]:
-        said += f" (explained: {explanation.target}, {explanation.probability:.0%})"
-    figure.text(side / width, 1 - 0.2 / height, title or said, size=12, weight="bold", color=_INK,
+        answer += f" (explained: {explanation.target}, {explanation.probability:.0%})"
+    figure.text(side / width, 1 - 0.2 / height, title or answer, size=12, weight="bold", color=_INK,
                 va="center", parse_math=False)  # fmt: skip
     y = top
     for row in rows:

@@ -124,9 +124,9 @@ def draw_survivors(
                 y = 1 - (top - 0.32) / size[1]
                 figure.text((box.x0 + last.x1) / 2, y, model.name, size=10.5, color=_INK, ha="center", weight="bold")
             right = model.answers[row] == truth
-            said = f"{'✓' if right else '✗'} {model.answers[row]}, {model.probabilities[row]:.0%}"
+            caption = f"{'✓' if right else '✗'} {model.answers[row]}, {model.probabilities[row]:.0%}"
             axes.text(
-                1, -0.035, said, transform=axes.transAxes, size=7.5, ha="right", va="top",
+                1, -0.035, caption, transform=axes.transAxes, size=7.5, ha="right", va="top",
                 color=_RIGHT if right else _WRONG,
             )  # fmt: skip
     note = (

@@ -1,4 +1,4 @@
-"""Files written whole or not at all; JSON and CSV as others may have left them: cut short, edited, not ours."""
+"""Atomic writing of files; tolerant reading of JSON and CSV that may be truncated or edited."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def replacing(path: Path, *, in_own_folder: bool = False) -> Iterator[Path]:
     Args:
         path: The file, there or not.
         in_own_folder: The temporary file has the name of the file, in a folder in which other files may be left; they
-            are removed with it. Whether that can be made is told before the block begins.
+            are removed with it. If it cannot be made, the error is raised before the block begins.
 
     Raises:
         ClcaError: With `in_own_folder`, `path` is a folder, or none can be made beside it.
@@ -51,9 +51,9 @@ def replacing(path: Path, *, in_own_folder: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise WorkError(f"{path} could not be written ({reason(error)}){whole}") from error
     except RuntimeError as error:  # torch's own writer reports a full disk as this
-        told = str(error)
+        message = str(error)
         if isinstance(error, WorkError) or not any(
-            word in told for word in ("PytorchStreamWriter", "inline_container", "write")
+            word in message for word in ("PytorchStreamWriter", "inline_container", "write")
         ):
             raise
         raise WorkError(f"{path} could not be written (is the disk full?){whole}") from error
@@ -71,7 +71,7 @@ def _temporary_folder(target: Path, elsewhere: bool, own: bool) -> AbstractConte
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is there to be written to and not to be replaced: a device, a FIFO, an open file such as /dev/stdout.
+    """Whether a path is to be written to rather than replaced: a device, a FIFO, an open file such as /dev/stdout.
 
     An open file may be a regular one that the shell appends to.
     """
@@ -82,16 +82,16 @@ def _is_stream(path: Path) -> bool:
 
 @contextmanager
 def temporary_beside(target: Path) -> Iterator[Path]:
-    """A file to write beside the target, which takes its place at once, so that a reader never sees half a file."""
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    beside.touch(exist_ok=False)
-    mode = beside.stat().st_mode & 0o777  # whom the user lets read new files; safetensors lets nobody else
+    """A new file next to the target that replaces it atomically when the block ends without an error."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode & 0o777  # by the user's umask; safetensors makes files readable by their owner only
     try:
-        yield beside
-        os.chmod(beside, mode)
-        os.replace(beside, target)
+        yield temporary
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None where there is none, or no whole one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # RecursionError: nested without an end
+    except (OSError, ValueError, RecursionError):  # RecursionError: nested too deeply
         return None
     return content if isinstance(content, dict) else None
 
@@ -159,7 +159,7 @@ def read_csv(path: Path) -> list[list[str]]:
 def csv_writer(file: IO[str]) -> Any:
     """A writer of `csv` whose lines end in a line feed alone.
 
-    Told to end them so, `csv` would not quote a carriage return in a name.
+    With `lineterminator` set to that, `csv` would not quote a carriage return in a name.
     """
     return csv.writer(_LineFeeds(file))
 
@@ -174,7 +174,7 @@ class _LineFeeds:
 
 @contextmanager
 def left_as_it_was(folder: Path) -> Iterator[None]:
-    """When the block fails or is interrupted and has left a new folder empty, remove it."""
+    """Remove a folder that did not exist before, if the block fails or is interrupted and leaves it empty."""
     new = not folder.exists()
     try:
         yield
@@ -186,10 +186,10 @@ def left_as_it_was(folder: Path) -> Iterator[None]:
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder and prove that files can be written there.
+    """Create the folder and check that files can be written there.
 
     Raises:
-        ClcaError: They cannot, with the reason.
+        ClcaError: They cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,14 +204,14 @@ def make_writable(folder: Path) -> None:
 
 
 def need_space(folder: Path, size: int) -> None:
-    """Refuse a folder whose disk has not `size` bytes left.
+    """Check that the disk of a folder has `size` bytes left.
 
     Raises:
-        ClcaError: With what is needed and what there is.
+        ClcaError: It has not.
     """
     free = shutil.disk_usage(folder).free
     if free < size:
         raise ClcaError(
             f"--out {folder}: a checkpoint of this model needs {size / 2**20:.0f} MB and the disk has "
-            f"{free / 2**20:.0f} MB left; make room or choose another folder"
+            f"{free / 2**20:.0f} MB left; free some space or choose another folder"
         )

@@ -138,7 +138,8 @@ class Tuning:
         best, top = self.chosen, self.most_accurate
         if best is None or top is None:
             return None
-        what = f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px: {_accuracy(best)}, {_costs(best)}"
+        setting = f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px"
+        what = f"{setting}: {_accuracy(best)}, {_costs(best)}"
         if best is top:
             return f"most accurate with {self.budget}: {what}"
         there = "" if top.run == best.run else f"{top.run} at "

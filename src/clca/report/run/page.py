@@ -130,7 +130,7 @@ def _write(run: _Run, page: Path, tables: dict[str, ReportTable], folder: Path |
     reasons = {"Curves and gradients": "no step was logged", "What is taken for what": "the run has no confusion.csv"}
     write_page(
         page,
-        "run.html.jinja",
+        "run/run.html.jinja",
         name=run.name,
         back=back,
         answer=_answer(run),
@@ -154,8 +154,8 @@ def _answer(run: _Run) -> list[str]:
         return [f"{text}{cost}."]
     if run.summary:
         watched = run.summary.get("watched") or {}
-        told = f"; top-1 {100 * watched['top1']:.1f} % on the watched images" if "top1" in watched else ""
-        return [f"Trained, but not evaluated{told}."]
+        watched_text = f"; top-1 {100 * watched['top1']:.1f} % on the watched images" if "top1" in watched else ""
+        return [f"Trained, but not evaluated{watched_text}."]
     done = run.steps[-1]["step"] if run.steps else 0
     return [f"The run {'failed' if run.failure else 'is not finished'}: {done} steps are logged."]
 

@@ -29,7 +29,8 @@ from rich.table import Table
 import clca
 from clca.data import Leaves
 from clca.data.transforms import from_preprocess, preprocess_dict
-from clca.plots.survivors import paint, survivors
+from clca.explain.survivors import trace_survivors
+from clca.plots.survivors import paint
 
 PAPER, INK, FAINT = "#f4f2ee", "#26302a", "#6d7770"
 GREEN, AMBER, BROWN, BLUE = "#4c8a58", "#d98a2b", "#9a5b10", "#2f5d8a"
@@ -304,7 +305,7 @@ def surviving(settings: Settings) -> None:
             ENCODER, pretrained=settings.weights is None, weights=settings.weights, img_size=SIZE, num_classes=1,
             reduction=name, keep_rate=KEEP, cla=False, clc=False,
         )  # fmt: skip
-        columns.append((title, survivors(model, name, image)))
+        columns.append((title, trace_survivors(model, name, image)))
     wide, high, cell = 10.15, 5.52, 1.45
     figure = _figure(wide, high)
 

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 import clca
-from clca.benchmark import GROWTH, QUICK, Benchmark, BenchmarkConfig, Row, benchmark, running
-from clca.benchmark.candidates import DENSE, Candidate, Workshop
+from clca.benchmark import GROWTH, QUICK, Benchmark, BenchmarkConfig, BenchmarkRow, benchmark, running
+from clca.benchmark.candidates import DENSE, OWN_DENSE, Candidate, CandidateBuilder
 from clca.benchmark.requested import requested
 from clca.benchmark.result import exponent
 from clca.cli.main import main
 from clca.errors import WorkError
-from clca.plots.speedup import speed_up_figure
+from clca.plots.speedup import SpeedUp, SpeedUpPanel, speed_up_figure
 from clca.system.timing import Spread
 
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
@@ -63,10 +63,11 @@ def test_every_candidate_is_beside_the_dense_model(result: Benchmark) -> None:
     assert len(groups) == 4  # two sizes in two precisions
     for rows in groups:
         assert [(r.candidate.reduction, r.candidate.keep_rate) for r in rows] == [
-            (DENSE, 1.0), ("evit", 0.5), ("evit", 0.1), ("patchmerger", 0.5), ("patchmerger", 0.1)
+            (DENSE, 1.0), (OWN_DENSE, 1.0), ("evit", 0.5), ("evit", 0.1), ("patchmerger", 0.5), ("patchmerger", 0.1)
         ]  # fmt: skip
-        assert rows[0].speed_up == Spread(1.0, 1.0, 1.0)
-        assert rows[0].mac_ratio == 1.0
+        assert rows[0].speed_up == rows[1].over_own_dense == Spread(1.0, 1.0, 1.0)
+        assert rows[0].mac_ratio == rows[1].mac_ratio == rows[1].share == 1.0
+        assert rows[0].share is None
         assert all(row.rounds == 3 for row in rows)
 
 
@@ -79,7 +80,9 @@ def test_numbers_agree_with_each_other(result: Benchmark) -> None:
         assert row.images_per_second == pytest.approx(2000 / row.milliseconds.median)
         made = row.computed_gmacs or row.gmacs
         assert row.efficiency == pytest.approx(made * 2000 / row.milliseconds.median / 50)
-        assert row.share == pytest.approx(row.speed_up.median / row.mac_ratio)
+        assert row.over_own_dense is not None
+        if row.candidate.reduction != DENSE:
+            assert row.share == pytest.approx(row.over_own_dense.median / row.mac_ratio)
         assert (row.over_fp32 is None) == (row.candidate.precision == "fp32")
     rate = {r.candidate.keep_rate: r.mac_ratio for r in result.rows if r.candidate.reduction == "evit"}
     assert 1 < rate[0.5] < rate[0.1]
@@ -95,7 +98,7 @@ def test_macs_are_those_of_cost(result: Benchmark) -> None:
 
 def test_growth_over_sizes(result: Benchmark) -> None:
     assert {g.patches for g in result.growth} == {(4, 16)}
-    assert len(result.growth) == 10  # dense, and two reductions at two rates, in two precisions
+    assert len(result.growth) == 12  # two dense models, and two reductions at two rates, in two precisions
     dense = next(g for g in result.growth if g.candidate.reduction == DENSE)
     assert 0.5 < dense.macs < 1.5
     assert exponent((196, 784, 3136), tuple(3 * p**1.25 for p in (196, 784, 3136))) == pytest.approx(1.25)
@@ -132,15 +135,23 @@ def test_tables_fit_the_terminal(result: Benchmark, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
     full = Spread(1234.5, 1000.1, 2345.6)
     weighed = [
-        replace(row, milliseconds=full, speed_up=Spread(12.34, 11.11, 13.33), peak_mib=12345.0, memory_ratio=1.0)
+        replace(
+            row,
+            milliseconds=full,
+            speed_up=Spread(12.34, 11.11, 13.33),
+            over_own_dense=Spread(10, 10, 11),
+            peak_mib=12345.0,
+            memory_ratio=1.0,
+        )
         for row in result.rows
     ]
-    replace(result, rows=[*result.rows, *weighed[:10]]).render(console)
+    replace(result, rows=[*result.rows, *weighed[:12]]).render(console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "patchmerger" in text
-    assert "× dense" in text
+    assert "× timm" in text
+    assert "× own" in text
 
 
 def test_files_are_whole_and_say_the_same(result: Benchmark, tmp_path: Path) -> None:
@@ -152,6 +163,7 @@ def test_files_are_whole_and_say_the_same(result: Benchmark, tmp_path: Path) -> 
     assert len(content["rows"]) == len(rows) == len(result.rows)
     for ours, theirs in zip(content["rows"], rows, strict=True):
         assert float(theirs["speed_up_median"]) == ours["speed_up"]["median"]
+        assert float(theirs["over_own_dense_median"]) == ours["over_own_dense"]["median"]
         assert theirs["reduction"] == ours["reduction"]
     assert content["config"]["rounds"] == 3
     assert content["matrix_rate_gmacs"] == {"fp32": 50.0, "bf16": 50.0}
@@ -159,12 +171,12 @@ def test_files_are_whole_and_say_the_same(result: Benchmark, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 1.3), (0.9, 7.9), (0.05, 2.1), (0.2, 2.1), (0.9, 30), (0.001, 4)])
 def test_labels_of_the_picture_s_axes_do_not_touch(low: float, high: float) -> None:
-    slow = made_up(low / 0.9, high / 1.08)
-    panels: list[Any] = [("vit, 224 px", [slow, made_up(low / 0.9, high / 1.08, keep_rate=0.5)])]
-    figure = speed_up_figure(panels)
+    points = [SpeedUp("evit", speed, speed, speed, speed) for speed in (low / 0.9, high / 1.08)]
+    figure = speed_up_figure([SpeedUpPanel("vit, 224 px", "0.5, 0.1", points, kernels=1.4)])
     figure.canvas.draw()
     (axes,) = figure.axes
-    for axis in (axes.xaxis, axes.yaxis):
+    (right,) = axes.child_axes
+    for axis in (axes.xaxis, axes.yaxis, right.yaxis):
         boxes = [label.get_window_extent().padded(4) for label in axis.get_ticklabels()]
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     ticks = axes.get_xticks()
@@ -172,9 +184,27 @@ def test_labels_of_the_picture_s_axes_do_not_touch(low: float, high: float) -> N
     assert min(ticks) < 5 * axes.get_xlim()[0]
 
 
-def made_up(speed: float, ratio: float, **changes: Any) -> Row:
+def test_the_picture_shows_what_reduction_gives_and_what_kernels_give(result: Benchmark) -> None:
+    panel = result.panels()[0]
+    rows = next(iter(result.groups()))[1]
+    own, reduced = rows[1], rows[2:]
+    assert panel.kernels == own.speed_up.median
+    assert panel.keep_rates == "0.5, 0.1"
+    drawn = {(point.reduction, point.mac_ratio): point.median for point in panel.speed_ups}
+    assert drawn == {(row.candidate.reduction, row.mac_ratio): row.over_own_dense.median for row in reduced}
+    (axes,) = speed_up_figure([replace(panel, kernels=2.0)]).axes
+    (right,) = axes.child_axes
+    axes.figure.canvas.draw()
+    assert right.get_ylim() == pytest.approx([2 * end for end in axes.get_ylim()])
+    assert "kernels alone: 2.00×" in right.get_ylabel()
+
+
+def made_up(speed: float, ratio: float, **changes: Any) -> BenchmarkRow:
     candidate = replace(Candidate("vit", 224, 8, "evit", 0.1), **changes)
-    return Row(candidate, mac_ratio=ratio, milliseconds=Spread(1, 1, 1), speed_up=Spread(speed, speed, speed))
+    spread = Spread(speed, speed, speed)
+    return BenchmarkRow(
+        candidate, mac_ratio=ratio, milliseconds=Spread(1, 1, 1), speed_up=Spread(9, 9, 9), over_own_dense=spread
+    )
 
 
 def test_it_says_where_reduction_loses(result: Benchmark) -> None:
@@ -182,7 +212,10 @@ def test_it_says_where_reduction_loses(result: Benchmark) -> None:
     rows += [made_up(0.9, 1.0, reduction=DENSE)]
     lines = replace(result, rows=rows).falls_short()
     assert len(lines) == 2
-    assert "evit 0.1 (vit, 224 px, batch 8, fp32, eager, inference) is slower than dense: 0.90 ×" in lines[0]
+    assert (
+        "evit 0.1 (vit, 224 px, batch 8, fp32, eager, inference) is slower than dense with the same kernels: 0.90 ×"
+        in lines[0]
+    )
     assert "evit 0.2" in lines[1]
     assert "falls behind its MACs: 2.30 × faster for 3.00 × fewer" in lines[1]
 
@@ -190,7 +223,7 @@ def test_it_says_where_reduction_loses(result: Benchmark) -> None:
 def test_what_is_shown_as_once_the_speed_is_not_called_slower(result: Benchmark) -> None:
     assert replace(result, rows=[made_up(0.996, 1.0)]).falls_short() == []
     (line,) = replace(result, rows=[made_up(0.994, 1.0)]).falls_short()
-    assert "is slower than dense: 0.99 ×" in line
+    assert "is slower than dense with the same kernels: 0.99 ×" in line
 
 
 def test_macs_of_small_models_can_be_told_apart(result: Benchmark) -> None:
@@ -204,40 +237,40 @@ def test_macs_of_small_models_can_be_told_apart(result: Benchmark) -> None:
 
 
 def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    genuine = Workshop.work
+    genuine = CandidateBuilder.work
 
-    def failing(self: Workshop, candidate: Candidate, model: Any = None) -> Callable[[], Any]:
+    def failing(self: CandidateBuilder, candidate: Candidate, model: Any = None) -> Callable[[], Any]:
         if candidate.reduction == "topk":
             raise RuntimeError("cannot be\ncompiled")
         return genuine(self, candidate, model)
 
-    monkeypatch.setattr(Workshop, "work", failing)
+    monkeypatch.setattr(CandidateBuilder, "work", failing)
     found = benchmark(BenchmarkConfig(**SMALL, reductions=("topk", "evit"), keep_rates=(0.5,), rounds=1))
-    assert [row.error for row in found.rows] == [None, "RuntimeError: cannot be compiled", None]
-    assert found.rows[2].speed_up is not None
+    assert [row.error for row in found.rows] == [None, None, "RuntimeError: cannot be compiled", None]
+    assert found.rows[3].speed_up is not None
     console = Console(width=80, record=True, file=io.StringIO())
     found.render(console)
     assert "topk 0.5 failed: RuntimeError: cannot be compiled" in console.export_text()
     assert (tmp_path / "x" / "benchmark.csv") in found.write(tmp_path / "x")
-    only = replace(found, rows=found.rows[:2])  # the dense model, and one that failed: nothing to draw
+    only = replace(found, rows=found.rows[:3])  # the dense models, and one that failed: nothing to draw
     assert {path.name for path in only.write(tmp_path / "y")} == {"benchmark.json", "benchmark.csv"}
 
 
-def test_without_the_dense_model_there_are_times_and_no_speed_ups(
+def test_without_the_dense_models_there_are_times_and_no_speed_ups(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    genuine = Workshop.work
+    genuine = CandidateBuilder.work
 
-    def failing(self: Workshop, candidate: Candidate, model: Any = None) -> Callable[[], Any]:
-        if candidate.reduction == DENSE:
+    def failing(self: CandidateBuilder, candidate: Candidate, model: Any = None) -> Callable[[], Any]:
+        if candidate.is_dense:
             raise MemoryError
         return genuine(self, candidate, model)
 
-    monkeypatch.setattr(Workshop, "work", failing)
+    monkeypatch.setattr(CandidateBuilder, "work", failing)
     found = benchmark(BenchmarkConfig(**SMALL, reductions=("evit",), keep_rates=(0.5,), rounds=1))
-    assert found.rows[0].error == "MemoryError"
-    assert found.rows[1].milliseconds is not None
-    assert found.rows[1].speed_up is None
+    assert found.rows[0].error == found.rows[1].error == "MemoryError"
+    assert found.rows[2].milliseconds is not None
+    assert found.rows[2].speed_up is found.rows[2].share is None
     assert {path.name for path in found.write(tmp_path / "x")} == {"benchmark.json", "benchmark.csv"}
 
 
@@ -265,7 +298,7 @@ def test_ctrl_c_keeps_what_was_measured(
     assert "batch 2: interrupted after 2 rounds" in " ".join(told.out.split())
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert content["interrupted"] is True
-    assert [row["batch_size"] for row in content["rows"]] == [2, 2]  # the second group had not begun
+    assert [row["batch_size"] for row in content["rows"]] == [2, 2, 2]  # the second group had not begun
     assert all(row["rounds"] == 2 for row in content["rows"])
 
 
@@ -290,22 +323,37 @@ def test_with_rounds_given_progress_is_the_share_of_the_calls_and_not_of_the_min
     )
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert len(set(shares)) >= 2 * 2 * (1 + 4)  # two batch sizes, two candidates, a call to warm up and four rounds
+    assert len(set(shares)) >= 2 * 3 * (1 + 4)  # two batch sizes, three candidates, a call to warm up and four rounds
 
 
 def test_training_steps_leave_the_shared_weights_alone() -> None:
-    workshop, base = Workshop(), Candidate("vit_tiny_patch16_224", 32, 2, DENSE, 1.0, training=True)
-    models = {name: workshop.model(replace(base, reduction=name, keep_rate=0.5)) for name in ("evit", "dynamicvit")}
+    builder, base = CandidateBuilder(), Candidate("vit_tiny_patch16_224", 32, 2, DENSE, 1.0, training=True)
+    models = {name: builder.model(replace(base, reduction=name, keep_rate=0.5)) for name in ("evit", "dynamicvit")}
     before = {name: value.clone() for name, value in models["evit"].named_parameters()}
     for name, model in models.items():
-        workshop.work(replace(base, reduction=name, keep_rate=0.5), model)()
+        builder.work(replace(base, reduction=name, keep_rate=0.5), model)()
     assert models["evit"].blocks[0].attn.qkv.weight is models["dynamicvit"].blocks[0].attn.qkv.weight
     assert all(torch.equal(value, before[name]) for name, value in models["evit"].named_parameters())
     assert all(value.grad is None for model in models.values() for value in model.parameters())
     found = benchmark(BenchmarkConfig(**SMALL, reductions=("evit",), keep_rates=(0.5,), rounds=1, training=True))
-    assert [row.error for row in found.rows] == [None, None]
-    made = found.rows[1].computed_gmacs or found.rows[1].gmacs
-    assert found.rows[1].efficiency == pytest.approx(3 * made * found.rows[1].images_per_second / 50)
+    assert [row.error for row in found.rows] == [None, None, None]
+    made = found.rows[2].computed_gmacs or found.rows[2].gmacs
+    assert found.rows[2].efficiency == pytest.approx(3 * made * found.rows[2].images_per_second / 50)
+
+
+def test_the_own_dense_model_is_timm_s_with_the_kernels_of_a_reduced_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, dense = CandidateBuilder(), Candidate("vit_tiny_patch16_224", 32, 2, DENSE, 1.0)
+    theirs, ours = builder.model(dense), builder.model(dense.own_dense)
+    assert ours.blocks[0].attn.qkv.weight is theirs.blocks[0].attn.qkv.weight
+    asked: list[Any] = []
+    monkeypatch.setattr("clca.models.token_reduced_vit.faster_here", lambda block, x: bool(asked.append(block)))
+    images = builder.images(dense)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+        assert asked == list(ours.blocks)
+        ours.bit_exact = True
+        assert torch.equal(ours(images), theirs(images))
+    assert len(asked) == len(ours.blocks)  # then it is timm's to the bit, so no kernel of ours is asked
 
 
 def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> None:
@@ -314,10 +362,10 @@ def test_a_run_is_measured_with_its_own_weights_and_settings(saved: Path) -> Non
     )
     found = benchmark(config)
     assert [(r.candidate.reduction, r.candidate.keep_rate) for r in found.rows] == [
-        (DENSE, 1.0), ("evit", 1.0), ("evit", 0.25)
+        (DENSE, 1.0), (OWN_DENSE, 1.0), ("evit", 1.0), ("evit", 0.25)
     ]  # fmt: skip
-    workshop = Workshop()
-    one, other = (workshop.model(row.candidate) for row in found.rows[1:])
+    builder = CandidateBuilder()
+    one, other = (builder.model(row.candidate) for row in found.rows[2:])
     own = clca.from_pretrained(saved)
     assert (
         one.head is other.head if hasattr(one, "head") else one.blocks[0].norm1.weight is other.blocks[0].norm1.weight
@@ -334,7 +382,7 @@ def test_a_run_is_measured_at_its_own_rate_where_none_is_named(tmp_path: Path) -
     own = (0.6, 0.3, 0.3)
     for more, rates in (({}, [0.7, 0.5, own, 0.25, 0.1]), ({"keep_rates": (0.25,)}, [0.25])):
         groups, _ = requested(BenchmarkConfig(**(SMALL | {"models": (str(tmp_path),)} | more)), "cpu")
-        assert [candidate.keep_rate for candidate in groups[0] if candidate.reduction != DENSE] == rates
+        assert [candidate.keep_rate for candidate in groups[0] if not candidate.is_dense] == rates
 
 
 def test_runs_of_one_name_are_told_apart(saved: Path) -> None:
@@ -342,10 +390,10 @@ def test_runs_of_one_name_are_told_apart(saved: Path) -> None:
     shutil.copytree(saved, again)
     config = BenchmarkConfig(**(SMALL | {"models": (str(saved), str(again))}), keep_rates=(0.5,), rounds=1)
     found = benchmark(config)
-    assert [len(rows) for _, rows in found.groups()] == [2, 2]
+    assert [len(rows) for _, rows in found.groups()] == [3, 3]
     names = [saved.parent.name, "again"]
     assert found.as_dict()["config"]["models"] == names
-    assert [row["model"] for row in found.as_dict()["rows"]] == [names[0], names[0], names[1], names[1]]
+    assert [row["model"] for row in found.as_dict()["rows"]] == [names[0]] * 3 + [names[1]] * 3
     assert "label" not in found.as_dict()["rows"][0]
 
 
@@ -369,10 +417,9 @@ def test_a_run_with_a_keep_rate_a_location_is_measured_weighed_told_and_drawn(re
         ).save_pretrained(str(tmp_path / f"run{size}"))
     runs = tuple(str(tmp_path / f"run{size}") for size in (32, 64))
     found = benchmark(BenchmarkConfig(**(SMALL | {"models": runs, "memory": True}), rounds=1))
-    assert [(row.candidate.keep_rate, row.error) for row in found.rows] == [(1.0, None), (rates, None)] * 2
-    found.growth = [running.Growth(found.rows[1].candidate, (4, 16), 1.0, 1.0, None)]
-    slow = replace(found.rows[1], speed_up=Spread(0.5, 0.5, 0.5))
-    found.rows[1] = slow
+    assert [(row.candidate.keep_rate, row.error) for row in found.rows] == [(1.0, None), (1.0, None), (rates, None)] * 2
+    found.growth = [running.Growth(found.rows[2].candidate, (4, 16), 1.0, 1.0, None)]
+    found.rows[2] = replace(found.rows[2], over_own_dense=Spread(0.5, 0.5, 0.5))
     console = Console(width=80, record=True, file=io.StringIO())
     found.render(console)
     text = console.export_text()
@@ -380,14 +427,14 @@ def test_a_run_with_a_keep_rate_a_location_is_measured_weighed_told_and_drawn(re
     assert f"{reduction} 0.8 0.6 0.4 is slower than dense" in text
     assert "speedup.png" in [path.name for path in found.write(tmp_path / "out")]
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    assert content["rows"][1]["keep_rate"] == content["growth"][0]["keep_rate"] == list(rates)
+    assert content["rows"][2]["keep_rate"] == content["growth"][0]["keep_rate"] == list(rates)
     rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open()))
-    assert [row["keep_rate"] for row in rows] == ["1", "0.8 0.6 0.4"] * 2
+    assert [row["keep_rate"] for row in rows] == ["1", "1", "0.8 0.6 0.4"] * 2
 
 
 def test_memory_is_weighed_alone() -> None:
     found = benchmark(BenchmarkConfig(**(SMALL | {"memory": True}), reductions=("evit",), keep_rates=(0.5,), rounds=1))
-    dense, evit = found.rows
+    dense, _, evit = found.rows
     assert dense.peak_mib is not None
     # The weights of ViT-Ti in float32 and a little more.
     assert 20 < dense.peak_mib < 200
@@ -402,7 +449,7 @@ def test_where_memory_cannot_be_measured_the_times_stay(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(running, "peak_memory", weigh)
     found = benchmark(BenchmarkConfig(**(SMALL | {"memory": True}), reductions=("evit",), keep_rates=(0.5,), rounds=1))
-    dense, evit = found.rows
+    dense, _, evit = found.rows
     assert (dense.peak_mib, dense.error, evit.error) == (1.0, None, None)
     assert evit.speed_up is not None
     assert (evit.peak_mib, evit.memory_ratio) == (None, None)
@@ -411,7 +458,7 @@ def test_where_memory_cannot_be_measured_the_times_stay(monkeypatch: pytest.Monk
     told = "evit 0.5: its memory could not be measured: its process ended with code -9; out of memory?"
     assert told in console.export_text()
     found.write(tmp_path)
-    assert "code -9" in json.loads((tmp_path / "benchmark.json").read_text())["rows"][1]["memory_error"]
+    assert "code -9" in json.loads((tmp_path / "benchmark.json").read_text())["rows"][2]["memory_error"]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +529,7 @@ def test_of_a_mixed_request_what_cannot_be_is_left_out_and_said(
     changes: dict[str, Any], measured: set[Any], told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SMALL | {"reductions": ("evit",), "keep_rates": (0.5,), "rounds": 1} | changes
-    monkeypatch.setattr(Workshop, "_onnx", lambda *_: lambda: None)  # exported in tests/export/test_export.py
+    monkeypatch.setattr(CandidateBuilder, "_onnx", lambda *_: lambda: None)  # exported in tests/export/test_export.py
     console = Console(width=80, file=io.StringIO())
     found = benchmark(BenchmarkConfig(**settings, device="cpu"), console)
     assert {(c.precision, c.mode, c.batch_size) for c in (row.candidate for row in found.rows)} == measured

@@ -27,7 +27,7 @@ from clca.models.config import ModelConfig
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.training import DataConfig, TrainConfig, device, train
 from clca.training.run_folder import OwnImages, own_images
-from clca.training.validation import Answers, answer
+from clca.training.validation import InferenceResult, run_inference
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_shares_are_exact_and_of_equal_logits_the_lower_class_comes_first() -> N
     labels = torch.tensor([7] * 84 + [60] * 41)
     batch: Any = [(torch.zeros(125, 3, 4, 4), labels)]
     model: Any = Flat()
-    found = answer(model, batch, Accelerator(cpu=True))
+    found = run_inference(model, batch, Accelerator(cpu=True))
     assert found.ranked[0].tolist() == [7, 33, 60, 0, 1]
     assert found.top(1) == 84 / 125
     assert found.top(5) == 1
@@ -140,10 +140,10 @@ def test_shares_are_exact_and_of_equal_logits_the_lower_class_comes_first() -> N
 def test_macro_accuracy_is_the_mean_over_classes() -> None:
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
     ranked = torch.tensor([[0, 1], [1, 0], [0, 2], [1, 2], [0, 2], [0, 1]])
-    answers = Answers(labels, ranked, loss=0.0, images_per_second=1.0)
+    answers = InferenceResult(labels, ranked, loss=0.0, images_per_second=1.0)
     assert answers.macro_accuracy() == pytest.approx(balanced_accuracy_score(labels, ranked[:, 0]))
     assert (answers.top(1), answers.top(2)) == (pytest.approx(3 / 6), pytest.approx(5 / 6))
-    absent = Answers(labels, torch.where(ranked == 1, 3, ranked), loss=0.0, images_per_second=1.0)
+    absent = InferenceResult(labels, torch.where(ranked == 1, 3, ranked), loss=0.0, images_per_second=1.0)
     assert absent.macro_accuracy() == pytest.approx((2 / 3 + 0 + 0) / 3)  # over those that occur, not the fourth
 
 

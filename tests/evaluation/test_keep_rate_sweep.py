@@ -22,10 +22,10 @@ from clca.cli import main as cli
 from clca.errors import ClcaError
 from clca.evaluation import evaluate, evaluations, sweep
 from clca.evaluation import evaluator as evaluation
-from clca.evaluation.keep_rate_sweep import Sweep, Swept
+from clca.evaluation.keep_rate_sweep import Sweep, SweepPoint
 from clca.evaluation.stored import standard_error
 from clca.models.config import ModelConfig
-from clca.plots.sweep import draw_sweep
+from clca.plots.sweep import KeepRatePoint, draw_sweep
 from clca.training import DataConfig, TrainConfig, train
 
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
@@ -346,9 +346,10 @@ def test_reading_back_needs_no_torch() -> None:
 
 
 def test_names_in_the_table_and_the_picture_of_a_sweep_are_as_they_are(tmp_path: Path) -> None:
-    point = Swept(0.5, True, 0.5, 0.1, 1.0, 0.5, 1.0, 10.0, 5.0, None)
+    point = SweepPoint(0.5, True, 0.5, 0.1, 1.0, 0.5, 1.0, 10.0, 5.0, None)
     found = Sweep(str(tmp_path / "x$^$"), "evit", "set[old]", "val", 4, "cpu", "no", (point,))
-    draw_sweep(tmp_path / "s.png", found)
+    draw_sweep(tmp_path / "s.png", [KeepRatePoint("0.5", 1.0, 0.5, 0.1, True)], "x$^$: evit, val, 4 images")
+    found.write(tmp_path, "val")
     console = Console(record=True, width=200)
     found.render(console)
     assert "val of set[old]: 4 images, evit" in console.export_text()

@@ -19,9 +19,10 @@ from clca.errors import ClcaError
 from clca.explain import View, curves, depth_shares, detail_share, explain, kernel_shares
 from clca.explain.depths import absent
 from clca.explain.explaining import integrated_gradients, to_input
+from clca.explain.survivors import trace_survivors
 from clca.explain.watching import scatter, watch
 from clca.plots.explanation import draw_explanation, outline
-from clca.plots.survivors import paint, survivors
+from clca.plots.survivors import paint
 
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 4}
 PREPROCESS = {
@@ -102,7 +103,7 @@ def test_a_fused_token_of_one_patch_is_not_one_that_was_kept(economical: bool) -
     assert not third.groups
 
     images = to_input(model, photo())
-    drawn = survivors(model, "EViT", images)
+    drawn = trace_survivors(model, "EViT", images)
     pixels = np.random.default_rng(0).random((32, 32, 3))
     for stage, own in zip(drawn.stages, (first, second, third), strict=True):
         painted, _ = paint(pixels, stage.owner[0], (4, 4), stage.fused[0])

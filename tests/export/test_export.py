@@ -36,8 +36,8 @@ from clca.export.program import capture
 from clca.models.config import ModelConfig
 from clca.reductions import TokenState
 from clca.reductions.registry import _REDUCTIONS
+from clca.system.files import replacing
 from clca.training import DataConfig, TrainConfig, train
-from clca.training.run_folder import replacing
 
 STYLES = {
     "deit": ("deit_tiny_patch16_224", {}),

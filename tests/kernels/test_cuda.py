@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import clca
 from clca.benchmark import BenchmarkConfig, benchmark
-from clca.benchmark.candidates import Candidate, Workshop
+from clca.benchmark.candidates import Candidate, CandidateBuilder
 from clca.evaluation import evaluate
 from clca.reductions import list_reductions
 from clca.training import TrainConfig, resume, train
@@ -85,10 +85,10 @@ IN_A_GRAPH = [name for name in REDUCTIONS if name != "none"]
 @pytest.mark.parametrize("reduction", IN_A_GRAPH)
 def test_a_replay_gives_what_the_model_gives(reduction: str) -> None:
     candidate = Candidate("vit_tiny_patch16_224", 64, 3, reduction, 0.5, "bf16", "cudagraph", device="cuda")
-    workshop = Workshop()
-    model = workshop.model(candidate)
-    replay = workshop.work(candidate, model)
-    images = workshop.images(candidate)  # which the graph reads
+    builder = CandidateBuilder()
+    model = builder.model(candidate)
+    replay = builder.work(candidate, model)
+    images = builder.images(candidate)  # which the graph reads
     for seed in (1, 2):
         torch.manual_seed(seed)
         images.copy_(torch.randn(images.shape))
@@ -100,10 +100,10 @@ def test_a_replay_gives_what_the_model_gives(reduction: str) -> None:
 @pytest.mark.parametrize("reduction", IN_A_GRAPH)
 def test_a_replayed_step_changes_the_weights(reduction: str) -> None:
     candidate = Candidate("vit_tiny_patch16_224", 64, 3, reduction, 0.5, "bf16", "cudagraph", True, device="cuda")
-    workshop = Workshop()
-    model = workshop.model(candidate)
-    replay = workshop.work(candidate, model)
-    workshop._optimizers[True].param_groups[0]["lr"].fill_(1e-3)
+    builder = CandidateBuilder()
+    model = builder.model(candidate)
+    replay = builder.work(candidate, model)
+    builder._optimizers[True].param_groups[0]["lr"].fill_(1e-3)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     replay()
     same = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}

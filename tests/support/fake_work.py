@@ -80,7 +80,7 @@ def crash(job: Job, folder: Path, console: Any) -> dict[str, Any]:
 
 def fill(job: Job, folder: Path, console: Any) -> dict[str, Any]:
     """Write until the disk is full, as a checkpoint would."""
-    from clca.training.run_folder import replacing
+    from clca.system.files import replacing
 
     if (Path(job.out) / "room").exists():
         return note(job, folder, console)

@@ -14,7 +14,8 @@ import pytest
 import clca
 from clca.cli.main import main
 from clca.errors import WorkError
-from clca.training.run_folder import FILES, refuse_run_file, replacing, write_csv
+from clca.system.files import replacing, write_csv
+from clca.training.run_folder import FILES, refuse_run_file
 
 
 @pytest.fixture

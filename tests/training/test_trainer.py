@@ -304,7 +304,7 @@ def test_a_folder_with_other_files_is_left_alone(make_config: Make, tmp_path: Pa
 
 def test_a_full_disk_is_found_before_training(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr("clca.training.run_folder.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("clca.system.files.shutil.disk_usage", lambda _: usage)
     with pytest.raises(ClcaError, match=r"needs .* MB and the disk has 0 MB left"):
         train(make_config(), quiet=True)
 

@@ -218,7 +218,7 @@ def test_of_those_not_told_apart_the_cheaper_is_chosen() -> None:
     top, chosen = choose(points, Budget("latency_ms", 60))
     assert (top, chosen) == (points[0], points[1])
     found = Tuning(Budget("latency_ms", 60), points, chosen, top, "photos", 100, 1, {}, [])
-    assert "within the standard error, and is dearer" in str(found.reason())
+    assert "within the standard error but costs more" in str(found.reason())
     assert found.advice() == "clca predict run IMAGES --keep-rate 0.5"
 
 
@@ -299,9 +299,7 @@ def test_the_picture_has_room_for_many_runs_and_sizes(runs: int, sizes: int) -> 
         points.append(point(0.5 + 0.02 * run, 5 + run + 3 * size + 9 * rate, **changes))
     budget = Budget("latency_ms", 15)
     top, chosen = choose(points, budget)
-    figure = frontier_figure(
-        Tuning(budget, points, chosen, top, "photos", 9, 1, {}, []), frontier(points, "latency_ms")
-    )
+    figure = frontier_figure(Tuning(budget, points, chosen, top, "photos", 9, 1, {}, []).picture())
     figure.canvas.draw()
     (axes,), (legend,) = figure.axes, figure.legends
     assert axes.get_window_extent().height / figure.dpi > 2.8  # inches
@@ -387,7 +385,7 @@ def test_images_that_have_moved_are_asked_for(make_run: Callable[..., str], phot
     settings = {"model": saved["model"], "data": {"root": str(tmp_path / "gone")}}
     (run / "config.json").write_text(json.dumps(saved | {"train": settings}))
     budget, here = Budget("gmacs", 5), {"workers": 0, "device": "cpu"}
-    with pytest.raises(ClcaError, match=r"no longer at .*gone, where it was trained; name where they are: .*--data"):
+    with pytest.raises(ClcaError, match=r"no longer at .*gone; pass their new location: .*--data"):
         tune([str(run)], budget, **here)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clca.tune.running.MOST_ROUNDS", 1)
@@ -398,7 +396,7 @@ def test_runs_and_images_that_do_not_belong_together_are_refused(
     run: str, make_run: Callable[..., str], photos: Path, tmp_path: Path
 ) -> None:
     budget = Budget("gmacs", 5)
-    with pytest.raises(ClcaError, match="does not say what it was trained on"):
+    with pytest.raises(ClcaError, match="its training data is not known"):
         tune([run], budget)
     with pytest.raises(ClcaError, match="no run to tune"):
         tune([], budget)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.app.batch import Row
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 COLUMNS = (
     "name",

@@ -12,7 +12,7 @@ from clca.app.context import Room, speaker
 from clca.app.i18n import Speaker
 from clca.evaluation.stored import StoredEvaluation, by_rate
 from clca.serve.served_model import Rates, ServedModel
-from clca.training.run_folder import read_csv
+from clca.system.files import read_csv
 
 _CONFUSIONS = 10
 

@@ -1,4 +1,4 @@
-"""What is timed: one model in one setting, made ready to be called."""
+"""The candidates of a benchmark: one model in one setting each, built and ready to be timed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from clca.models.factory import create_model, reduce_tokens
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 
-DENSE = "dense"
-"""Name, in place of a reduction's, of timm's own model with its fused attention."""
+DENSE, OWN_DENSE = "dense", "clca_dense"
+"""In place of a reduction's name: timm's own model with its fused attention, and this library's model that reduces
+nothing and has neither module, so that it differs from timm's by the kernels alone."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model in one setting; the fields are those of `BenchmarkConfig`, one value each.
+    """One model in one setting; the fields are those of `BenchmarkConfig`, with one value each.
 
-    `label` is what tables call the model, where that is not its name.
+    `label` is the model's name in tables, if it differs from `model`.
     """
 
     model: str
@@ -54,7 +55,7 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """The model as tables call it."""
+        """The model's name in tables."""
         return self.label or self.model
 
     @property
@@ -65,21 +66,36 @@ class Candidate:
     @property
     def setting(self) -> str:
         """Reduction and keep rate."""
-        return f"{self.reduction} {spelled(self.keep_rate)}"
+        return f"{self.shown_reduction} {spelled(self.keep_rate)}"
 
     @property
-    def baseline(self) -> Candidate:
-        """The dense model in the same setting."""
+    def shown_reduction(self) -> str:
+        """The reduction's name in tables."""
+        return {DENSE: "timm dense", OWN_DENSE: "clca dense"}.get(self.reduction, self.reduction)
+
+    @property
+    def timm_dense(self) -> Candidate:
+        """timm's dense model in the same setting."""
         return replace(self, reduction=DENSE, keep_rate=1.0)
+
+    @property
+    def own_dense(self) -> Candidate:
+        """This library's dense model in the same setting."""
+        return replace(self, reduction=OWN_DENSE, keep_rate=1.0)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is one of the two baselines."""
+        return self.reduction in (DENSE, OWN_DENSE)
 
 
 def is_run(model: str) -> bool:
-    """Whether a model is a run folder rather than timm's name of one."""
+    """Whether a model is a run folder rather than the name of a timm model."""
     return Path(model).is_dir()
 
 
-def sharing(model: TokenReducedViT, keep_rate: float | tuple[float, ...]) -> TokenReducedViT:
-    """The model once more, with settings of its own and the same weights in memory, at another keep rate."""
+def share_weights(model: TokenReducedViT, keep_rate: float | tuple[float, ...]) -> TokenReducedViT:
+    """A copy of the model that shares its weights in memory, at another keep rate."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     copied = copy.deepcopy(model, shared)
     copied.keep_rate = keep_rate
@@ -87,12 +103,12 @@ def sharing(model: TokenReducedViT, keep_rate: float | tuple[float, ...]) -> Tok
 
 
 @dataclass
-class Workshop:
-    """Makes candidates callable. They share the weights of the backbone, so that many fit into memory at once.
+class CandidateBuilder:
+    """Builds candidates. They share the weights of the backbone, so that many fit into memory at once.
 
     Args:
         seed: Of weights and images.
-        alone: Whether one candidate is made only; it then holds nothing but its own weights.
+        alone: Whether only one candidate is built, which then holds no weights but its own.
     """
 
     seed: int = 0
@@ -111,6 +127,9 @@ class Workshop:
             warnings.simplefilter("ignore", UserWarning)
             if candidate.reduction == DENSE:
                 model = self._vit(candidate)
+            elif candidate.reduction == OWN_DENSE:
+                model = reduce_tokens(self._vit(candidate), cla=False, clc=False)
+                model.bit_exact = False  # it is here for the kernels
             elif is_run(candidate.model):
                 model = self._run(candidate)
             else:
@@ -137,7 +156,7 @@ class Workshop:
         key = f"{candidate.model}:own", candidate.img_size
         if key not in self._vits:
             self._vits[key] = from_pretrained(candidate.model).to(candidate.device)
-        return sharing(self._vits[key], candidate.keep_rate)  # type: ignore[arg-type]
+        return share_weights(self._vits[key], candidate.keep_rate)  # type: ignore[arg-type]
 
     def images(self, candidate: Candidate) -> Tensor:
         """Noise, [B, 3, H, W] float32."""
@@ -150,14 +169,14 @@ class Workshop:
         return self._images[key]
 
     def work(self, candidate: Candidate, model: nn.Module | None = None) -> Callable[[], Any]:
-        """What the clock is held to: the forward pass of a batch, or a training step on it.
+        """The function to time: the forward pass of a batch, or a training step on it.
 
         Args:
             candidate: The setting.
-            model: What `self.model` made of it, if that was done already.
+            model: From `self.model`; built if omitted.
 
         Raises:
-            ClcaError: The mode cannot do this work.
+            ClcaError: The mode does not support this setting.
         """
         model = self.model(candidate) if model is None else model
         images = self.images(candidate)
@@ -167,7 +186,7 @@ class Workshop:
         if candidate.training:
             return self._as_graph(candidate, self._training_step(candidate, model, called, images))
 
-        self._prepacked.enter_context(prepacked(model))  # as long as the workshop is there, as `clca predict` does
+        self._prepacked.enter_context(prepacked(model))  # for the lifetime of the builder, as in `clca predict`
 
         def infer() -> Tensor:
             with torch.no_grad(), _autocast(candidate):
@@ -176,25 +195,25 @@ class Workshop:
         return self._as_graph(candidate, infer)
 
     def _as_graph(self, candidate: Candidate, work: Callable[[], Any]) -> Callable[[], Any]:
-        """The work itself, or in mode cudagraph its replay: what it launches on the GPU, without Python.
+        """The function itself, or in mode cudagraph the replay of its CUDA graph, without Python's overhead.
 
-        A replay returns the tensor that the work returned when it was captured, which holds until another is replayed.
+        A replay returns the tensor that the capture returned; it is valid until another graph is replayed.
         """
         if candidate.mode != "cudagraph":
             return work
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(3):  # libraries choose their kernels, and the optimizer makes its moments, before
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries choose kernels and the optimizer creates its state before capture
                 work()
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # One is replayed at a time, so they work in the same memory.
+        # One graph is replayed at a time, so all can share memory.
         self._graph_pool = self._graph_pool or torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._graph_pool):
             result = work()
 
-        def replay(_: Callable[[], Any] = work) -> Any:  # the graph reads tensors that only the work holds
+        def replay(_: Callable[[], Any] = work) -> Any:  # keeps the tensors alive that the graph reads
             graph.replay()
             return result
 
@@ -202,11 +221,11 @@ class Workshop:
 
     def _onnx(self, candidate: Candidate, model: nn.Module, images: Tensor) -> Callable[[], Any]:
         if candidate.training or candidate.precision != "fp32":
-            raise ClcaError("ONNX Runtime is measured in inference and fp32 only")
+            raise ClcaError("ONNX Runtime is measured in inference and in fp32 only")
         from clca.export import export_onnx
         from clca.export.load import load_own_export
 
-        if not isinstance(model, TokenReducedViT):  # timm's own, by the same door: equal to the bit
+        if not isinstance(model, TokenReducedViT):  # timm's own: wrapped it computes the same bits
             model = reduce_tokens(model, cla=False, clc=False).eval()
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="clca-")
         path = Path(self._folder.name) / f"{abs(hash(candidate)):x}.onnx"
@@ -218,14 +237,14 @@ class Workshop:
         self, candidate: Candidate, model: nn.Module, called: Callable[..., Tensor], images: Tensor
     ) -> Callable[[], Any]:
         """Forward, backward and AdamW's update, as in `clca train`."""
-        # One optimizer for all, which passes over what has no gradient: its moments are shared like the weights. CUDA
+        # One optimizer for all, which skips parameters without a gradient: its state is shared like the weights. CUDA
         # graphs have another, whose step counts are on the GPU.
         in_graph = candidate.mode == "cudagraph"
         optimizer = self._optimizers.get(in_graph)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
         new = [parameter for parameter in model.parameters() if id(parameter) not in known]
         if optimizer is None:
-            lr = torch.zeros((), device=images.device) if in_graph else 0.0  # the weights stay what they are
+            lr = torch.zeros((), device=images.device) if in_graph else 0.0  # does not change the weights
             optimizer = torch.optim.AdamW(new, lr=lr, capturable=in_graph)
             self._optimizers[in_graph] = optimizer
         elif new:
@@ -251,16 +270,16 @@ def _autocast(candidate: Candidate) -> AbstractContextManager[Any]:
 
 
 def run_alone(candidate: Candidate, seed: int) -> None:
-    """Make a candidate and call it twice: what `measure.peak_memory` weighs."""
-    work = Workshop(seed, alone=True).work(candidate)
+    """Build a candidate and call it twice; its memory is measured by `timing.peak_memory`."""
+    work = CandidateBuilder(seed, alone=True).work(candidate)
     for _ in range(2):
         work()
 
 
-def counts(workshop: Workshop, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
-    """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as multiplied here."""
+def counts(builder: CandidateBuilder, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
+    """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as computed here."""
     pads = isinstance(model, TokenReducedViT) and model._pads
-    found = cost(model, images=workshop.images(candidate)[:2] if pads else None)
+    found = cost(model, images=builder.images(candidate)[:2] if pads else None)
     return {
         "patches": model.get_submodule("patch_embed").num_patches,
         "gmacs": found.gmacs,
@@ -269,7 +288,7 @@ def counts(workshop: Workshop, candidate: Candidate, model: nn.Module) -> dict[s
 
 
 def check(candidate: Candidate) -> None:
-    """Refuse a model, size or setting that cannot be, before anything is measured.
+    """Validate model, size and setting before anything is measured.
 
     Raises:
         ClcaError: With the reason.
@@ -281,7 +300,7 @@ def check(candidate: Candidate) -> None:
         create_model(
             candidate.model,
             img_size=candidate.img_size,
-            reduction="none" if candidate.reduction == DENSE else candidate.reduction,
+            reduction="none" if candidate.is_dense else candidate.reduction,
             keep_rate=candidate.keep_rate,
             cla=candidate.cla,
             clc=candidate.clc,

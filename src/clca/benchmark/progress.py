@@ -1,4 +1,4 @@
-"""What a person sees while measuring goes on: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a measurement: a bar on a terminal, a line from time to time in a log file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from clca.training.progress import SECONDS_BETWEEN_LINES, duration
 
 
 class Meter:
-    """Share of the work that is done, on stderr, with the time left.
+    """Shows the finished share of the work on stderr, with the time left.
 
     Args:
-        console: Where to; stderr if omitted.
+        console: stderr if omitted.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -43,7 +43,7 @@ class Meter:
         self._bar.stop()
 
     def show(self, share: float, text: str) -> None:
-        """`share` of all, 0 … 1, is done; `text` says what is being done."""
+        """Show the finished share, 0 … 1, and what is being done."""
         self._bar.update(self._task, completed=share, description=text)
         if not self.console.is_terminal and monotonic() - self._last_line >= SECONDS_BETWEEN_LINES and share > 0:
             self._last_line = monotonic()

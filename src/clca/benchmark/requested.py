@@ -1,4 +1,4 @@
-"""Which candidates a configuration asks for, and which of them cannot be."""
+"""Expand a configuration into candidates, and list the combinations that cannot be measured."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from clca.training.run_folder import told_apart
 
 
 def requested(config: BenchmarkConfig, device: str) -> tuple[list[list[Candidate]], list[str]]:
-    """The candidates of each model and batch size, and a line for every combination that had to be left out.
+    """The candidates of each model and batch size, and a line for every combination that is left out.
 
     Args:
-        config: What is asked for.
+        config: What to measure.
         device: "cpu" or "cuda".
 
     Raises:
-        ClcaError: A model, size or setting that cannot be, a package that is not there, or nothing is left.
+        ClcaError: A model, size or setting is invalid, a package is not installed, or no combination is left.
     """
     if "fp16" in config.precisions and device == "cpu":
         raise ClcaError("--precisions fp16 needs a GPU; on a CPU choose fp32 or bf16")
     if "cudagraph" in config.modes and device == "cpu":
-        raise ClcaError("--modes cudagraph needs a GPU of NVIDIA's; on a CPU choose eager, compiled or onnx")
+        raise ClcaError("--modes cudagraph needs an NVIDIA GPU; on a CPU choose eager, compiled or onnx")
     left_out: dict[str, None] = {}  # as a set that keeps the order
     labels = told_apart(config.models)
     groups = [
@@ -62,11 +62,11 @@ def _candidates(
         own = from_pretrained(model)
         height, width = own.patch_embed.img_size
         if height != width:
-            raise ClcaError(f"{model}: takes oblong images, {height}×{width}: only square ones are measured")
+            raise ClcaError(f"{model}: has rectangular images, {height}×{width}; only square ones are measured")
         sizes, reductions, cla, clc = (height,), (own.config.reduction,), own.config.cla, own.config.clc
         if any(getattr(reduction, "fixed_counts", False) for reduction in own.reductions):
             rates = (own.keep_rate,)
-        elif "keep_rates" not in config.model_fields_set:  # those that are left away are this run's too
+        elif "keep_rates" not in config.model_fields_set:  # the defaults include the run's own
             rates = tuple(sorted({*rates, own.keep_rate}, key=by_rate, reverse=True))
     for size, precision in product(sizes, config.precisions):
         modes = []
@@ -76,26 +76,27 @@ def _candidates(
                 modes.append(mode)
             else:
                 left_out[why] = None
-        # The eager dense model is always there, to compare with.
+        # timm's eager dense model is always a baseline.
         for mode in modes if "eager" in modes or not modes else ["eager", *modes]:
             dense = Candidate(model, size, batch, DENSE, 1.0, precision, mode, config.training, cla, clc, device, label)
             yield dense
             if mode not in modes:
                 continue
+            yield dense.own_dense
             for reduction in reductions:
                 for rate in rates if reduction != "none" else (1.0,):
                     yield replace(dense, reduction=reduction, keep_rate=rate)
 
 
 def _cannot(precision: str, mode: str, training: bool, lone: bool) -> str | None:
-    """Why a combination cannot be measured; `lone`: with the aggregation head, one image at once."""
+    """Why a combination cannot be measured, if so; `lone`: one image per batch with the aggregation head."""
     if mode == "onnx" and training:
-        return "--training and --modes onnx do not go together: ONNX Runtime does not train"
+        return "--training and --modes onnx cannot be combined: ONNX Runtime does not train"
     if mode == "onnx" and precision != "fp32":
-        return f"--precisions {precision} and --modes onnx do not go together: ONNX Runtime is measured in fp32"
+        return f"--precisions {precision} and --modes onnx cannot be combined: ONNX Runtime is measured in fp32"
     if training and lone:
         return (
-            "--training and --batch-sizes 1 do not go together: the aggregation head normalises over the batch; "
+            "--training and --batch-sizes 1 cannot be combined: the aggregation head normalises over the batch; "
             "take 2 or more, or a model without that head (--no-cla)"
         )
     return None

@@ -1,38 +1,42 @@
-"""What a benchmark found: rows, what they say, and the files."""
+"""The result of a benchmark: its rows, the tables and the files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from clca.benchmark.candidates import DENSE, Candidate
+from clca.benchmark.candidates import DENSE, OWN_DENSE, Candidate
 from clca.benchmark.config import BenchmarkConfig
+from clca.evaluation.stored import by_rate
 from clca.models.config import spelled
 from clca.models.cost import gmacs_text
+from clca.plots.speedup import SpeedUp, SpeedUpPanel
+from clca.system.files import make_writable, replacing, write_csv, write_json
+from clca.system.tables import Column, Table, words
 from clca.system.timing import Spread
-from clca.training.run_folder import make_writable, replacing, told_apart, write_csv, write_json
+from clca.training.run_folder import told_apart
 
 LOSES_BELOW = 0.8
-"""Share of the MAC ratio below which a row is named as one that falls short."""
-WIDE = 100
+"""Share of the MAC ratio below which a row is listed as falling short."""
+WIDE = 106
 LEGEND = (
-    "× dense: over timm's model in the same round; of MACs: that over the ratio of GMACs, 1 where wall clock follows "
-    "the tokens; effic.: of the machine's measured matrix rate; memory: peak over dense; made: GMACs really multiplied"
+    "× timm: speed-up over timm's dense model in the same round, by kernels and reduction; × own: over this library's "
+    "dense model, which has the same kernels, so by the reduction alone; of MACs: × own over the ratio of GMACs, 1 "
+    "where time falls as the MACs do; effic.: of the machine's measured matrix rate; memory: peak over timm's dense "
+    "model; made: GMACs really multiplied"
 )
 JSON, CSV, PICTURE, PRINT = "benchmark.json", "benchmark.csv", "speedup.png", "speedup.pdf"
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One candidate's numbers; None where something could not be measured.
 
     Attributes:
@@ -40,17 +44,18 @@ class Row:
         rounds: Rounds it was timed in.
         patches: Of one image.
         gmacs: Multiply-accumulates of one image's forward pass in 10⁹, as the published method counts them.
-        computed_gmacs: What this program really multiplies.
+        computed_gmacs: Those that this implementation computes.
         mac_ratio: The dense model's GMACs over these.
-        milliseconds: A batch takes this long.
-        speed_up: Over timm's dense model in the same precision and mode, round by round.
+        milliseconds: Per batch.
+        speed_up: Over timm's dense model in the same precision and mode, round by round: by kernels and reduction.
+        over_own_dense: Over this library's dense model in the same precision and mode, which has the same kernels.
         over_eager: Over timm's dense model in the same precision, not compiled.
         over_fp32: Over the same candidate in fp32.
-        peak_mib: Memory above what the process held before the model was made, in MiB.
-        memory_ratio: That over the dense model's.
+        peak_mib: Peak memory above that of the process before the model was built, in MiB.
+        memory_ratio: That over timm's dense model's.
         efficiency: Share of the machine's measured matrix rate, 0 … 1; a training step counts as three passes.
         memory_error: Why memory could not be measured.
-        error: Why there are no numbers at all.
+        error: Why there are no numbers.
     """
 
     candidate: Candidate
@@ -61,6 +66,7 @@ class Row:
     mac_ratio: float | None = None
     milliseconds: Spread | None = None
     speed_up: Spread | None = None
+    over_own_dense: Spread | None = None
     over_eager: Spread | None = None
     over_fp32: Spread | None = None
     peak_mib: float | None = None
@@ -75,8 +81,10 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """Speed-up over MAC ratio: 1 where wall clock follows the tokens."""
-        return self.speed_up.median / self.mac_ratio if self.speed_up and self.mac_ratio else None
+        """What the reduction gives over the ratio of MACs: 1 where time falls as the MACs do."""
+        if self.over_own_dense is None or not self.mac_ratio or self.candidate.reduction == DENSE:
+            return None
+        return self.over_own_dense.median / self.mac_ratio
 
     def as_dict(self) -> dict[str, Any]:
         numbers = asdict(self)
@@ -87,7 +95,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Growth:
-    """How cost grows with the number of patches P: exponents a of P^a, by least squares over the image sizes."""
+    """Growth of cost with the number of patches P: exponents a of P^a, by least squares over the image sizes."""
 
     candidate: Candidate
     patches: tuple[int, ...]
@@ -96,7 +104,7 @@ class Growth:
     memory: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Of the candidate all but the size, of which there are several."""
+        """Numbers and setting, without the image size, of which there are several."""
         numbers = asdict(self)
         setting = numbers.pop("candidate")
         del setting["img_size"]
@@ -106,21 +114,21 @@ class Growth:
 
 @dataclass
 class Benchmark:
-    """What `benchmark` measured.
+    """The result of `benchmark`.
 
     Attributes:
-        config: What was asked for.
-        rows: One a candidate, groups of the same setting together, the dense model first.
-        growth: Where there are several image sizes.
+        config: What was to be measured.
+        rows: One per candidate, grouped by setting, the dense models first.
+        growth: If there are several image sizes.
         matrix_rate: GMAC/s of the machine by precision.
         bandwidth: GB/s of copying.
-        machine, versions, command: Where and how.
-        notes: What a reader must know.
+        machine, versions, command: How to reproduce it.
+        notes: Caveats, a line each.
         interrupted: Whether Ctrl-C ended it early.
     """
 
     config: BenchmarkConfig
-    rows: list[Row]
+    rows: list[BenchmarkRow]
     growth: list[Growth]
     matrix_rate: dict[str, float]
     bandwidth: float
@@ -130,31 +138,37 @@ class Benchmark:
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
 
-    def groups(self) -> Iterator[tuple[str, list[Row]]]:
+    def groups(self) -> Iterator[tuple[str, list[BenchmarkRow]]]:
         """Rows of one table or panel each, with its title."""
         for title, rows in groupby(self.rows, key=lambda row: title_of(row.candidate)):
             yield title, list(rows)
 
+    def panels(self) -> list[SpeedUpPanel]:
+        """What the picture shows; none where no reduced model has a speed-up."""
+        return [panel for title, rows in self.groups() if (panel := _panel(title, rows)).speed_ups]
+
     def falls_short(self) -> list[str]:
-        """One line for every row that is slower than dense, or far below its MAC ratio."""
+        """One line for every row that is slower than this library's dense model, or far below its MAC ratio."""
         return [line for title, rows in self.groups() for line in _verdicts(rows, f" ({title})")]
 
     def render(self, console: Console) -> None:
         """Print machine, tables, what falls short, and notes."""
         for title, rows in self.groups():
-            _titled(console, title, _table(rows, console.width >= WIDE))
+            replace(_table(rows, console.width >= WIDE), title=title).render(console)
             for row in rows:
                 if row.error is not None:
-                    _say(console, f"{row.candidate.setting} failed: {row.error}")
+                    _print_line(console, f"{row.candidate.setting} failed: {row.error}")
                 if row.memory_error is not None:
-                    _say(console, f"{row.candidate.setting}: its memory could not be measured: {row.memory_error}")
+                    _print_line(
+                        console, f"{row.candidate.setting}: its memory could not be measured: {row.memory_error}"
+                    )
             for line in _verdicts(rows):
-                _say(console, line)
+                _print_line(console, line)
             console.print()
         for title, lines in groupby(self.growth, key=_growth_title):
-            _titled(console, title, _growth_table(list(lines)))
+            replace(_growth_table(list(lines)), title=title).render(console)
         if any(row.mac_ratio for row in self.rows):
-            _say(console, LEGEND)
+            _print_line(console, LEGEND)
         rates = ", ".join(f"{rate:.0f} GMAC/s {name}" for name, rate in self.matrix_rate.items())
         machine = self.machine
         where = ", ".join(
@@ -165,16 +179,16 @@ class Benchmark:
                 *machine["gpu"],
             ]
         )
-        _say(console, f"{where}; matrix products {rates}, copying {self.bandwidth:.0f} GB/s")
+        _print_line(console, f"{where}; matrix products {rates}, copying {self.bandwidth:.0f} GB/s")
         for line in self.notes:
-            _say(console, line)
+            _print_line(console, line)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `benchmark.json`."""
         config = json.loads(self.config.model_dump_json())
         config["models"] = list(told_apart(self.config.models).values())
         return {
-            "format": "clca-benchmark-1", "command": self.command, "machine": self.machine, "versions": self.versions,
+            "format": "clca-benchmark-2", "command": self.command, "machine": self.machine, "versions": self.versions,
             "config": config, "matrix_rate_gmacs": self.matrix_rate, "bandwidth_gb": self.bandwidth,
             "rows": [row.as_dict() for row in self.rows], "growth": [line.as_dict() for line in self.growth],
             "falls_short": self.falls_short(),
@@ -182,7 +196,7 @@ class Benchmark:
         }  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `benchmark.json`, `benchmark.csv` and, where something was measured, the picture as PNG and PDF.
+        """Write `benchmark.json`, `benchmark.csv` and, if a reduced model was measured, the picture as PNG and PDF.
 
         Raises:
             ClcaError: The folder cannot be written.
@@ -196,11 +210,7 @@ class Benchmark:
         heads = list(rows[0]) if rows else ["model"]
         write_csv(folder / CSV, heads, ([row[head] for head in heads] for row in rows))
         written = [folder / JSON, folder / CSV]
-        panels = [
-            (title, rows)
-            for title, rows in self.groups()
-            if any(row.share and row.candidate.reduction != DENSE for row in rows)
-        ]
+        panels = self.panels()
         if panels:
             for name in (PICTURE, PRINT):
                 with replacing(folder / name) as temporary:
@@ -221,53 +231,62 @@ def exponent(patches: tuple[int, ...], values: tuple[float, ...]) -> float:
     return float(np.polyfit(np.log(patches), np.log(values), 1)[0])
 
 
-def _say(console: Console, text: str) -> None:
+def _print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=False)
 
 
-def _titled(console: Console, title: str, table: Table) -> None:
-    """Print a title and its table; rich would break the title where the table is narrower."""
-    console.print(title, style="table.title", highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
-
-
-def _verdicts(rows: list[Row], where: str = "") -> list[str]:
-    """One line for every row that is slower than dense, or far below its MAC ratio."""
+def _verdicts(rows: list[BenchmarkRow], where: str = "") -> list[str]:
+    """One line for every row that is slower than this library's dense model, or far below its MAC ratio."""
     lines = []
     for row in rows:
-        if row.candidate.reduction == DENSE or row.speed_up is None or row.share is None:
+        if row.candidate.is_dense or row.over_own_dense is None or row.share is None:
             continue
-        name, speed = f"{row.candidate.setting}{where}", row.speed_up.median
-        if round(speed, 2) < 1:  # as it is shown: what rounds to 1 is no loss
-            lines.append(f"{name} is slower than dense: {speed:.2f} × its speed")
+        name, speed = f"{row.candidate.setting}{where}", row.over_own_dense.median
+        if round(speed, 2) < 1:  # rounded as it is shown
+            lines.append(f"{name} is slower than dense with the same kernels: {speed:.2f} × its speed")
         elif row.share < LOSES_BELOW:
             lines.append(f"{name} falls behind its MACs: {speed:.2f} × faster for {row.mac_ratio:.2f} × fewer")
     return lines
 
 
-def _table(rows: list[Row], wide: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+def _panel(title: str, rows: list[BenchmarkRow]) -> SpeedUpPanel:
+    drawn = [row for row in rows if row.share and not row.candidate.is_dense]
+    drawn.sort(key=lambda row: by_rate(row.candidate.keep_rate), reverse=True)
+    own = next((row.speed_up for row in rows if row.candidate.reduction == OWN_DENSE), None)
+    return SpeedUpPanel(
+        title,
+        keep_rates=", ".join(dict.fromkeys(spelled(row.candidate.keep_rate) for row in drawn)),
+        speed_ups=[
+            SpeedUp(row.candidate.reduction, row.mac_ratio, spread.median, spread.p10, spread.p90)
+            for row in drawn
+            if (spread := row.over_own_dense) and row.mac_ratio
+        ],
+        kernels=own.median if own else None,
+    )
+
+
+def _table(rows: list[BenchmarkRow], wide: bool) -> Table:
     comparing = [name for name in ("× eager", "× fp32") if any(_cells(row)[name] for row in rows)]
-    columns = ["keep", "GMACs"]
+    names = ["keep", "GMACs"]
     if wide and any(row.computed_gmacs is not None for row in rows):
-        columns.append("made")
-    columns += ["ms", "ms range"] if wide else ["ms"]
+        names.append("made")
+    names += ["ms", "ms range"] if wide else ["ms"]
     weighed = any(row.peak_mib is not None for row in rows)
-    columns += (["img/s"] if wide or not (comparing or weighed) else []) + ["× dense", "p10–p90", "of MACs", *comparing]
-    columns += ["effic."] if wide or not comparing else []
+    names += (["img/s"] if wide or not (comparing or weighed) else []) + ["× timm", "p10–p90", "× own", "of MACs"]
+    names += comparing
+    names += ["effic."] if wide else []
     if weighed:
-        columns += ["MiB", "memory"] if wide else ["memory"]
-    table.add_column("reduction", no_wrap=True)
-    for name in columns:
-        table.add_column("p10–p90" if name == "ms range" else name, justify="right", no_wrap=name != "keep")
+        names += ["MiB", "memory"] if wide else ["memory"]
+    columns = [Column("p10–p90" if name == "ms range" else name, wrap=name == "keep") for name in names]
+    shown = []
     for row in rows:
         cells = _cells(row)
-        empty = row.error is not None
-        table.add_row(row.candidate.reduction, *("" if empty and name != "keep" else cells[name] for name in columns))
-    return table
+        kept = names if row.error is None else ["keep"]
+        shown.append([row.candidate.shown_reduction, *(cells[name] if name in kept else "" for name in names)])
+    return Table([words("reduction", wrap=False), *columns], shown, frame="rule")
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: BenchmarkRow) -> dict[str, str]:
     def one(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
@@ -283,8 +302,9 @@ def _cells(row: Row) -> dict[str, str]:
         "ms": one(time.median if time else None, form),
         "ms range": low_high(time, form),
         "img/s": one(row.images_per_second, ".1f"),
-        "× dense": one(speed.median if speed else None, ".2f"),
+        "× timm": one(speed.median if speed else None, ".2f"),
         "p10–p90": low_high(speed, ".2f"),
+        "× own": one(row.over_own_dense.median if row.over_own_dense else None, ".2f"),
         "of MACs": one(row.share, ".2f"),
         "× eager": one(row.over_eager.median if row.over_eager else None, ".2f"),
         "× fp32": one(row.over_fp32.median if row.over_fp32 else None, ".2f"),
@@ -299,30 +319,32 @@ def _gmacs(value: float | None) -> str:
 
 
 def _growth_title(line: Growth) -> str:
-    """What lines of one table of exponents share: the model, and which numbers of patches."""
+    """Title of a table of exponents: the model and the numbers of patches."""
     return f"{line.candidate.title}: exponent in the number of patches ({', '.join(map(str, line.patches))})"
 
 
 def _growth_table(growth: list[Growth]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("reduction")
-    for name in ("keep", "batch", "setting", "MACs", "time", "memory"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
-    for line in growth:
-        candidate = line.candidate
-        memory = "" if line.memory is None else f"{line.memory:.2f}"
-        setting = f"{candidate.precision}, {candidate.mode}"
-        rate = spelled(candidate.keep_rate)
-        cells = (rate, str(candidate.batch_size), setting, f"{line.macs:.2f}", f"{line.time:.2f}")
-        table.add_row(candidate.reduction, *cells, memory)
-    return table
+    rows = [
+        [
+            line.candidate.shown_reduction,
+            spelled(line.candidate.keep_rate),
+            str(line.candidate.batch_size),
+            f"{line.candidate.precision}, {line.candidate.mode}",
+            f"{line.macs:.2f}",
+            f"{line.time:.2f}",
+            "" if line.memory is None else f"{line.memory:.2f}",
+        ]
+        for line in growth
+    ]
+    columns = [words("reduction"), Column("keep"), Column("batch"), words("setting")]
+    return Table([*columns, Column("MACs"), Column("time"), Column("memory")], rows, frame="rule")
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    """A row for a table: a spread as three numbers."""
+def _flat(row: BenchmarkRow) -> dict[str, Any]:
+    """A row of the CSV: a spread becomes three numbers."""
     numbers = row.as_dict() | {"keep_rate": spelled(row.candidate.keep_rate)}
     for name, value in list(numbers.items()):
-        if name in ("milliseconds", "speed_up", "over_eager", "over_fp32"):
+        if name in ("milliseconds", "speed_up", "over_own_dense", "over_eager", "over_fp32"):
             del numbers[name]
             numbers |= {f"{name}_{part}": (value or {}).get(part) for part in ("median", "p10", "p90")}
     return numbers

@@ -1,4 +1,4 @@
-"""`benchmark(config)`: all candidates of a model and batch size in the same rounds, as many as the time allows."""
+"""`benchmark(config)`: time all candidates of a model and batch size in the same rounds, as time allows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from clca.benchmark.candidates import DTYPES, Candidate, Workshop, counts, is_run, run_alone
+from clca.benchmark.candidates import DTYPES, Candidate, CandidateBuilder, counts, is_run, run_alone
 from clca.benchmark.config import BenchmarkConfig
 from clca.benchmark.progress import Meter
 from clca.benchmark.requested import requested
-from clca.benchmark.result import Benchmark, Growth, Row, exponent
+from clca.benchmark.result import Benchmark, BenchmarkRow, Growth, exponent
 from clca.errors import ClcaError, WorkError
 from clca.evaluation.stored import by_rate
 from clca.system.timing import (
@@ -34,20 +34,20 @@ from clca.system.timing import (
 
 LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
 PASSES_OF_A_STEP = 3  # the backward pass multiplies twice as much as the forward pass
-SECONDS_A_PROCESS = 1.0  # to fork, and to make a model
+SECONDS_PER_PROCESS = 1.0  # to fork, and to make a model
 
 
 def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchmark:
-    """Measure every candidate beside timm's own dense model.
+    """Measure every candidate and two dense models: timm's, and this library's with the same kernels.
 
-    Ctrl-C ends it early: what was measured until then is in the result, which says `interrupted`.
+    Ctrl-C ends it early: the result then has the finished rounds, and `interrupted` is set.
 
     Args:
         config: What to measure.
-        console: Where progress goes; stderr if omitted.
+        console: For progress; stderr if omitted.
 
     Raises:
-        ClcaError: A model, size or setting that cannot be; found before anything is measured.
+        ClcaError: A model, size or setting is invalid; raised before anything is measured.
     """
     device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     wanted, left_out = requested(config, device)
@@ -55,7 +55,7 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
     rates, copying, interrupted = dict[str, float](), math.nan, False
     deadline = monotonic() + 60 * config.minutes
     with using_threads(config.threads), _compiling(config), Meter(console) as meter:
-        told = machine()
+        host = machine()
         for line in left_out:
             meter.console.print(line, highlight=False, markup=False, soft_wrap=True)
         try:
@@ -77,16 +77,16 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
     if config.training and any(row.candidate.reduction == "dynamicvit" for row in rows):
         notes.append("DynamicViT: in training it masks tokens and drops none; its GMACs, and what is formed with them "
                      "(of MACs, effic.), are those of inference")  # fmt: skip
-    return Benchmark(config, rows, _growth(rows), rates, copying, told, versions(), command(), notes, interrupted)
+    return Benchmark(config, rows, _growth(rows), rates, copying, host, versions(), command(), notes, interrupted)
 
 
 def _best_rates(config: BenchmarkConfig, device: str, before: dict[str, float]) -> dict[str, float]:
-    """The matrix rates, the best so far of each: what else runs on the machine can only lower them."""
+    """The best matrix rates so far: other load on the machine can only lower them."""
     return {name: max(before.get(name, 0), matrix_rate(DTYPES[name], device)) for name in config.precisions}
 
 
 def _compiling(config: BenchmarkConfig) -> AbstractContextManager[Any]:
-    """All candidates share their code, so each is one more recompilation to torch; none may fall back to eager."""
+    """Raise torch's limit of recompilations: each candidate is one, and none may fall back to eager."""
     if "compiled" not in config.modes:
         return nullcontext()
     import torch._dynamo
@@ -98,19 +98,19 @@ def _compiling(config: BenchmarkConfig) -> AbstractContextManager[Any]:
 
 @dataclass
 class _Group:
-    """The candidates that are timed in the same rounds, and what was found about them."""
+    """The candidates that are timed in the same rounds, and their results."""
 
     candidates: list[Candidate]
     config: BenchmarkConfig
-    found: list[dict[str, float]] = field(default_factory=list)
+    times: list[dict[str, float]] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
-    unweighed: dict[str, str] = field(default_factory=dict)
+    memory_errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def weight(self) -> float:
-        """About how long it takes, in no particular unit."""
+        """Estimated duration, in arbitrary units."""
         # Making a model and counting its MACs takes about as long as three images of 224 px.
         kept = {c: 0.3 + 0.7 * by_rate(c.keep_rate)[0] for c in self.candidates}
         return sum(c.batch_size * c.img_size**2 * share + 3 * 224**2 for c, share in kept.items())
@@ -132,12 +132,12 @@ class _Group:
             meter.show(done + share * min(1.0, passed), f"{what}: {text}")
 
         show("making models")
-        workshop, calls = Workshop(self.config.seed), {}
+        builder, calls = CandidateBuilder(self.config.seed), {}
         for candidate in self.candidates:
             try:
-                model = workshop.model(candidate)
-                self.counts[candidate.name] = counts(workshop, candidate, model)
-                calls[candidate.name] = workshop.work(candidate, model)
+                model = builder.model(candidate)
+                self.counts[candidate.name] = counts(builder, candidate, model)
+                calls[candidate.name] = builder.work(candidate, model)
             except Exception as error:
                 self._failed(candidate.name, error)
         started, number = monotonic(), 0
@@ -146,26 +146,26 @@ class _Group:
             seed=self.config.seed,
             device=first.device,
             failed=self._failed,
-            progress=lambda _: show(f"round {len(self.found) + 1}" if self.found else "warming up, round 1", 1),
+            progress=lambda _: show(f"round {len(self.times) + 1}" if self.times else "warming up, round 1", 1),
         ):
             now, number = monotonic(), number + 1
-            self.found.append(seconds)
+            self.times.append(seconds)
             # The first includes warming up; memory takes two calls of each and a process.
             each = (now - started) / number
-            memory = 2 * each + SECONDS_A_PROCESS * len(calls) if self.config.memory else 0
+            memory = 2 * each + SECONDS_PER_PROCESS * len(calls) if self.config.memory else 0
             if number >= (asked or MOST_ROUNDS):
                 break
             if asked is None and number >= LEAST_ROUNDS and now + each + memory > until:
                 break
-        del workshop, calls
+        del builder, calls
         gc.collect()
         if self.config.memory:
-            self._weigh(show)
+            self._measure_memory(show)
 
     def _failed(self, name: str, error: Exception) -> None:
-        self.errors[name] = _in_short(error)
+        self.errors[name] = _short_message(error)
 
-    def _weigh(self, show: Any) -> None:
+    def _measure_memory(self, show: Any) -> None:
         for candidate in self.candidates:
             if candidate.name in self.errors or candidate.mode != "eager":
                 continue
@@ -173,27 +173,27 @@ class _Group:
             try:
                 peak = peak_memory(run_alone, candidate, self.config.seed, device=candidate.device)
             except WorkError as error:
-                self.unweighed[candidate.name] = _in_short(error)
+                self.memory_errors[candidate.name] = _short_message(error)
                 continue
             self.peaks[candidate.name] = peak / 2**20
 
-    def rows(self, rates: dict[str, float]) -> list[Row]:
+    def rows(self, rates: dict[str, float]) -> list[BenchmarkRow]:
         """One row for each candidate that was measured or failed."""
         names = [candidate.name for candidate in self.candidates]
-        # Only rounds that all who did not fail took part in, so that rounds are compared with themselves.
-        times = {name: [seconds[name] for seconds in self.found] for name in names
-                 if self.found and all(name in seconds for seconds in self.found)}  # fmt: skip
+        # Only complete rounds, so that speed-ups are formed within a round.
+        times = {name: [seconds[name] for seconds in self.times] for name in names
+                 if self.times and all(name in seconds for seconds in self.times)}  # fmt: skip
         made = []
         for candidate in self.candidates:
             name, error = candidate.name, self.errors.get(candidate.name)
             if error is not None:
-                made.append(Row(candidate, error=error))
+                made.append(BenchmarkRow(candidate, error=error))
             elif name in times:
                 made.append(self._row(candidate, times, rates[candidate.precision]))
         return made
 
-    def _row(self, candidate: Candidate, times: dict[str, list[float]], rate: float) -> Row:
-        name, dense = candidate.name, candidate.baseline
+    def _row(self, candidate: Candidate, times: dict[str, list[float]], rate: float) -> BenchmarkRow:
+        name, dense = candidate.name, candidate.timm_dense
         count, base = self.counts[name], self.counts.get(dense.name, {})
         milliseconds = Spread.of([1000 * seconds for seconds in times[name]])
         gmacs, made = count["gmacs"], count["computed_gmacs"] or count["gmacs"]
@@ -203,7 +203,7 @@ class _Group:
         def over(other: Candidate) -> Spread | None:
             return speed_ups(times, other.name)[name] if other.name in times else None
 
-        return Row(
+        return BenchmarkRow(
             candidate,
             rounds=len(times[name]),
             patches=count["patches"],
@@ -212,37 +212,38 @@ class _Group:
             mac_ratio=(base.get("gmacs") or math.nan) / gmacs if base else None,
             milliseconds=milliseconds,
             speed_up=over(dense),
+            over_own_dense=over(candidate.own_dense),
             over_eager=over(replace(dense, mode="eager")) if candidate.mode != "eager" else None,
             over_fp32=over(replace(candidate, precision="fp32")) if candidate.precision != "fp32" else None,
             peak_mib=peak,
             memory_ratio=peak / dense_peak if peak and dense_peak else None,
-            memory_error=self.unweighed.get(name),
+            memory_error=self.memory_errors.get(name),
             efficiency=1000 * candidate.batch_size * made * passes / milliseconds.median / rate,
         )
 
     def notes(self, interrupted: bool) -> list[str]:
-        """How few the rounds were, where they were few."""
-        count, asked = len(self.found), self.config.rounds
+        """Notes on too few rounds."""
+        count, asked = len(self.times), self.config.rounds
         first = self.candidates[0]
         what = f"{first.title}, batch {first.batch_size}"
         if interrupted and count < (asked or FAIR_ROUNDS):
             return [f"{what}: interrupted after {count} rounds"]
         if asked is None and count < FAIR_ROUNDS and set(self.errors) != {c.name for c in self.candidates}:
             return [
-                f"{what}: only {count} rounds fitted into --minutes {self.config.minutes:g}, so p10–p90 says little"
+                f"{what}: only {count} rounds fitted into --minutes {self.config.minutes:g}, so p10–p90 is not reliable"
             ]
         return []
 
 
-def _in_short(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     text = " ".join(str(error).split())
     kind = "" if isinstance(error, (ClcaError, WorkError)) else f"{type(error).__name__}: "
     return (kind + (text if len(text) <= 160 else text[:157] + "…")).removesuffix(": ")
 
 
-def _growth(rows: list[Row]) -> list[Growth]:
+def _growth(rows: list[BenchmarkRow]) -> list[Growth]:
     """Exponents over the image sizes, for every candidate that was measured at two or more of them."""
-    families: dict[Candidate, list[Row]] = {}
+    families: dict[Candidate, list[BenchmarkRow]] = {}
     for row in rows:
         if row.milliseconds is not None:
             families.setdefault(replace(row.candidate, img_size=0), []).append(row)

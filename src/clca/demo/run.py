@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,16 +35,18 @@ from clca.demo.parallel import Piece, RelayedDisplay, Steps, Tell, side_by_side
 from clca.demo.recipe import METHODS, DemoSettings, method_config, pretraining_config
 from clca.errors import ClcaError, reason
 from clca.evaluation import evaluate
+from clca.explain.survivors import trace_survivors
 from clca.models.config import ModelConfig
 from clca.models.cost import cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.plots.survivors import draw_survivors, survivors
-from clca.system.files import read_json
+from clca.plots.survivors import draw_survivors
+from clca.system.files import make_writable, read_json, replacing, write_json
 from clca.system.paths import expanded
 from clca.system.processes import usable_cores
+from clca.system.tables import Column, Table, words
 from clca.training import TrainConfig, train
-from clca.training.run_folder import SUMMARY, WEIGHTS, make_writable, replacing, write_json
+from clca.training.run_folder import SUMMARY, WEIGHTS
 
 SETTINGS, RESULTS, TABLE, PICTURE, LEAVES = "settings.json", "demo.json", "demo.md", "survivors.png", "leaves"
 _FORMAT = "clca-demo-1"
@@ -117,7 +118,7 @@ def run(
             result = _make(out, seed, settings, console)
     else:
         _say(console, f"This demo has been run before; {out} holds the runs. Remove the folder to see it again.")
-    console.print(_table(result, settings))
+    _table(result, settings).render(console)
     _say(console, _farewell(result))
     return result
 
@@ -295,7 +296,7 @@ def _draw(
     settings: DemoSettings,
 ) -> None:
     shown, files = images[: settings.pictured], paths[: settings.pictured]
-    traced = [survivors(model, method.name, shown) for method, model in zip(METHODS, models, strict=True)]
+    traced = [trace_survivors(model, method.name, shown) for method, model in zip(METHODS, models, strict=True)]
     pixels = [_enlarged(file, seed, settings) for file in files]
     title = f"The tokens that survive each stage, at a keep rate of {settings.keep_rate:.0%}"
     with replacing(path) as temporary:
@@ -334,29 +335,22 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-_HEADINGS = ("model", "top-1", "GMACs", "ms an image", "tokens by block")
+_COLUMNS = (words("model"), *map(Column, ("top-1", "GMACs", "ms an image")), words("tokens by block"))
 
 
 def _table(result: DemoResult, settings: DemoSettings) -> Table:
-    table = Table(
+    return Table(
+        _COLUMNS,
+        [_cells(row) for row in result.rows],
         title=f"One small ViT, four ways, keep rate {settings.keep_rate:.0%}",
         caption=_caption(result, settings),
-        title_justify="left",
-        caption_justify="left",
     )
-    for heading in _HEADINGS:
-        right = heading in ("top-1", "GMACs", "ms an image")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in result.rows:
-        table.add_row(*_cells(row))
-    return table
 
 
 def _write_table(result: DemoResult, settings: DemoSettings) -> None:
-    lines = [_HEADINGS, ("---",) * len(_HEADINGS), *(_cells(row) for row in result.rows)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = _table(result, settings)
     with replacing(result.folder / TABLE) as temporary:
-        temporary.write_text(f"{text}\n\n{_caption(result, settings)}\n\n![]({PICTURE})\n", encoding="utf-8")
+        temporary.write_text(f"{table.markdown()}\n\n{table.caption}\n\n![]({PICTURE})\n", encoding="utf-8")
 
 
 def _farewell(result: DemoResult) -> str:

@@ -1,4 +1,4 @@
-"""`evaluate(run)`: how good a finished run is on images it has not seen, and what it costs."""
+"""`evaluate(run)`: accuracy of a finished run on a split of a data set, and its cost."""
 
 import hashlib
 import json
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import Dataset
 
-from clca import data as data_room
+from clca import data as datasets
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError, reason
 from clca.evaluation.stored import FOLDER, NUMBERS
@@ -24,13 +23,15 @@ from clca.models.cost import cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
-from clca.system.paths import as_it_is
+from clca.system.files import replacing, write_csv, write_json
+from clca.system.paths import as_it_is, shown
 from clca.system.processes import is_first_process
+from clca.system.tables import Column, Table, words
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
-from clca.training.run_folder import own_images, replacing, write_csv, write_json
-from clca.training.validation import answer
+from clca.training.run_folder import own_images
+from clca.training.validation import run_inference
 
 ROWS_SHOWN = 30
 
@@ -48,22 +49,23 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, all shares in 0 … 1.
+    """The result of `evaluate`; shares are in 0 … 1.
 
     Attributes:
         data, split: The images.
         images: How many.
-        top1, top5, macro: Share of images right at first, among the five most likely, and mean share over classes.
+        top1, top5, macro: Share of images classified correctly, with the true class among the five most likely, and
+            mean share over classes.
         loss: Mean cross-entropy.
         classes: One result a class of the run.
         confusion: Images by true class (row) and predicted class (column), [K, K].
-        gmacs: Multiply-accumulates of one image in 10⁹, as the method counts them.
-        computed_gmacs: What this program computes of them.
+        gmacs: Multiply-accumulates of one image in 10⁹, as the published method counts them.
+        computed_gmacs: Those that this implementation computes.
         params: Parameters.
-        tokens_per_block: Tokens that each block puts out.
+        tokens_per_block: Tokens in the output of each block.
         images_per_second: Measured, the forward pass alone, on `device` in `precision`.
-        fingerprint: Of all that this depends on but the keep rate (`Judged.fingerprint`).
-        folder: Where `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png` are, if anywhere.
+        fingerprint: Hash of everything that the result depends on except the keep rate (`Evaluator.fingerprint`).
+        folder: Of `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png`; None if not written.
     """
 
     data: str
@@ -93,16 +95,17 @@ class Evaluation:
         return {name: getattr(self, name) for name in (*names, *more)}
 
     def render(self, console: Console) -> None:
-        """Print the numbers, the class table (the worst where there are many) and what is confused most."""
-        title = as_it_is(f"{self.split} of {self.data}: {self.images} images", "table.title")
-        table = Table(title=title, show_header=False, title_justify="left")
-        table.add_row("top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}")
-        table.add_row("top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M")
-        rate = f"{self.images_per_second:.1f}"
-        table.add_row("macro accuracy", f"{self.macro:.2%}", f"images/s ({self.device}, {self.precision})", rate)
-        table.add_row("loss", f"{self.loss:.4f}", "tokens by block", " ".join(f"{n:g}" for n in self.tokens_per_block))
-        console.print(table)
-        console.print(self._class_table())
+        """Print the numbers, the class table (the worst classes if there are many) and the most confused pairs."""
+        tokens, rate = " ".join(f"{count:g}" for count in self.tokens_per_block), f"{self.images_per_second:.1f}"
+        rows = [
+            ["top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}"],
+            ["top-5", f"{self.top5:.2%}", "parameters", f"{self.params / 1e6:.1f} M"],
+            ["macro accuracy", f"{self.macro:.2%}", f"images/s ({self.device}, {self.precision})", rate],
+            ["loss", f"{self.loss:.4f}", "tokens by block", tokens],
+        ]
+        title = shown(f"{self.split} of {self.data}: {self.images} images")
+        Table([words("")] * 4, rows, title=title, headings=False).render(console)
+        self._class_table().render(console)
         pairs = most_confused(self.confusion, [result.name for result in self.classes])
         if pairs:
             listed = ", ".join(f"{true} taken for {taken} ({count})" for true, taken, count in pairs)
@@ -110,16 +113,14 @@ class Evaluation:
 
     def _class_table(self) -> Table:
         present = [result for result in self.classes if result.images]
-        told = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
-        title = "by class" if len(told) == len(present) else f"the {len(told)} hardest of {len(present)} classes"
-        table = Table(title=title, title_justify="left")
-        table.add_column("class")
-        for name in ("images", "precision", "recall", "F1"):
-            table.add_column(name, justify="right")
-        for result in told:
-            numbers = (f"{value:.1%}" for value in (result.precision, result.recall, result.f1))
-            table.add_row(as_it_is(result.name), str(result.images), *numbers)
-        return table
+        listed = sorted(present, key=lambda result: result.f1)[:ROWS_SHOWN] if len(present) > ROWS_SHOWN else present
+        title = "by class" if len(listed) == len(present) else f"the {len(listed)} hardest of {len(present)} classes"
+        rows = [
+            [shown(one.name), str(one.images), *(f"{share:.1%}" for share in (one.precision, one.recall, one.f1))]
+            for one in listed
+        ]
+        columns = [words("class"), *map(Column, ("images", "precision", "recall", "F1"))]
+        return Table(columns, rows, title=title)
 
 
 def evaluate(
@@ -136,24 +137,24 @@ def evaluate(
     cache_gb: float | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
-    """Evaluate a run or a saved model, over all processes that were launched.
+    """Evaluate a run or a saved model on all launched processes.
 
     Args:
         run: Run folder, or a saved model's folder or hub id.
-        data: Other images than the run's own; their classes must be among the run's.
+        data: Images to use instead of the run's own; their classes must be among the run's.
         split: "test", "val", "train" or "train_val".
-        keep_rate: Keep this share of tokens, or one a location, instead of what the run was trained with.
-        batch_size: Images at once, over all processes.
-        workers: Processes that read images; None: one a core, at most 8.
+        keep_rate: Share of tokens to keep, or one for each location, instead of the run's own.
+        batch_size: Images in a batch, over all processes.
+        workers: Processes that read images; None: one per core, at most 8.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        cache: Keep the resized images on disk (`clca.data.cache.fill`) and read those that are there.
-        cache_gb: Gigabytes that all of them may take; None: `$CLCA_CACHE_GB`, else 20.
+        cache: Keep resized images on disk (`clca.data.cache.fill`) and reuse those that are there.
+        cache_gb: Limit of that cache in gigabytes; None: `$CLCA_CACHE_GB`, else 20.
         out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are
-            not the run's), or nowhere if `run` is not a folder.
+            not the run's), or no files if `run` is not a folder.
 
     Raises:
-        ClcaError: There is no such run, split or image, the images are of other classes, or a setting is impossible.
+        ClcaError: The run, split or images do not exist, the classes differ, or a setting is invalid.
         WorkError: The files could not be written.
     """
 
@@ -161,27 +162,27 @@ def evaluate(
         if keep_rate is not None:
             model.keep_rate = keep_rate
 
-    judged = Judged(
+    evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
         cache_gb=cache_gb, check=take_rate,
     )  # fmt: skip
-    with closing(judged):
-        rate = judged.own_rate if keep_rate is None else keep_rate
-        return judged.evaluate(rate, Path(out) if out is not None else judged.folder(rate))
+    with closing(evaluator):
+        rate = evaluator.own_rate if keep_rate is None else keep_rate
+        return evaluator.evaluate(rate, Path(out) if out is not None else evaluator.folder(rate))
 
 
-class Judged:
-    """A model and the images that it is judged on, loaded once for any number of keep rates.
+class Evaluator:
+    """A model and the images to evaluate it on, loaded once for any number of keep rates.
 
     The arguments are those of `evaluate`.
 
     Attributes:
         model: On its device, in evaluation mode.
         own_rate: The keep rate that the run was trained with.
-        accelerator: Says device, precision and processes.
+        accelerator: Device, precision and processes.
 
     Raises:
-        ClcaError: There is no such run, split or image, the images are of other classes, or a setting is impossible.
+        ClcaError: The run, split or images do not exist, the classes differ, or a setting is invalid.
     """
 
     def __init__(
@@ -198,30 +199,24 @@ class Judged:
         cache_gb: float | None = None,
         check: Callable[[TokenReducedViT], None] | None = None,
     ) -> None:
-        """`check` may refuse the model, or set its keep rate, before any image is looked at."""
+        """`check` may raise for the model, or set its keep rate, before any image is read."""
         if batch_size < 1:
-            raise ClcaError(f"batch_size {batch_size}: take at least one image at once")
+            raise ClcaError(f"batch_size {batch_size}: must be at least 1")
         workers = reading_processes(workers)
         model = from_pretrained(run)
         if model.classes is None or model.preprocess is None:
-            raise ClcaError(
-                f"{run}: the saved model does not say its classes and preprocessing, so it cannot be evaluated"
-            )
+            raise ClcaError(f"{run}: the saved model lacks its classes or preprocessing, so it cannot be evaluated")
         self.own_rate = model.keep_rate
         if check is not None:
             check(model)
         own = own_images(run) if data is None else None
         if data is None and own is None:
-            raise ClcaError(
-                f"{run}: does not say what it was trained on; name the images as well: clca evaluate RUN DATA"
-            )
+            raise ClcaError(f"{run}: its training data is not known; pass the images too: clca evaluate RUN DATA")
         name, root, source = (own.name, own.root, own.source) if own is not None else (str(data), str(data), None)
-        images = data_room.open(
-            root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False)
-        )
+        images = datasets.open(root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False))
         self._images = _Relabelled(images, model.classes, f"{root}: {split}")
         if cache:
-            outcome = data_room.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
+            outcome = datasets.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
             refuse_unreadable(outcome.bad, images.paths)
             tell_problem(outcome.problem if is_first_process() else None)
         self.accelerator = accelerator = make_accelerator(device=device, precision=precision)
@@ -234,26 +229,26 @@ class Judged:
         self._run, self._data, self._batch_size = Path(run), data, batch_size
 
     def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:
-        """Ask the model about every image at a keep rate, and write the files if there is a folder for them.
+        """Run the model on every image at a keep rate, and write the files if a folder is given.
 
         Raises:
-            ClcaError: The model cannot take this keep rate.
+            ClcaError: The model does not support this keep rate.
             WorkError: The files could not be written.
         """
         model, accelerator = self.model, self.accelerator
         assert model.classes is not None
         model.keep_rate = keep_rate
         price = cost(model, images=self._sample)
-        answers = answer(model, self._loader, accelerator, measure=True)
-        labels, guesses = answers.labels.numpy(), answers.ranked[:, 0].numpy()
+        result = run_inference(model, self._loader, accelerator, measure=True)
+        labels, guesses = result.labels.numpy(), result.ranked[:, 0].numpy()
         evaluation = Evaluation(
             data=self.root,
             split=self.split,
             images=len(labels),
-            top1=answers.top(1),
-            top5=answers.top(5),
-            macro=answers.macro_accuracy(),
-            loss=answers.loss,
+            top1=result.top(1),
+            top5=result.top(5),
+            macro=result.macro_accuracy(),
+            loss=result.loss,
             classes=_by_class(labels, guesses, model.classes),
             confusion=confusion_matrix(labels, guesses, labels=range(len(model.classes))),
             gmacs=price.gmacs,
@@ -261,7 +256,7 @@ class Judged:
             params=price.params,
             tokens_per_block=price.tokens_per_block,
             keep_rate=model.keep_rate,
-            images_per_second=answers.images_per_second,
+            images_per_second=result.images_per_second,
             device=accelerator.device.type,
             precision=accelerator.mixed_precision,
             fingerprint=self.fingerprint,
@@ -271,23 +266,23 @@ class Judged:
             _write(evaluation, folder)
         return evaluation
 
-    def folder(self, keep_rate: float | tuple[float, ...], room: Path | None = None) -> Path | None:
-        """Where an evaluation belongs: in `room`, by default that of the run, which only a folder has."""
-        room = room or (self._run / FOLDER if self._run.is_dir() else None)
-        if room is None:
+    def folder(self, keep_rate: float | tuple[float, ...], parent: Path | None = None) -> Path | None:
+        """The folder of an evaluation, in `parent`, by default `RUN/evaluation`; None if there is no parent."""
+        parent = parent or (self._run / FOLDER if self._run.is_dir() else None)
+        if parent is None:
             return None
         rates = keep_rate if isinstance(keep_rate, (tuple, list)) else [keep_rate]
         other = [] if keep_rate == self.own_rate else ["keep" + "-".join(f"{rate:g}" for rate in rates)]
-        return room / "-".join([self.name, *other])
+        return parent / "-".join([self.name, *other])
 
     @property
     def name(self) -> str:
-        """The split, behind the name of the images where they are not the run's own."""
+        """The split, prefixed by the name of the images if they are not the run's own."""
         return "-".join([*([Path(str(self._data).split(":")[0]).resolve().name] if self._data else []), self.split])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that an evaluation depends on but the keep rate: model, images, device, precision, batch."""
+        """Hash of all that a result depends on except the keep rate: model, images, device, precision, batch size."""
         model, images = self.model, self._images.images
         listed: list[list[Any]] = []
         for path, label in zip(images.paths, images.labels, strict=True):
@@ -295,15 +290,15 @@ class Judged:
             listed.append([str(path), label, *((state.st_size, state.st_mtime_ns) if state is not None else ())])
         settings = model.config.model_dump(mode="json") | {"keep_rate": None}
         where = [self.accelerator.device.type, self.accelerator.mixed_precision, self.accelerator.num_processes]
-        told = [settings, model.classes, model.preprocess, self.root, listed, *where, self._batch_size]
-        digest = hashlib.sha256(json.dumps([told, versions()]).encode())
+        content = [settings, model.classes, model.preprocess, self.root, listed, *where, self._batch_size]
+        digest = hashlib.sha256(json.dumps([content, versions()]).encode())
         for name, tensor in model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def close(self) -> None:
-        """End the processes that read images, and leave the process group in order."""
+        """End the processes that read images, and leave the process group."""
         end_workers(self._loader)
         self.accelerator.end_training()
 
@@ -325,7 +320,7 @@ class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
 
 
 def _some_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Tensor:
-    """Sixteen images spread over the split, for a cost that depends on what is seen."""
+    """Sixteen images spread over the split, for a cost that depends on the images."""
     chosen = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
     stacked = torch.stack([images[int(index)][0] for index in chosen])
     return Normalization(preprocess)(stacked, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""`sweep(run, keep_rates)`: a finished run at several keep rates, beside its own."""
+"""`sweep(run, keep_rates)`: evaluate a finished run at several keep rates besides its own."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -8,37 +8,36 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.table import Table
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.evaluation.evaluator import Judged
+from clca.evaluation.evaluator import Evaluator
 from clca.evaluation.stored import FOLDER, NUMBERS, by_rate, standard_error
 from clca.models.config import spelled, validated
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
-from clca.system.files import read_json
-from clca.system.paths import as_it_is
-from clca.training.run_folder import replacing, write_csv, write_json
+from clca.system.files import read_json, replacing, write_csv, write_json
+from clca.system.paths import shown
+from clca.system.tables import Column, Table, words
 
 FORMAT = "clca-sweep-1"
-BESIDE = ("classes.csv", "confusion.csv", "confusion.png")
+OTHER_FILES = ("classes.csv", "confusion.csv", "confusion.png")
 
 Rate = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepPoint:
     """The run at one keep rate; shares in 0 … 1.
 
     Attributes:
-        keep_rate: Share of tokens kept, or one a location.
+        keep_rate: Share of tokens kept, or one for each location.
         own: Whether the run was trained with it.
-        top1, top1_error: Share of images right, and its standard error.
-        top5, macro: Share of images right among the five most likely, and mean share over classes.
-        gmacs: Multiply-accumulates of one image in 10⁹, as the method counts them.
+        top1, top1_error: Share of images classified correctly, and its standard error.
+        top5, macro: Share of images with the true class among the five most likely, and mean share over classes.
+        gmacs: Multiply-accumulates of one image in 10⁹, as the published method counts them.
         images_per_second: Measured, the forward pass alone.
         tokens: Tokens after the last block.
-        folder: Where the rest of the evaluation is, if anywhere.
+        folder: Of the other files of the evaluation, if they were written.
     """
 
     keep_rate: Rate
@@ -60,14 +59,14 @@ class Swept:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep` found.
+    """The result of `sweep`.
 
     Attributes:
-        run, reduction: What was evaluated.
-        data, split, images: On what, and how many.
-        device, precision: Where.
-        points: One a keep rate, falling.
-        files: The table as JSON and CSV, and the picture; none where there is no folder for them.
+        run, reduction: The run, and its reduction.
+        data, split, images: The data set, its split and the number of images.
+        device, precision: That it was computed with.
+        points: One for each keep rate, from high to low.
+        files: The table as JSON and CSV, and the picture; empty if they were not written.
     """
 
     run: str
@@ -77,7 +76,7 @@ class Sweep:
     images: int
     device: str
     precision: str
-    points: tuple[Swept, ...]
+    points: tuple[SweepPoint, ...]
     files: tuple[Path, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,21 +85,21 @@ class Sweep:
         return {"format": FORMAT, **{name: getattr(self, name) for name in names}, "points": self._rows()}
 
     def render(self, console: Console) -> None:
-        """Print one table."""
-        title = as_it_is(f"{self.split} of {self.data}: {self.images} images, {self.reduction}", "table.title")
-        table = Table(title=title, title_justify="left", caption="* trained with", caption_justify="left")
-        table.add_column("keep rate", no_wrap=True)
-        for name in ("top-1", "macro", "GMACs", f"images/s ({self.device}, {self.precision})"):
-            table.add_column(name, justify="right")
-        for point in self.points:
-            table.add_row(
+        """Print the table."""
+        rows = [
+            [
                 point.rates + (" *" if point.own else ""),
                 f"{point.top1:.1%} ± {point.top1_error:.1%}",
                 f"{point.macro:.1%}",
                 f"{point.gmacs:.4g}",
                 f"{point.images_per_second:.1f}",
-            )
-        console.print(table)
+            ]
+            for point in self.points
+        ]
+        headings = ("top-1", "macro", "GMACs", f"images/s ({self.device}, {self.precision})")
+        title = shown(f"{self.split} of {self.data}: {self.images} images, {self.reduction}")
+        columns = [words("keep rate", wrap=False), *map(Column, headings)]
+        Table(columns, rows, title=title, caption="* trained with").render(console)
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [dict(vars(point)) for point in self.points]
@@ -109,20 +108,22 @@ class Sweep:
             for row in rows
         ]
 
-    def write(self, room: Path, name: str) -> tuple[Path, ...]:
+    def write(self, folder: Path, name: str) -> tuple[Path, ...]:
         """Write NAME-sweep.json, .csv and .png into a folder.
 
         Raises:
             WorkError: A file could not be written; its predecessor is whole.
         """
-        from clca.plots.sweep import draw_sweep
+        from clca.plots.sweep import KeepRatePoint, draw_sweep
 
-        picture, table, numbers = (room / f"{name}-sweep.{form}" for form in ("png", "csv", "json"))
+        picture, table, numbers = (folder / f"{name}-sweep.{form}" for form in ("png", "csv", "json"))
         with replacing(picture) as temporary:
-            draw_sweep(temporary, self)
+            marks = [KeepRatePoint(p.rates, p.gmacs, p.top1, p.top1_error, p.own) for p in self.points]
+            title = f"{Path(self.run).name}: {self.reduction}, {self.split}, {self.images} images"
+            draw_sweep(temporary, marks, title)
         rows = self._rows()
-        told = [row | {"keep_rate": point.rates} for row, point in zip(rows, self.points, strict=True)]
-        write_csv(table, list(rows[0]), (row.values() for row in told))
+        spelled_out = [row | {"keep_rate": point.rates} for row, point in zip(rows, self.points, strict=True)]
+        write_csv(table, list(rows[0]), (row.values() for row in spelled_out))
         write_json(numbers, self.as_dict())
         return numbers, table, picture
 
@@ -144,57 +145,57 @@ def sweep(
 ) -> Sweep:
     """Evaluate a run at its own keep rate and at others; model and images are loaded once.
 
-    Every rate has the folder that `evaluate` would give it. What is there already, from the same weights, images,
-    device, precision and batch size, is taken over: an interrupted sweep goes on where it was.
+    Each rate has the folder that `evaluate` would give it. A result that is there already, from the same weights,
+    images, device, precision and batch size, is reused, so that an interrupted sweep can be resumed.
 
     Args:
         run: Run folder, or a saved model's folder or hub id.
-        keep_rates: Shares of tokens, beside the run's own.
+        keep_rates: Shares of tokens, besides the run's own.
         data, split, batch_size, workers, device, precision, cache, cache_gb: As for `evaluate`.
-        out: Folder for the folders and the table; None: `RUN/evaluation`, or nowhere if `run` is not a folder.
-        console: Where it says what is done and what is taken over; None for nowhere.
+        out: Folder for these folders and the table; None: `RUN/evaluation`, or no files if `run` is not a folder.
+        console: For progress; None for none.
 
     Raises:
-        ClcaError: Whatever `evaluate` refuses; a rate that is none; or the run has but one keep rate, because nothing
-            is reduced or its parameters depend on it.
+        ClcaError: As for `evaluate`; a rate is invalid; or the run has only one keep rate, because nothing is reduced
+            or its parameters depend on the rate.
         WorkError: The files could not be written.
-        KeyboardInterrupt: Saying what is done, where something is written.
+        KeyboardInterrupt: With the number of finished rates, if files are written.
     """
     for asked in keep_rates:
         validated(backbone="", keep_rate=asked)
     if not keep_rates:
         raise ClcaError("no keep rate to sweep over: give some, such as 1 0.7 0.5 0.25 0.1")
-    judged = Judged(
+    evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
         cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
     )  # fmt: skip
-    with closing(judged):
-        return _sweep(judged, run, keep_rates, out, console)
+    with closing(evaluator):
+        return _sweep(evaluator, run, keep_rates, out, console)
 
 
 def _sweep(
-    judged: Judged, run: str | Path, keep_rates: Sequence[float], out: str | Path | None, console: Console | None
+    evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], out: str | Path | None, console: Console | None
 ) -> Sweep:
-    own = judged.own_rate
+    own = evaluator.own_rate
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
-    room = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
-    folders = [judged.folder(rate, room) for rate in rates]
-    if room is not None and judged.accelerator.is_main_process:
-        _make(room)
-    known = [_known(folder, judged.fingerprint) for folder in folders]
-    known = broadcast_object_list(known)  # on other machines there may be no such folder, and all must do the same
-    points: list[Swept] = []
+    parent = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
+    folders = [evaluator.folder(rate, parent) for rate in rates]
+    if parent is not None and evaluator.accelerator.is_main_process:
+        _make_folder(parent)
+    known = [_known(folder, evaluator.fingerprint) for folder in folders]
+    known = broadcast_object_list(known)  # other machines may lack the folder, and all processes must do the same
+    points: list[SweepPoint] = []
     try:
         for rate, folder, numbers in zip(rates, folders, known, strict=True):
-            told = f"keep rate {spelled(rate)}"
+            heading = f"keep rate {spelled(rate)}"
             if numbers is not None:
-                _say(console, f"{told}: taken from {folder}")
+                _report(console, f"{heading}: taken from {folder}")
             else:
-                numbers = judged.evaluate(rate, folder).summary()
-                _say(console, f"{told}: done")
+                numbers = evaluator.evaluate(rate, folder).summary()
+                _report(console, f"{heading}: done")
             points.append(_point(rate, rate == own, numbers, folder))
     except KeyboardInterrupt:
-        if room is None:
+        if parent is None:
             raise
         done = len(points) + sum(numbers is not None for numbers in known[len(points) :])
         raise KeyboardInterrupt(
@@ -202,24 +203,24 @@ def _sweep(
         ) from None
     found = Sweep(
         run=str(run),
-        reduction=judged.model.config.reduction,
-        data=judged.root,
-        split=judged.split,
+        reduction=evaluator.model.config.reduction,
+        data=evaluator.root,
+        split=evaluator.split,
         images=numbers["images"],
-        device=judged.accelerator.device.type,
-        precision=judged.accelerator.mixed_precision,
+        device=evaluator.accelerator.device.type,
+        precision=evaluator.accelerator.mixed_precision,
         points=tuple(points),
     )
-    if room is not None:
+    if parent is not None:
         files: tuple[Path, ...] = ()
-        if judged.accelerator.is_main_process:
-            files = found.write(room, judged.name)
+        if evaluator.accelerator.is_main_process:
+            files = found.write(parent, evaluator.name)
         found = Sweep(**(vars(found) | {"files": files}))
     return found
 
 
 def _can_change(run: str, model: TokenReducedViT) -> None:
-    """Refuse what has one keep rate only."""
+    """Raise for a model that has only one keep rate."""
     name = model.config.reduction
     kind = reduction_class(name)
     if kind is None:
@@ -234,15 +235,15 @@ def _can_change(run: str, model: TokenReducedViT) -> None:
 
 
 def _known(folder: Path | None, fingerprint: str) -> dict[str, Any] | None:
-    """The numbers of an earlier evaluation of the same, if it is whole."""
-    if folder is None or not all((folder / name).is_file() for name in BESIDE):
+    """The numbers of an earlier evaluation with this fingerprint, if its files are complete."""
+    if folder is None or not all((folder / name).is_file() for name in OTHER_FILES):
         return None
     numbers = read_json(folder / NUMBERS)
     return numbers if numbers is not None and numbers.get("fingerprint") == fingerprint else None
 
 
-def _point(rate: Rate, own: bool, numbers: dict[str, Any], folder: Path | None) -> Swept:
-    return Swept(
+def _point(rate: Rate, own: bool, numbers: dict[str, Any], folder: Path | None) -> SweepPoint:
+    return SweepPoint(
         keep_rate=rate,
         own=own,
         top1=numbers["top1"],
@@ -256,17 +257,17 @@ def _point(rate: Rate, own: bool, numbers: dict[str, Any], folder: Path | None) 
     )
 
 
-def _make(room: Path) -> None:
+def _make_folder(parent: Path) -> None:
     try:
-        room.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkError(f"{room}: cannot be made ({reason(error)})") from error
+        raise WorkError(f"{parent}: cannot be made ({reason(error)})") from error
 
 
 def _plain(rate: Rate) -> float | list[float]:
     return list(rate) if isinstance(rate, tuple) else rate
 
 
-def _say(console: Console | None, line: str) -> None:
+def _report(console: Console | None, line: str) -> None:
     if console is not None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import IO, Literal
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from clca.errors import ClcaError, reason
 from clca.evaluation.predictor import Prediction
-from clca.system.paths import as_it_is, shown
-from clca.training.run_folder import csv_writer, replacing
-
-_UNLIMITED = 100_000  # columns of a table in a file: no name is cut
+from clca.system.files import csv_writer, replacing
+from clca.system.paths import shown
+from clca.system.tables import Column, Table, words
 
 
 def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "jsonl"], out: Path | None) -> None:
@@ -53,16 +50,17 @@ def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "
 
 
 def _table(answers: Iterable[Prediction], file: IO[str]) -> None:
-    table = Table(title_justify="left")
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    for answer in answers:
-        names = Text("\n".join(map(shown, answer.classes)))
-        probabilities = "\n".join(f"{p:.1%}" for p in answer.probabilities)
-        table.add_row(as_it_is(answer.path), names, probabilities, end_section=True)
-    if table.row_count:
-        Console(file=file, width=None if file.isatty() else _UNLIMITED).print(table)
+    rows = [
+        [
+            shown(answer.path),
+            "\n".join(map(shown, answer.classes)),
+            "\n".join(f"{probability:.1%}" for probability in answer.probabilities),
+        ]
+        for answer in answers
+    ]
+    if rows:
+        columns = [words("image"), words("class"), Column("probability")]
+        Table(columns, rows, sections=range(len(rows))).render(Console(file=file))
 
 
 def _csv(answers: Iterable[Prediction], file: IO[str]) -> None:

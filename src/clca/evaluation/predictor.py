@@ -16,9 +16,9 @@ from clca.data.images import EXTENSIONS
 from clca.data.sources.walk import visible_files
 from clca.data.transforms import Normalization, from_preprocess, transformed
 from clca.errors import ClcaError, reason
-from clca.evaluation.ranking import most_likely
 from clca.kernels.linear import prepacked
 from clca.models.pretrained import from_pretrained
+from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.paths import expanded
 from clca.training.device import make_accelerator
@@ -80,7 +80,7 @@ def predict(
     if top_k < 1:
         raise ClcaError(f"top_k {top_k}: name at least one class")
     if batch_size < 1:
-        raise ClcaError(f"batch_size {batch_size}: take at least one image at once")
+        raise ClcaError(f"batch_size {batch_size}: must be at least 1")
     if keep_rate is not None:
         model.keep_rate = keep_rate
     files = find_images([paths] if isinstance(paths, (str, Path)) else paths)

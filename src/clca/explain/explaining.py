@@ -13,11 +13,11 @@ from torch import Tensor
 from clca.data.images import read_image
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
-from clca.evaluation.ranking import most_likely
 from clca.explain.depths import DepthShare, depth_shares, kernel_shares
 from clca.explain.explanation import Attention, Explanation, Stage
 from clca.explain.view import View
 from clca.explain.watching import Watch, cls_attention, scatter, watch
+from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.trace import Trace
 from clca.reductions import reduction_class

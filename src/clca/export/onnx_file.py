@@ -17,7 +17,7 @@ from clca.export.metadata import BATCH, INPUT, OUTPUT, describe
 from clca.export.onnx_ops import translations
 from clca.export.program import at_fault, called, capture, quiet
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 OPSET = 18  # the exporter's own; ONNX Runtime reads it from 1.14 on
 _LARGEST = 2**31 - 2**20  # protobuf's limit, less what is not weights

@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from clca.errors import ClcaError, WorkError
 from clca.export.metadata import BATCH, describe
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 METADATA_FILE = "metadata.json"
 _EXAMPLE_BATCH = 2  # 1 would be taken for a constant

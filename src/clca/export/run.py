@@ -17,8 +17,9 @@ from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.files import replacing
 from clca.system.timing import Spread, interleaved
-from clca.training.run_folder import refuse_run_file, replacing
+from clca.training.run_folder import refuse_run_file
 
 KINDS = ("onnx", "pt2")
 INT8_AGREEMENT = 0.9

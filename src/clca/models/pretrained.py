@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +30,7 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weight_headers import TensorHeader, check_memory
 from clca.models.weights import differences, load_strict, read_header, read_state_dict
 from clca.reductions.registry import SHIPPED
-from clca.system.files import MOST_BYTES, parse_json, read_bounded
+from clca.system.files import MOST_BYTES, parse_json, read_bounded, temporary_beside
 from clca.system.paths import expanded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -69,7 +65,7 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool
             raise ClcaError(f"{folder / CONFIG} would be larger than {MOST_BYTES / 2**20:g} MiB: shorten the classes")
         tensors = _apart(state)
         # Both are written before either takes its place: a full disk leaves the old pair as it was.
-        with _beside(folder / WEIGHTS) as weights, _beside(folder / CONFIG) as text:
+        with temporary_beside(folder / WEIGHTS) as weights, temporary_beside(folder / CONFIG) as text:
             save_file(tensors, weights, metadata={"format": "pt"})
             text.write_text(written, encoding="utf-8")
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
@@ -253,21 +249,6 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
             f"check the path{hint}"
         ) from None
     return Path(folder)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A file to write beside the target, which takes its place at once, so that a reader never sees half a file."""
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    beside.touch(exist_ok=False)
-    mode = beside.stat().st_mode & 0o777  # whom the user lets read new files; safetensors lets nobody else
-    try:
-        yield beside
-        os.chmod(beside, mode)
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _read_config(file: Path) -> dict[str, Any]:

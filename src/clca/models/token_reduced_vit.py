@@ -56,6 +56,7 @@ class TokenReducedViT(TimmContract):
         self.auxiliary_loss: Tensor = torch.zeros(())
         self.grad_checkpointing = False
         self.economical = True  # False computes also what nothing reads, as the published program does
+        self.bit_exact = True  # timm's bits where nothing is reduced and no module is on; False: fast kernels there too
         self.num_clr = config.num_clr if config.clc else 0
         self._adopt_embedding(vit, config.img_size)
         self.blocks = vit.blocks
@@ -345,7 +346,8 @@ class TokenReducedViT(TimmContract):
     def _has_own_rounding(self) -> bool:
         """False where the output must be timm's to the last bit: no module, and nothing reduced."""
         reduces = len(self.reductions) > 0 and any(rate < 1 for rate in self._schedule.rates)
-        return self.economical and (self.cla_head is not None or bool(self.recover_at) or reduces)
+        changes = self.cla_head is not None or bool(self.recover_at) or reduces
+        return self.economical and (changes or not self.bit_exact)
 
     def _only_cls_is_read_after(self, index: int) -> bool:
         return self.cla_head is not None and index == len(self.blocks) - 1

@@ -14,9 +14,9 @@ MOST_WITH_NAMES = 120
 def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str]) -> None:
     """Draw the share of each true class that went to each predicted class.
 
-    Up to 25 classes each cell says its count; up to 120 every class is named, beyond that every n-th. Colours go from
-    light to dark in one hue, so they can be told apart without colour vision and in print; their scale is that of a
-    square root, so that a single mistake shows.
+    Up to 25 classes each cell shows its count; up to 120 every class is named, beyond that every n-th. Colours go from
+    light to dark in one hue, so they can be distinguished without colour vision and in print; their scale is that
+    of a square root, so that a single mistake shows.
 
     Args:
         path: PNG file to write.
@@ -30,8 +30,8 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
     count = len(names)
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     cell = 0.55 if count <= MOST_WITH_NUMBERS else 0.17 if count <= MOST_WITH_NAMES else max(0.02, 16 / count)
-    told = [name if len(name) <= 22 else name[:20] + "…" for name in map(shown, names)]
-    margin = 1.2 + 0.085 * max(len(name) for name in told)
+    labels = [name if len(name) <= 22 else name[:20] + "…" for name in map(shown, names)]
+    margin = 1.2 + 0.085 * max(len(name) for name in labels)
     side = max(3.0, cell * count)
     figure = Figure(figsize=(side + margin + 0.9, side + margin), layout="constrained")
     FigureCanvasAgg(figure)
@@ -40,8 +40,8 @@ def write_confusion_picture(path: Path, confusion: np.ndarray, names: list[str])
     step = 1 if count <= MOST_WITH_NAMES else -(-count // 60)
     ticks = range(0, count, step)
     size = 9 if count <= MOST_WITH_NUMBERS else 7
-    axes.set_xticks(ticks, [told[k] for k in ticks], rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(ticks, [told[k] for k in ticks], fontsize=size, parse_math=False)
+    axes.set_xticks(ticks, [labels[k] for k in ticks], rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, [labels[k] for k in ticks], fontsize=size, parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     right = np.trace(confusion) / max(1, confusion.sum())

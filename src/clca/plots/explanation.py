@@ -13,7 +13,7 @@ from PIL import Image
 
 from clca.explain import Explanation, Stage, View
 from clca.plots.fonts import save_figure
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 _INK, _FAINT = "#26302a", "#6d776f"
 _FOR, _AGAINST, _LOOKED_AT = "#b5472f", "#2b6a9b", "#e08a00"
@@ -56,10 +56,10 @@ def draw_explanation(path: str | Path, explanation: Explanation, title: str = ""
         left = side + column * _CELL
         return figure.add_axes((left / width, 1 - (y + tall) / height, wide * _CELL / width, tall / height))
 
-    said = f"{explanation.top[0][0]}, {explanation.top[0][1]:.0%}"
+    answer = f"{explanation.top[0][0]}, {explanation.top[0][1]:.0%}"
     if explanation.target != explanation.top[0][0]:
-        said += f" (explained: {explanation.target}, {explanation.probability:.0%})"
-    figure.text(side / width, 1 - 0.2 / height, title or said, size=12, weight="bold", color=_INK,
+        answer += f" (explained: {explanation.target}, {explanation.probability:.0%})"
+    figure.text(side / width, 1 - 0.2 / height, title or answer, size=12, weight="bold", color=_INK,
                 va="center", parse_math=False)  # fmt: skip
     y = top
     for row in rows:

@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from clca.plots.fonts import save_figure
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 INK, FAINT, GRID, PAPER = "#222222", "#6b6b6b", "#dddddd", "#ffffff"
 LIGHT = {
@@ -71,7 +71,7 @@ class Panel:
     Attributes:
         title: Above it.
         draw: Called with matplotlib axes; may be called more than once.
-        alt: What it shows, in words, for who does not see it.
+        alt: Description for screen readers.
         height: In inches, if not the picture's.
     """
 
@@ -91,7 +91,7 @@ class Picture:
         panels: At least one.
         legend: Shared by all panels.
         width, height: Of a panel in inches.
-        columns: At most so many panels side by side in print.
+        columns: Maximum number of panels side by side in print.
         note: Above the legend in the files, which have no caption: what letters in the panels stand for.
     """
 
@@ -191,7 +191,7 @@ def inline(svg: str, key: str, title: str, description: str) -> str:
     Args:
         svg: The file.
         key: Put before every id, so that pictures of one page do not meet.
-        title, description: For who does not see it.
+        title, description: For screen readers.
     """
     root = ElementTree.fromstring(svg)
     for element in root.iter():
@@ -254,7 +254,7 @@ def _rounded(text: str) -> str:
 
 
 def _unwrap(element: ElementTree.Element) -> None:
-    """Put the children of groups that say nothing in their place."""
+    """Put the children of groups without attributes in their place."""
     for child in list(element):
         _unwrap(child)
     place = 0

@@ -1,22 +1,19 @@
-"""Speed-up against MAC ratio: where wall clock follows the tokens, points lie on the diagonal."""
+"""Speed-up against the ratio of MACs: points lie on the diagonal where time falls as the MACs do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clca.evaluation.stored import by_rate
-from clca.models.config import spelled
 from clca.plots.fonts import save_figure
 from clca.reductions import list_reductions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from clca.benchmark.result import Row
 
 # Okabe and Ito's colours (grey for their yellow, which is lost in print), with a marker each, so that neither colour
 # vision nor colour print is needed.
@@ -37,34 +34,64 @@ def style_of(reduction: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "markersize": size, "markeredgecolor": _INK, "markeredgewidth": 0.5}
 
 
-def draw_speed_ups(path: Path, panels: Sequence[tuple[str, Sequence[Row]]], form: str = "png") -> None:
+@dataclass(frozen=True)
+class SpeedUp:
+    """One reduced model beside the dense one with the same kernels.
+
+    Attributes:
+        reduction: Its colour and marker.
+        mac_ratio: The dense model's MACs over its own.
+        median, p10, p90: Times faster than the dense model.
+    """
+
+    reduction: str
+    mac_ratio: float
+    median: float
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class SpeedUpPanel:
+    """The models of one setting.
+
+    Attributes:
+        title: Model, then a comma, then the setting.
+        keep_rates: Those of the points, in words.
+        speed_ups: Of one reduction in the order in which a line connects them.
+        kernels: Times that the dense model with the same kernels is faster than timm's; None if timm's has no times.
+    """
+
+    title: str
+    keep_rates: str
+    speed_ups: Sequence[SpeedUp]
+    kernels: float | None = None
+
+
+def draw_speed_ups(path: Path, panels: Sequence[SpeedUpPanel], form: str = "png") -> None:
     """Write a picture with one panel a setting.
 
     Args:
         path: The file.
-        panels: Title and rows of each panel; rows without a speed-up are left out.
+        panels: At least one, none of them empty.
         form: "png" or "pdf".
     """
     save_figure(speed_up_figure(panels), path, dpi=160, format=form)
 
 
-def speed_up_figure(panels: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
+def speed_up_figure(panels: Sequence[SpeedUpPanel]) -> Figure:
     """What `draw_speed_ups` draws."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [
-        (title, [row for row in rows if row.share and row.candidate.reduction != "dense"]) for title, rows in panels
-    ]
-    panels = [(title, rows) for title, rows in panels if rows]
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(6.0, 4.3 * columns + 0.4), 4.2 * lines + 1.1), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(max(6.0, 4.7 * columns + 0.4), 4.2 * lines + 1.1), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False)
     handles: dict[str, Any] = {}
-    for axes, (title, rows) in zip(grid.flat, panels, strict=False):
-        _panel(axes, title, rows, handles)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        _panel(axes, panel, handles)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     handles["faster by as much"] = handles.pop("faster by as much")  # last
@@ -74,7 +101,7 @@ def speed_up_figure(panels: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, as many as have room for their labels on a logarithmic axis."""
+    """Round numbers from low to high, as many as fit with their labels on a logarithmic axis."""
     for ticks in _TICKS:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if all(math.log(b / a) >= 0.13 * math.log(high / low) for a, b in pairwise(ticks)):
@@ -82,10 +109,10 @@ def _ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _panel(axes: Any, title: str, rows: Sequence[Row], handles: dict[str, Any]) -> None:
-    ratios = [row.mac_ratio for row in rows if row.mac_ratio]
-    speeds = [end for row in rows if row.speed_up for end in (row.speed_up.p10, row.speed_up.p90)]
-    low, high = min([1.0, *ratios, *speeds]) * 0.9, max([1.2, *ratios, *speeds]) * 1.08
+def _panel(axes: Any, panel: SpeedUpPanel, handles: dict[str, Any]) -> None:
+    points = panel.speed_ups
+    ends = [value for point in points for value in (point.mac_ratio, point.p10, point.p90)]
+    low, high = min([1.0, *ends]) * 0.9, max([1.2, *ends]) * 1.08
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xlim(low, high)
@@ -95,25 +122,35 @@ def _panel(axes: Any, title: str, rows: Sequence[Row], handles: dict[str, Any]) 
     (line,) = axes.plot([low, high], [low, high], color=_FAINT, lw=1, zorder=1)
     handles["faster by as much"] = line
     axes.text(high / 1.02, low * 1.01, "slower than dense", size=8, color=_FAINT, va="bottom", ha="right")
-    ticks = _ticks(low, high)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [f"{tick:g}×" for tick in ticks])
-        axis.set_ticks([], minor=True)
-    for name in dict.fromkeys(row.candidate.reduction for row in rows):
-        own = [row for row in rows if row.candidate.reduction == name]
-        own.sort(key=lambda row: by_rate(row.candidate.keep_rate), reverse=True)
-        x = [row.mac_ratio for row in own]
-        y = [row.speed_up.median for row in own if row.speed_up]
-        ends = [[row.speed_up.median - row.speed_up.p10 for row in own if row.speed_up],
-                [row.speed_up.p90 - row.speed_up.median for row in own if row.speed_up]]  # fmt: skip
+    _set_ticks([axes.xaxis, axes.yaxis], low, high)
+    for name in dict.fromkeys(point.reduction for point in points):
+        own = [point for point in points if point.reduction == name]
+        x, y = [point.mac_ratio for point in own], [point.median for point in own]
+        ranges = [[point.median - point.p10 for point in own], [point.p90 - point.median for point in own]]
         style = style_of(name)
-        axes.errorbar(x, y, yerr=ends, fmt="none", ecolor=style["color"], elinewidth=0.8, zorder=2)
+        axes.errorbar(x, y, yerr=ranges, fmt="none", ecolor=style["color"], elinewidth=0.8, zorder=2)
         (handles[name],) = axes.plot(x, y, lw=0.9, zorder=3, **style)
-    rates = sorted({row.candidate.keep_rate for row in rows}, key=by_rate, reverse=True)
-    listed = ", ".join(map(spelled, rates))
-    axes.set_xlabel(f"times fewer MACs (keep rate {listed})", color=_INK)
-    axes.set_ylabel("times faster than dense", color=_INK)
-    head, _, tail = title.partition(", ")
+    axes.set_xlabel(f"times fewer MACs (keep rate {panel.keep_rates})", color=_INK)
+    axes.set_ylabel("times faster than dense, same kernels", color=_INK)
+    head, _, tail = panel.title.partition(", ")
     axes.set_title(f"{head}\n{tail}", fontsize=9.5, color=_INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    if panel.kernels is not None:
+        _second_axis(axes, panel.kernels, low, high)
+
+
+def _second_axis(axes: Any, kernels: float, low: float, high: float) -> None:
+    """On the right the same heights over timm's dense model, which is slower by what the kernels give."""
+    right = axes.secondary_yaxis("right", functions=(lambda y: y * kernels, lambda y: y / kernels))
+    _set_ticks([right.yaxis], low * kernels, high * kernels)
+    right.tick_params(colors=_FAINT)
+    right.spines["right"].set_color(_FAINT)
+    right.set_ylabel(f"than timm's dense (kernels alone: {kernels:.2f}×)", color=_FAINT)
+
+
+def _set_ticks(axes: Sequence[Any], low: float, high: float) -> None:
+    ticks = _ticks(low, high)
+    for axis in axes:
+        axis.set_ticks(ticks, [f"{tick:g}×" for tick in ticks])
+        axis.set_ticks([], minor=True)

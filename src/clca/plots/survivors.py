@@ -3,88 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from clca.models.token_reduced_vit import TokenReducedViT
+from clca.explain.survivors import Survivors
 from clca.plots.fonts import save_figure
 
 _FADED = 0.86  # how far a dropped patch goes towards paper
 _PAPER = np.array([0.955, 0.95, 0.935])
 _INK, _FAINT, _RIGHT, _WRONG = "#26302a", "#7b857e", "#2f7d4f", "#b5472f"
 _LINE = (0.12, 0.16, 0.14, 0.8)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is left after one reduction.
-
-    Attributes:
-        block: The reduction block.
-        tokens: Tokens that it puts out.
-        owner: The token that holds each patch, -1 where it was dropped, [B, P].
-        fused: Whether a patch is in a token that fuses what was dropped (EViT), there or before, [B, P].
-    """
-
-    block: int
-    tokens: int
-    owner: NDArray[np.int64]
-    fused: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Survivors:
-    """What one model did to some images.
-
-    Attributes:
-        name: Heading.
-        grid: Patches down and across.
-        stages: One a reduction location.
-        answers: The class given to each image.
-        probabilities: Of that class.
-    """
-
-    name: str
-    grid: tuple[int, int]
-    stages: list[Stage]
-    answers: list[str]
-    probabilities: list[float]
-
-
-@torch.inference_mode()
-def survivors(model: TokenReducedViT, name: str, images: Tensor) -> Survivors:
-    """Trace what a model does to images.
-
-    Args:
-        model: With `classes`; put in evaluation mode.
-        name: Heading of its columns.
-        images: As the model takes them, [B, 3, H, W].
-    """
-    logits, trace = model.eval().forward_trace(images)
-    stages = [
-        Stage(block, _count(trace.tokens[block]), trace.owner[block].cpu().numpy(), trace.fused[block].cpu().numpy())
-        for block in (model.locations if model.config.reduction != "none" else ())
-    ]
-    best = logits.float().softmax(dim=1).max(dim=1)
-    classes = model.classes or [str(k) for k in range(logits.shape[1])]
-    height, width = model.patch_embed.grid_size
-    return Survivors(
-        name,
-        (int(height), int(width)),
-        stages,
-        [classes[k] for k in best.indices.tolist()],
-        best.values.tolist(),
-    )
-
-
-def _count(tokens: int | Tensor) -> int:
-    return tokens if isinstance(tokens, int) else round(tokens.float().mean().item())
 
 
 def paint(
@@ -193,9 +124,9 @@ def draw_survivors(
                 y = 1 - (top - 0.32) / size[1]
                 figure.text((box.x0 + last.x1) / 2, y, model.name, size=10.5, color=_INK, ha="center", weight="bold")
             right = model.answers[row] == truth
-            said = f"{'✓' if right else '✗'} {model.answers[row]}, {model.probabilities[row]:.0%}"
+            caption = f"{'✓' if right else '✗'} {model.answers[row]}, {model.probabilities[row]:.0%}"
             axes.text(
-                1, -0.035, said, transform=axes.transAxes, size=7.5, ha="right", va="top",
+                1, -0.035, caption, transform=axes.transAxes, size=7.5, ha="right", va="top",
                 color=_RIGHT if right else _WRONG,
             )  # fmt: skip
     note = (

@@ -1,4 +1,4 @@
-"""Pages: templates filled, figures inlined, files written whole."""
+"""Pages: fill templates, inline figures, write files atomically."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from urllib.parse import unquote
 
 from clca.errors import ClcaError
 from clca.plots.figure import DARK, LIGHT, Mark, Picture, panel_svgs, swatch, write_files
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 _NEEDED = ("pandas", "pyarrow", "jinja2")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure as a template takes it.
+    """A figure as the templates expect it.
 
     Attributes:
         picture: Title, name and caption.
-        svgs: One a panel.
-        legend: Each mark and its sign.
-        files: Names below figures/, to link to.
-        sentences: Said below it.
+        svgs: One for each panel.
+        legend: Each mark with its symbol as SVG.
+        files: Names in figures/, for links.
+        sentences: Printed below it.
     """
 
     picture: Picture
@@ -39,10 +39,10 @@ class Shown:
 
 
 def need_extras() -> None:
-    """Refuse to begin without what a report is made with.
+    """Check that the packages a report needs are installed.
 
     Raises:
-        ClcaError: With the command that installs it.
+        ClcaError: One is missing; the message has the command that installs it.
     """
     absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if absent:
@@ -60,37 +60,37 @@ def shown(picture: Picture, folder: Path | None = None, sentences: Sequence[str]
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
-    """Fill a template of this folder and write the page whole or not at all.
+    """Fill a template and write the page atomically.
 
-    Figures and tables that the page linked to before and does not any more are removed: they would be taken for its.
+    Figures and tables that only the previous page linked to are removed, so that they are not taken for current ones.
 
     Args:
         path: The file.
-        template: "study.html.jinja" or "run.html.jinja".
-        content: What it asks for; all text is escaped.
+        template: "study/study.html.jinja" or "run/run.html.jinja".
+        content: The template's variables; all text is escaped.
 
     Raises:
         WorkError: It could not be written.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    room = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    text = room.get_template(template).render(light=LIGHT, dark=DARK, **content)
+    text = environment.get_template(template).render(light=LIGHT, dark=DARK, **content)
     try:
         earlier = _linked(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         earlier = set()
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be none
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a file's name may not be UTF-8
     for name in earlier - _linked(text):
         with suppress(OSError):
             (path.parent / name).unlink()
 
 
 def _linked(text: str) -> set[str]:
-    """The files below figures/ and tables/ that a page of ours links to."""
+    """The files in figures/ and tables/ that a page written by this module links to."""
     if '<meta name="generator" content="clca report">' not in text:
         return set()
     links = re.findall(r'<a href="((?:figures|tables)/[^"/]+\.(?:png|pdf|csv|tex))">', text)

@@ -1,7 +1,7 @@
 """Published results as data, and the runs of ours that each of them can be held against.
 
-`published.csv` has one row a number: what the paper's table and figures say (Rios et al., ICASSP 2025), for CLCA and
-for the methods that it is compared with. A row that is a setting of this library says which.
+`published.csv` has one row per number of the paper's table and figures (Rios et al., ICASSP 2025), for CLCA and
+for the methods that it is compared with. A row that corresponds to a setting of this library names it.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def published() -> pd.DataFrame:
     """Every published number.
 
     Returns:
-        One row a number: `method`; `data` (the set's short name; None: not said; two names: over both); `kind`
+        One row a number: `method`; `data` (the set's short name; None: not given; two names: over both); `kind`
         ("top-1" or "median gain"); `top1` (percent), or `gain_low` and `gain_high` (points); `gmacs` (one image);
-        `img_size` (pixels); `backbone` (a name, a pattern, or None: one of `NINE`, not said which), `reduction`,
+        `img_size` (pixels); `backbone` (a name, a pattern, or None: one of `NINE`, not stated which), `reduction`,
         `keep_rate` and `arm` where it is a setting of this library, else None; `approximate` (read from a figure);
         `source`; `note`.
     """
@@ -71,7 +71,7 @@ def _read() -> pd.DataFrame:
     with (resources.files("clca.report") / "published.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype={**dict.fromkeys(text, object), "img_size": "Int64"}, keep_default_na=False,
                            na_values={name: [""] for name in _NUMBERS})  # fmt: skip
-    for name in text:  # "none" is a reduction and "" is what was not said
+    for name in text:  # "none" is a reduction and "" is not given
         rows[name] = rows[name].where(rows[name] != "", None)
     rows["approximate"] = rows["approximate"] == "yes"
     return rows
@@ -92,8 +92,8 @@ def join(table: pd.DataFrame) -> pd.DataFrame:
     """Put the published number beside every row that is the same setting on the same set at the same image size.
 
     Top-1 of the table is `top1_mean` (percent, as of `over_seeds`) where there is one, else `top1` (0 to 1, as in the
-    results table). Rows are neither lost nor doubled nor moved. Where the paper does not say which backbone, each of
-    its nine is joined, and `published_note` says so. EViT at keep rate 1 and no reduction are the same model and match
+    results table). Rows are neither lost nor doubled nor moved. Where the paper does not name the backbone, each of
+    its nine is joined, and `published_note` notes it. EViT at keep rate 1 and no reduction are the same model and match
     alike. Keep rates that differ from block to block, and other blocks, are other settings, whatever the mean.
     Carriers, GAP and head width must be the defaults, as in the paper's main results.
 
@@ -116,8 +116,8 @@ def join(table: pd.DataFrame) -> pd.DataFrame:
     joined["published_top1"] = pd.Series(values, index=joined.index, dtype=float)
     joined["difference"] = (ours - joined["published_top1"]).astype(float)
     for name, theirs in (("published_method", "method"), ("published_note", "note"), ("approximate", "approximate")):
-        told = [None if row is None else row[theirs] for row in matches]
-        joined[name] = pd.Series(told, index=joined.index, dtype=object)
+        values = [None if row is None else row[theirs] for row in matches]
+        joined[name] = pd.Series(values, index=joined.index, dtype=object)
     return joined
 
 

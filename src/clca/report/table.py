@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from clca.errors import WorkError, reason
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
+from clca.system.tables import Column, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,27 +49,7 @@ _LONG = 44  # a cell of more characters wraps
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column as it is shown.
-
-    Attributes:
-        title: Its heading, without the unit.
-        unit: Such as "%" or "points"; "" for none.
-        align: "left" for words, "right" for numbers.
-    """
-
-    title: str
-    unit: str = ""
-    align: Literal["left", "right"] = "right"
-
-    @property
-    def heading(self) -> str:
-        """Top-1 (%)."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-
-@dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table that the page, the console and LaTeX show alike.
 
     Attributes:
@@ -99,17 +80,7 @@ class Table:
 
     def render(self, console: Console) -> None:
         """Print it, and its note below."""
-        from rich import box
-        from rich.table import Table as Printed
-        from rich.text import Text
-
-        printed = Printed(title=Text(self.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for column in self.columns:
-            printed.add_column(Text(column.heading), justify=column.align, overflow="fold")
-        for row in self.rows:
-            printed.add_row(*map(Text, row))
-        console.print(printed)
-        console.print(Text(self.note, style="dim"))
+        Table(self.columns, self.rows, title=self.title, caption=self.note, frame="rule").render(console)
 
     def latex(self, label: str = "") -> str:
         """A `table`, or a `longtable` if it does not fit a page; needs booktabs (and longtable), and T1.
@@ -155,7 +126,7 @@ def _formula(text: str) -> str:
     return f"${text}$"
 
 
-def write_tables(folder: Path, tables: Mapping[str, Table]) -> list[Path]:
+def write_tables(folder: Path, tables: Mapping[str, ReportTable]) -> list[Path]:
     """Write NAME.csv and NAME.tex of each table, each file whole or not at all.
 
     Args:

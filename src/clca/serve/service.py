@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from clca.data.decoding import Decoders
-from clca.evaluation.ranking import most_likely
+from clca.models.ranking import most_likely
 from clca.serve.batching import Batcher
 from clca.serve.decoding import decode, decode_image
 from clca.serve.errors import Refusal

@@ -8,7 +8,7 @@ import torch
 
 from clca.errors import WorkError
 from clca.models.torch_files import check_torch_file
-from clca.training.run_folder import replacing
+from clca.system.files import replacing
 
 FORMAT = 1
 

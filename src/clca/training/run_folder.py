@@ -4,21 +4,16 @@ Every file but the growing `metrics.jsonl` is written beside its place and then 
 full disk leaves the previous one whole.
 """
 
-import csv
-import io
-import json
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from clca.errors import ClcaError, WorkError, reason
+from clca.errors import ClcaError, reason
 from clca.models.stored_model import check_count
 from clca.system.files import parse_json, part, read_bounded
 from clca.training.config import TrainConfig, identity
@@ -35,72 +30,6 @@ FILES = (CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY)
 State = Literal["new", "started", "finished"]
 
 
-@contextmanager
-def replacing(path: Path, *, in_own_folder: bool = False) -> Iterator[Path]:
-    """A temporary file in the same folder that takes the place of `path` once the block ends without an error.
-
-    A symlink stays, and what it points to is replaced. A FIFO or a device stays too: it is given the content of a
-    temporary file that lies elsewhere.
-
-    Args:
-        path: The file, there or not.
-        in_own_folder: The temporary file has the name of the file, in a folder in which other files may be left; they
-            are removed with it. Whether that can be made is told before the block begins.
-
-    Raises:
-        ClcaError: With `in_own_folder`, `path` is a folder, or none can be made beside it.
-        WorkError: It could not be written; what was there before is still there.
-    """
-    target, stream = Path(os.path.realpath(path)), _is_stream(path)
-    if in_own_folder and target.is_dir():
-        raise ClcaError(f"{path}: is a folder; name a file")
-    whole = "" if stream else "; the previous one, if any, is whole"
-    try:
-        with _temporary_folder(target, stream, in_own_folder) as folder:
-            temporary = Path(folder, target.name if in_own_folder else f".{target.name}.{os.getpid()}.tmp")
-            try:
-                yield temporary
-                if stream:
-                    with open(temporary, "rb") as content, open(path, "ab") as there:
-                        shutil.copyfileobj(content, there)
-                else:
-                    with open(temporary, "rb+") as file:
-                        os.fsync(file.fileno())
-                    os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WorkError(f"{path} could not be written ({reason(error)}){whole}") from error
-    except RuntimeError as error:  # torch's own writer reports a full disk as this
-        told = str(error)
-        if isinstance(error, WorkError) or not any(
-            word in told for word in ("PytorchStreamWriter", "inline_container", "write")
-        ):
-            raise
-        raise WorkError(f"{path} could not be written (is the disk full?){whole}") from error
-
-
-def _temporary_folder(target: Path, elsewhere: bool, own: bool) -> AbstractContextManager[str | Path]:
-    if elsewhere:
-        return tempfile.TemporaryDirectory()
-    if not own:
-        return nullcontext(target.parent)
-    try:
-        return tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise ClcaError(f"{target}: nothing can be written there ({reason(error)}); choose another place") from None
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether it is there to be written to and not to be replaced: a device, a FIFO, an open file such as /dev/stdout.
-
-    An open file may be a regular one that the shell appends to.
-    """
-    return (os.path.exists(path) and not os.path.isfile(path)) or str(path).startswith(
-        ("/dev/std", "/dev/fd/", "/proc/")
-    )
-
-
 def refuse_run_file(out: Path, run: Path) -> None:
     """Refuse a file to write to that is one of those a run or a saved model is made of, also through links.
 
@@ -115,101 +44,6 @@ def refuse_run_file(out: Path, run: Path) -> None:
     for folder in (run, out.parent, target.parent):
         if (folder / CONFIG).is_file() and str(target) in (os.path.realpath(folder / name) for name in FILES):
             raise ClcaError(f"--out {out}: is a file of the run or saved model in {folder}; choose another name")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table as UTF-8, a line a row.
-
-    Raises:
-        WorkError: It could not be written; what was there before is still there.
-    """
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv_writer(file)
-        writer.writerow(heads)
-        writer.writerows(rows)
-
-
-_LARGEST_CSV, _MOST_CELLS = 16 << 20, 2_000_000
-
-
-def read_csv(path: Path) -> list[list[str]]:
-    """Lines of a table; none where there is no such file, it cannot be read, or is larger than an evaluation leaves.
-
-    A table of the confusions of 1,400 classes has two million cells.
-    """
-    try:
-        content = read_bounded(path, _LARGEST_CSV)
-        if content.count(b",") + content.count(b"\n") > _MOST_CELLS:
-            return []
-        return [line for line in csv.reader(io.StringIO(content.decode("utf-8"), newline="")) if line]
-    except (OSError, ValueError, csv.Error):
-        return []
-
-
-def csv_writer(file: IO[str]) -> Any:
-    """A writer of `csv` whose lines end in a line feed alone.
-
-    Told to end them so, `csv` would not quote a carriage return in a name.
-    """
-    return csv.writer(_LineFeeds(file))
-
-
-class _LineFeeds:
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, line: str) -> None:
-        self._file.write(line.removesuffix("\r\n") + "\n")
-
-
-@contextmanager
-def left_as_it_was(folder: Path) -> Iterator[None]:
-    """When the block fails or is interrupted and has left a new folder empty, remove it."""
-    new = not folder.exists()
-    try:
-        yield
-    except BaseException:
-        if new:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def make_writable(folder: Path) -> None:
-    """Make the folder and prove that files can be written there.
-
-    Raises:
-        ClcaError: They cannot, with the reason.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe") as probe:
-            probe.write(b"\0" * 2**16)
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        raise ClcaError(
-            f"--out {folder}: nothing can be written there ({reason(error)}); choose another folder"
-        ) from None
-
-
-def need_space(folder: Path, size: int) -> None:
-    """Refuse a folder whose disk has not `size` bytes left.
-
-    Raises:
-        ClcaError: With what is needed and what there is.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise ClcaError(
-            f"--out {folder}: a checkpoint of this model needs {size / 2**20:.0f} MB and the disk has "
-            f"{free / 2**20:.0f} MB left; make room or choose another folder"
-        )
 
 
 def find_run(folder: Path, config: TrainConfig) -> State:

@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from clca.errors import ClcaError, WorkError, reason
 from clca.models.pretrained import save_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.files import need_space, write_json
 from clca.training import run_folder as folder_of
 from clca.training.batch_norm import normalise_over_processes
 from clca.training.checkpoints import Progress, load_checkpoint, save_checkpoint
@@ -60,7 +61,7 @@ class RunState:
         if config.freeze_backbone:
             freeze_backbone(model)
         copies = 8 + 2 * (config.ema is not None)  # of the weights: old and new file of model and moments, and weights
-        folder_of.need_space(folder, 4 * copies * sum(parameter.numel() for parameter in model.parameters()))
+        need_space(folder, 4 * copies * sum(parameter.numel() for parameter in model.parameters()))
         self.train_images, self.watched_images = set_transforms(splits, image_size(model), config.augmentation)
         self._prepare(model)
         self.progress = Progress()
@@ -98,7 +99,7 @@ class RunState:
         self.accelerator.wait_for_everyone()  # nobody writes before all have read
         if self.log is not None:
             if not path.is_file():  # before anything is saved: a folder without it is not taken for a run
-                folder_of.write_json(self.folder / folder_of.CONFIG, self._description())
+                write_json(self.folder / folder_of.CONFIG, self._description())
             self.log.cut(self.progress.metrics_size)
             folder_of.remove_leftovers(self.folder)
         self._seconds_before, self._began = self.progress.seconds, monotonic()

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
 from clca.errors import ClcaError, WorkError
-from clca.system.files import read_json
+from clca.system.files import left_as_it_was, make_writable, read_json, write_json
 from clca.system.processes import is_first_on_its_machine, is_first_process
 from clca.system.signals import Interrupted, first_signal
 from clca.training import run_folder as folder_of
@@ -36,7 +36,7 @@ from clca.training.preflight import build_model, open_splits, refuse_other_image
 from clca.training.progress import Display
 from clca.training.state import RunState
 from clca.training.tracking import begin_tracking, end_tracking
-from clca.training.validation import answer
+from clca.training.validation import run_inference
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def train(
         if show:
             console.print(f"{folder}: is finished already", highlight=False, markup=False, soft_wrap=True)
         return finished_run(folder)
-    with folder_of.left_as_it_was(folder):
-        folder_of.make_writable(folder)
+    with left_as_it_was(folder):
+        make_writable(folder)
         with claimed(folder) if is_first_process() else nullcontext() as log:
             if log is not None and folder_of.find_run(folder, config) != state:
                 raise ClcaError(f"--out {folder}: another process has just trained there; run the command again")
@@ -336,7 +336,7 @@ class _Loop:
         line: dict[str, Any] = {"epoch": progress.epochs_done, "step": progress.step, "train": progress.train}
         better = False
         if watched is not None:
-            progress.watched = answer(self.state.judged, watched, self.accelerator).summary()
+            progress.watched = run_inference(self.state.judged, watched, self.accelerator).summary()
             self._refuse_not_finite(progress.watched["loss"], f"{split} loss", after=progress.step)
             line[split] = progress.watched
             better = split == "val" and self._note_if_best(progress.watched)
@@ -391,6 +391,6 @@ class _Loop:
         if state.first:
             content = asdict(result)
             content.pop("folder")
-            folder_of.write_json(state.folder / folder_of.SUMMARY, content)
+            write_json(state.folder / folder_of.SUMMARY, content)
         self.accelerator.wait_for_everyone()
         return result

@@ -1,4 +1,4 @@
-"""What a model answers to every image of a split, and the numbers that follow."""
+"""Run a model on every image of a split, and compute accuracy and loss."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,21 +13,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
-from clca.evaluation.ranking import most_likely
 from clca.kernels.linear import prepacked
+from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 
 
 @dataclass
-class Answers:
-    """Over all images of a split, from all processes, each image once.
+class InferenceResult:
+    """Predictions for all images of a split, from all processes, each image once.
 
     Attributes:
         labels: True classes, [N].
-        ranked: The most likely classes, best first, [N, k], k = min(5, classes). Of equally likely ones, which half
-            precision makes, the lower index comes first, as in `argmax`.
+        ranked: The most likely classes, best first, [N, k], k = min(5, classes). Ties, which half precision
+            makes, are broken by the lower index, as in `argmax`.
         loss: Mean cross-entropy.
-        images_per_second: Of the forward pass alone, summed over processes; of use if it was asked to be measured.
+        images_per_second: Of the forward pass alone, summed over processes; meaningful only with `measure`.
     """
 
     labels: Tensor
@@ -55,14 +55,16 @@ class Answers:
 
 
 @torch.no_grad()
-def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator, measure: bool = False) -> Answers:
-    """Run an unwrapped model in evaluation mode over this process's share of a split and put all shares together.
+def run_inference(
+    model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator, measure: bool = False
+) -> InferenceResult:
+    """Run an unwrapped model in evaluation mode on this process's share of a split, and gather all shares.
 
     Args:
-        model: Takes [B, 3, S, S] normalised as its `preprocess` says, gives [B, K]; left in the mode it was in.
-        loader: This process's images (`batches.eval_loader`).
-        accelerator: Says device, precision and processes.
-        measure: Leave the first batch, which warms up, out of the speed.
+        model: Maps images [B, 3, S, S], normalised by its `preprocess`, to logits [B, K]; its mode is restored.
+        loader: This process's images (`loaders.eval_loader`).
+        accelerator: Device, precision and processes.
+        measure: Time the first batch again after warming up, so that `images_per_second` is meaningful.
     """
     was_training = model.training
     model.eval()
@@ -93,7 +95,7 @@ def answer(model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator,
     shares = [share for share in gather_object([mine]) if share is not None]
     all_labels = torch.cat([share[0] for share in shares])
     rate = sum(share[3] / share[4] for share in shares if share[4] > 0)
-    return Answers(
+    return InferenceResult(
         labels=all_labels,
         ranked=torch.cat([share[1] for share in shares]),
         loss=float(sum(share[2] for share in shares)) / len(all_labels),

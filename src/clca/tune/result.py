@@ -1,4 +1,4 @@
-"""What tuning found: candidates, the choice among them, and the files."""
+"""The result of tuning: candidates, the choice among them, and the files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from clca.errors import ClcaError
 from clca.models.config import spelled
 from clca.models.cost import gmacs_text
+from clca.system.files import make_writable, replacing, write_csv, write_json
+from clca.system.tables import Column, Table, words
 from clca.system.timing import Spread, command, versions
-from clca.training.run_folder import CONFIG, make_writable, own_images, replacing, told_apart, write_csv, write_json
+from clca.training.run_folder import CONFIG, own_images, told_apart
+
+if TYPE_CHECKING:
+    from clca.plots.frontier import Frontier
 
 WIDE = 100
 JSON, CSV, PICTURE = "tune.json", "tune.csv", "frontier.png"
@@ -47,9 +50,9 @@ class Point:
     """One run at one keep rate and size.
 
     Attributes:
-        run, reduction, keep_rate, img_size: What it is.
+        run, reduction, keep_rate, img_size: The model and its setting.
         trained_size: Whether the run was trained at this size.
-        top1: Share of the validation images that are right, 0 … 1.
+        top1: Share of the validation images classified correctly, 0 … 1.
         error: Standard error of that.
         latency: Milliseconds a batch.
         images_per_second: From the median.
@@ -70,7 +73,7 @@ class Point:
     tokens: float
 
     def cost(self, measure: Measure) -> float:
-        """What the budget limits; for images a second, the seconds of one, so that less is always cheaper."""
+        """What the budget limits; for images a second, the seconds of one image, so that lower is always cheaper."""
         if measure == "images_per_second":
             return 1 / self.images_per_second
         return self.latency.median if measure == "latency_ms" else self.gmacs
@@ -87,19 +90,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` found.
+    """The result of `tune`.
 
     Attributes:
-        budget: What was asked for.
-        points: Every candidate, runs in the order given, keep rates falling.
-        chosen: The best within the budget, None where nothing fits.
-        most_accurate: The most accurate within the budget; not the chosen one if that is as good and cheaper.
+        budget: The limit.
+        points: Every candidate, runs in the order given, keep rates from high to low.
+        chosen: The best within the budget; None if nothing fits.
+        most_accurate: The most accurate within the budget; `chosen` may be a cheaper one within its standard error.
         data, images: The validation images, and how many.
         batch_size: Of the measured latency.
-        machine: Where it was measured.
-        notes: What a reader must know.
-        device, precision: In which it was measured, accuracy too.
-        options: What was asked of device and precision, as `clca predict` takes it.
+        machine: The machine of the measurement.
+        notes: Caveats, a line each.
+        device, precision: Of all measurements, accuracy included.
+        options: The requested device and precision as options of `clca predict`.
     """
 
     budget: Budget
@@ -116,7 +119,7 @@ class Tuning:
     options: tuple[str, ...] = ()
 
     def advice(self) -> str:
-        """What to do, in a line; where nothing fits, what comes closest."""
+        """The command to run; if nothing fits, the closest candidate."""
         best = self.chosen
         if best is None:
             near = min(self.points, key=lambda point: point.cost(self.budget.measure))
@@ -131,32 +134,31 @@ class Tuning:
         return f"train at this size: clca train {_trained_as(best)} {shlex.join([*rate, *size])} --out NEW"
 
     def reason(self) -> str | None:
-        """Why the chosen one was chosen."""
+        """Why the chosen candidate was chosen."""
         best, top = self.chosen, self.most_accurate
         if best is None or top is None:
             return None
-        what = (
-            f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px: {_told(best)}, {_costs(best)}"
-        )
+        setting = f"{best.run}: {best.reduction} at keep rate {best.rates}, {best.img_size} px"
+        what = f"{setting}: {_accuracy(best)}, {_costs(best)}"
         if best is top:
             return f"most accurate with {self.budget}: {what}"
         there = "" if top.run == best.run else f"{top.run} at "
         return (
             f"with {self.budget}: {what}; {there}keep rate {top.rates} has {top.top1:.1%}, "
-            f"which is within the standard error, and is dearer: {_costs(top)}"
+            f"which is within the standard error but costs more: {_costs(top)}"
         )
 
     def render(self, console: Console) -> None:
         """Print table, reason, advice and notes."""
         if len(self.names) > 1:
             for number, run in enumerate(self.names, start=1):
-                _say(console, f"{number}: {run}", whole=True)
-        console.print(_table(self, console.width >= WIDE))
+                _print_line(console, f"{number}: {run}", whole=True)
+        _table(self, console.width >= WIDE).render(console)
         if self.chosen is not None:
-            _say(console, str(self.reason()))
-            _say(console, self.advice(), whole=True)
+            _print_line(console, str(self.reason()))
+            _print_line(console, self.advice(), whole=True)
         for line in self.notes:
-            _say(console, line)
+            _print_line(console, line)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `tune.json`."""
@@ -170,7 +172,7 @@ class Tuning:
 
     @property
     def names(self) -> dict[str, str]:
-        """A short name of each run, which no other has."""
+        """A short, unique name for each run."""
         return told_apart(dict.fromkeys(point.run for point in self.points))
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -178,6 +180,30 @@ class Tuning:
 
     def _row(self, point: Point) -> dict[str, Any]:
         return {"run": self.names[point.run], "path": point.run} | _flat(point)
+
+    def picture(self) -> Frontier:
+        """What the picture shows."""
+        from clca.plots.frontier import Frontier, FrontierPoint
+
+        measure = self.budget.measure
+
+        def drawn(point: Point) -> FrontierPoint:
+            untrained = "" if point.trained_size else " (not trained)"
+            family = f"{self.names[point.run]}: {point.reduction}, {point.img_size} px{untrained}"
+            latency = point.latency
+            value = latency.median if measure == "latency_ms" else getattr(point, measure)
+            late = latency.p90 - latency.median if measure == "latency_ms" else 0.0
+            return FrontierPoint(family, point.rates, value, late, point.top1, point.error)
+
+        return Frontier(
+            points=[drawn(point) for point in self.points],
+            best=[drawn(point) for point in frontier(self.points, measure)],
+            chosen=None if self.chosen is None else drawn(self.chosen),
+            measure=measure,
+            budget=self.budget.value,
+            budget_text=str(self.budget),
+            batch_size=self.batch_size,
+        )
 
     def write(self, folder: Path) -> list[Path]:
         """Write `tune.json`, `tune.csv` and `frontier.png`.
@@ -193,12 +219,12 @@ class Tuning:
         rows = self._rows()
         write_csv(folder / CSV, list(rows[0]), (row.values() for row in rows))
         with replacing(folder / PICTURE) as temporary:
-            draw_frontier(temporary, self, frontier(self.points, self.budget.measure))
+            draw_frontier(temporary, self.picture())
         return [folder / name for name in (JSON, CSV, PICTURE)]
 
 
 def choose(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
-    """The most accurate within the budget, and the cheapest that its standard error does not tell from it."""
+    """The most accurate within the budget, and the cheapest whose accuracy is within its standard error."""
     fitting = [point for point in points if point.fits(budget)]
     if not fitting:
         return None, None
@@ -208,7 +234,7 @@ def choose(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point
 
 
 def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
-    """The points that no other beats in both accuracy and cost, from cheap to dear."""
+    """The points that no other beats in both accuracy and cost, from cheap to expensive."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.cost(measure), -point.top1)):
         if not best or point.top1 > best[-1].top1:
@@ -217,19 +243,19 @@ def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
 
 
 def _trained_as(point: Point) -> str:
-    """The settings of a run as `clca train` takes them, or of a model that has none for training its reduction."""
+    """Options of `clca train` for a run; for a saved model without training settings, its reduction."""
     with suppress(ClcaError):
         if own_images(point.run) is not None:
             return shlex.join(["--config", str(Path(point.run) / CONFIG)])
     return f"… --reduction {point.reduction}"
 
 
-def _say(console: Console, line: str, whole: bool = False) -> None:
-    """Print a line; `whole`: without breaks where the terminal ends, so that a command or path can be copied."""
+def _print_line(console: Console, line: str, whole: bool = False) -> None:
+    """Print a line; `whole`: without line breaks, so that a command or path can be copied."""
     console.print(line, highlight=False, markup=False, soft_wrap=whole)
 
 
-def _told(point: Point) -> str:
+def _accuracy(point: Point) -> str:
     return f"top-1 {point.top1:.1%} ± {point.error:.1%}"
 
 
@@ -247,18 +273,13 @@ def _flat(point: Point) -> dict[str, Any]:
 
 def _table(tuning: Tuning, wide: bool) -> Table:
     runs = list(tuning.names)
-    untrained = any(not point.trained_size for point in tuning.points)
-    title = f"{tuning.images} validation images, batch {tuning.batch_size}, {tuning.budget}"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for name in ["", *(["run"] if len(runs) > 1 else []), "reduction"]:
-        table.add_column(name, no_wrap=True)
-    # A narrow terminal has no room for both; the one that the budget speaks of stays.
+    # A narrow terminal shows one of the two; the one that the budget is about stays.
     left_out = "" if wide else "p90" if tuning.budget.measure == "images_per_second" else "images/s"
-    columns = [name for name in ("px", "keep", "top-1", "ms", "p90", "images/s", "GMACs", "tokens") if name != left_out]
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=name != "keep")
+    names = [name for name in ("px", "keep", "top-1", "ms", "p90", "images/s", "GMACs", "tokens") if name != left_out]
+    leading = ["", *(["run"] if len(runs) > 1 else []), "reduction"]
+    columns = [words(name, wrap=False) for name in leading]
+    columns += [Column(name, wrap=name == "keep") for name in names]
+    rows = []
     for point in tuning.points:
         mark = "→" if point is tuning.chosen else "" if point.fits(tuning.budget) else "×"
         cells = [mark, *([str(1 + runs.index(point.run))] if len(runs) > 1 else []), point.reduction]
@@ -272,7 +293,12 @@ def _table(tuning: Tuning, wide: bool) -> Table:
             "GMACs": gmacs_text(point.gmacs),
             "tokens": f"{point.tokens:.0f}",
         }
-        table.add_row(*cells, *(values[name] for name in columns))
-    table.caption = "→ chosen  × over the budget" + ("  * not trained at this size" if untrained else "")
-    table.caption_justify = "left"
-    return table
+        rows.append([*cells, *(values[name] for name in names)])
+    untrained = any(not point.trained_size for point in tuning.points)
+    return Table(
+        columns,
+        rows,
+        title=f"{tuning.images} validation images, batch {tuning.batch_size}, {tuning.budget}",
+        caption="→ chosen  × over the budget" + ("  * not trained at this size" if untrained else ""),
+        frame="rule",
+    )

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from clca import data as data_room
-from clca.benchmark.candidates import sharing
+from clca import data as datasets
+from clca.benchmark.candidates import share_weights
 from clca.benchmark.progress import Meter
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
@@ -54,27 +54,27 @@ def tune(
     """Measure runs at several keep rates, and name the most accurate on the validation images within a budget.
 
     Args:
-        runs: Run folders, or saved models' folders or hub ids, all of the same classes; one named twice counts once.
-        budget: What it may cost.
-        data: Other images than those of the first run; their validation split is used, by the library's rule where
-            the set has none.
-        keep_rates: To try beside a run's own, for reductions that take another at run time.
-        img_sizes: Sizes to try beside a run's own, without training: the position table is resampled.
-        batch_size: Images at once, when latency is measured.
-        workers: Processes that read images; None: one a core, at most 8.
+        runs: Run folders, or saved models' folders or hub ids, all with the same classes; duplicates are dropped.
+        budget: The limit on cost.
+        data: Images to use instead of those of the first run; their validation split is used, which the library
+            draws if the set has none.
+        keep_rates: To try besides a run's own, for reductions whose keep rate can be changed after training.
+        img_sizes: Sizes to try besides a run's own, without training: the position table is resampled.
+        batch_size: Images in a batch, for latency.
+        workers: Processes that read images; None: one per core, at most 8.
         threads: Of the CPU; None for torch's own number.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        console: Where progress goes; stderr if omitted.
+        console: For progress; stderr if omitted.
 
     Raises:
-        ClcaError: There is no such run or image, they do not fit together, or the budget is not a positive number.
+        ClcaError: A run or its images do not exist, their classes differ, or the budget is not a positive number.
     """
     if not runs:
         raise ClcaError("no run to tune: name at least one run folder")
     runs = distinct(map(str, runs))
     if not (math.isfinite(budget.value) and budget.value > 0):
-        raise ClcaError(f"a budget of {budget.value:g} makes no sense: give a number above 0")
+        raise ClcaError(f"invalid budget {budget.value:g}: must be a number above 0")
     if batch_size < 1 or not keep_rates:
         raise ClcaError("give a batch size of at least 1 and at least one keep rate")
     accelerator = make_accelerator(device=device, precision=precision)
@@ -85,13 +85,13 @@ def tune(
     with using_threads(threads), Meter(console) as meter, torch.no_grad(), ExitStack() as stack:
         for model in (model for group in groups for model in group.models):
             stack.enter_context(prepacked(model))
-        told = machine()
+        host = machine()
         labels = 0
         for number, group in enumerate(groups):
-            images = data_room.open(root, "val", source=source, transform=from_preprocess(group.preprocess))
+            images = datasets.open(root, "val", source=source, transform=from_preprocess(group.preprocess))
             same_classes(group.classes, images.classes, f"{root}: val", group.run)
             labels = len(images)
-            group.answer(images, accelerator, workers, lambda part, n=number: meter.show(  # type: ignore[misc]
+            group.count_correct(images, accelerator, workers, lambda part, n=number: meter.show(  # type: ignore[misc]
                 0.7 * (n + part) / len(groups), "accuracy"))  # fmt: skip
         times = _time(groups, batch_size, accelerator, lambda part: meter.show(0.7 + 0.3 * part, "latency"))
     points = [point for group in groups for point in group.points(times, batch_size, labels)]
@@ -101,7 +101,7 @@ def tune(
     top, chosen = choose(points, budget)
     asked = {"--device": device, "--precision": precision}
     return Tuning(
-        budget, points, chosen, top, str(root), labels, batch_size, told, notes,
+        budget, points, chosen, top, str(root), labels, batch_size, host, notes,
         device=accelerator.device.type,
         precision=accelerator.mixed_precision,
         options=tuple(word for flag, value in asked.items() if value != "auto" for word in (flag, value)),
@@ -117,15 +117,17 @@ class _Sized:
     preprocess: dict[str, Any]
     classes: list[str]
     trained_size: bool
-    right: np.ndarray
+    correct: np.ndarray
     sample: Tensor | None = None
 
     @property
     def size(self) -> int:
         return int(self.models[0].patch_embed.img_size[0])
 
-    def answer(self, images: Any, accelerator: Accelerator, workers: int, progress: Callable[[float], None]) -> None:
-        """Count right answers of every model; each image is read once."""
+    def count_correct(
+        self, images: Any, accelerator: Accelerator, workers: int, progress: Callable[[float], None]
+    ) -> None:
+        """Count the images that each model classifies correctly; every image is read once."""
         label_of = torch.tensor([self.classes.index(name) for name in images.classes])
         loader = eval_loader(images, len(images), 32, 0, 1, workers, accelerator.device)
         for model in self.models:
@@ -139,7 +141,7 @@ class _Sized:
                 for number, model in enumerate(self.models):
                     with accelerator.autocast():
                         guesses = model(batch.to(accelerator.device)).argmax(1).cpu()
-                    self.right[number] += int((guesses == label_of[targets]).sum())
+                    self.correct[number] += int((guesses == label_of[targets]).sum())
                     progress((done - len(batch) * (1 - (number + 1) / len(self.models))) / len(images))
         finally:
             end_workers(loader)
@@ -152,7 +154,7 @@ class _Sized:
         for number, model in enumerate(self.models):
             latency = Spread.of([1000 * seconds for seconds in times[self.name(number)]])
             price = cost(model, images=self.sample if model._pads else None)
-            top1 = float(self.right[number]) / images
+            top1 = float(self.correct[number]) / images
             yield Point(
                 run=self.run,
                 reduction=model.config.reduction,
@@ -171,7 +173,7 @@ class _Sized:
 def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], notes: list[str]) -> Iterator[_Sized]:
     model = from_pretrained(run)
     if model.classes is None or model.preprocess is None:
-        raise ClcaError(f"{run}: the saved model does not say its classes and preprocessing, so it cannot be tuned")
+        raise ClcaError(f"{run}: the saved model lacks its classes or preprocessing, so it cannot be tuned")
     own = int(model.patch_embed.img_size[0])
     fixed = any(getattr(reduction, "fixed_counts", False) for reduction in model.reductions)
     rates: list[Any] = sorted({model.keep_rate, *map(float, keep_rates)}, key=by_rate, reverse=True)
@@ -180,7 +182,7 @@ def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], not
     elif fixed:
         rates = [model.keep_rate]
         notes.append(
-            f"{run}: the parameters of {model.config.reduction} depend on the keep rate: only its own is tried"
+            f"{run}: the parameters of {model.config.reduction} depend on the keep rate, so only its own is tried"
         )
     for size in dict.fromkeys([own, *img_sizes]):
         if size != own and fixed:
@@ -189,45 +191,45 @@ def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], not
             )
             continue
         sized = model if size == own else at_size(model, size)
-        models = [sharing(sized, rate).eval() for rate in rates]
+        models = [share_weights(sized, rate).eval() for rate in rates]
         assert sized.preprocess is not None
         yield _Sized(run, models, sized.preprocess, model.classes, size == own, np.zeros(len(models)))
 
 
 def at_size(model: TokenReducedViT, size: int) -> TokenReducedViT:
-    """The model for images of another size, its position table resampled, nothing trained; the rest is shared.
+    """The model for images of another size: its position table is resampled without training, the rest is shared.
 
     Args:
-        model: With its preprocessing; left as it is.
-        size: Side of the square images in pixels.
+        model: With its preprocessing; not modified.
+        size: Side of the square images, in pixels.
 
     Raises:
-        ClcaError: Patches do not tile such an image, or parameters depend on the size.
+        ClcaError: Patches do not tile an image of this size, or parameters depend on the size.
     """
-    resized = sharing(model, model.keep_rate)
+    resized = share_weights(model, model.keep_rate)
     resized.set_input_size(size)
     return resized.eval()
 
 
 def _images_of(run: str | Path, data: str | Path | None, notes: list[str]) -> tuple[str, str | None]:
-    """Where the validation images are, and in which layout."""
+    """Location and layout of the validation images."""
     own = own_images(run)
     if data is None and own is None:
-        raise ClcaError(f"{run}: does not say what it was trained on; name the images: clca tune RUN --data DATA")
-    if data is None and own is not None and not (data_room.is_leaves(own.root) or Path(own.root).expanduser().exists()):
+        raise ClcaError(f"{run}: its training data is not known; pass the images: clca tune RUN --data DATA")
+    if data is None and own is not None and not (datasets.is_leaves(own.root) or Path(own.root).expanduser().exists()):
         raise ClcaError(
-            f"{run}: its images are no longer at {own.root}, where it was trained; name where they are: "
+            f"{run}: its training images are no longer at {own.root}; pass their new location: "
             "clca tune RUN --data DATA"
         )
     if own is not None and own.train_split == "train_val" and (data is None or str(data) in (own.name, own.root)):
-        notes.append(f"{run} was trained on these validation images: its accuracy is flattered, hold some back")
+        notes.append(f"{run} was trained on these validation images: its accuracy is too high; hold some images out")
     return (str(data), None) if data is not None else (own.root, own.source)  # type: ignore[union-attr]
 
 
 def _time(
     groups: list[_Sized], batch_size: int, accelerator: Accelerator, progress: Callable[[float], None]
 ) -> dict[str, list[float]]:
-    """Seconds a batch of every model in every round."""
+    """Seconds per batch of every model in every round."""
     calls: dict[str, Callable[[], Any]] = {}
     for group in groups:
         assert group.sample is not None

@@ -16,33 +16,33 @@ from synthetic_table import results
 from clca.errors import WorkError
 from clca.report.study.gradients import gradients
 from clca.report.study.numbers import over_seeds, paired_gains
-from clca.report.study.tables import Column, Table, results_table, study_tables, write_tables
+from clca.report.study.tables import Column, ReportTable, results_table, study_tables, write_tables
 from clca.report.table import tex
 
 DEIT3 = "deit3_base_patch16_224.fb_in1k"
 STUDY = {"total": 60, "axes": {"reduction": ["none", "evit", "tome"], "arm": ["base", "clca"]}}
 
 
-def main_table(table: pd.DataFrame, limit: int = 60) -> Table:
+def main_table(table: pd.DataFrame, limit: int = 60) -> ReportTable:
     return results_table(over_seeds(table), paired_gains(table), limit=limit)
 
 
-def cells(table: Table, heading: str) -> list[str]:
+def cells(table: ReportTable, heading: str) -> list[str]:
     place = [column.heading for column in table.columns].index(heading)
     return [row[place] for row in table.rows]
 
 
-def printed(table: Table, width: int = 200) -> str:
+def printed(table: ReportTable, width: int = 200) -> str:
     console = Console(file=StringIO(), width=width)
     table.render(console)
     return console.file.getvalue()
 
 
-def small(**changed: object) -> Table:
+def small(**changed: object) -> ReportTable:
     frame = pd.DataFrame({"name": ["a_b & 50 %", "[red]x"], "top1": [86.4, np.nan]})
     columns = (Column("Name", align="left"), Column("top-1", "%"))
     rows = (("a_b & 50 %", "86.4 ± 1.2"), ("[red]x", ""))
-    return Table(
+    return ReportTable(
         **{"title": "A", "caption": "100 % of #1", "columns": columns, "rows": rows, "frame": frame, **changed}
     )
 

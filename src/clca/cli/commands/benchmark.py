@@ -31,10 +31,12 @@ def run(argv: Sequence[str]) -> int:
         device: Literal["auto", "cpu"] = "auto",
         out: str = "clca-benchmark",
     ) -> dict[str, Any]:
-        """Measure how much faster token reduction is than timm's own dense ViT on this machine.
+        """Measure how much faster token reduction is than a dense ViT on this machine.
 
-        All candidates run in turn, round after round, and are compared within a round. The table gives the median and
-        the 10th and 90th percentile; lines below it say where a reduction loses. Ctrl-C keeps what was measured.
+        All candidates run in turn, round after round, and are compared within a round: with timm's own dense model, and
+        with this library's, which runs the same kernels as a reduced one and so shows what the reduction alone gives.
+        The table gives the median and the 10th and 90th percentile; lines below it list where a reduction loses. Ctrl-C
+        keeps what was measured.
 
         Examples:
           clca benchmark --quick
@@ -75,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
 
     from clca.benchmark import GROWTH, GROWTH_TRAINING, QUICK, TRAINING, BenchmarkConfig
     from clca.benchmark import benchmark as measure
-    from clca.training.run_folder import make_writable
+    from clca.system.files import make_writable
 
     given = {name: value for name, value in chosen.items() if value is not None and value != ()}
     quick, growth = given.pop("quick"), given.pop("growth")

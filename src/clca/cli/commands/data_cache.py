@@ -28,24 +28,21 @@ def run(argv: Sequence[str]) -> int:
 
     chosen = parse(cache, "clca data cache", argv)
     from rich.console import Console
-    from rich.table import Table
 
     from clca.data.cache.limits import cache_folder, cache_limit, cached_sets, clear_cache
-    from clca.system.paths import as_it_is, shown
+    from clca.system.paths import shown
+    from clca.system.tables import Column, Table, words
 
     if chosen["clear"]:
         print(f"removed {_size(clear_cache())} from {shown(cache_folder())}")
         return 0
     sets = cached_sets()
     if sets:
-        table = Table()
-        table.add_column("data set", overflow="fold")
-        for name in ("pixels", "images", "size", "last used"):
-            table.add_column(name, justify="right")
+        rows = []
         for one in sets:
             used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
-            table.add_row(as_it_is(one.root), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used)
-        Console().print(table)
+            rows.append([shown(one.root), f"{one.side} × {one.side}", str(one.images), _size(one.bytes), used])
+        Table([words("data set"), *map(Column, ("pixels", "images", "size", "last used"))], rows).render(Console())
     total = sum(one.bytes for one in sets)
     limit = cache_limit()
     most = "any size" if limit == float("inf") else f"at most {_size(int(limit))}"

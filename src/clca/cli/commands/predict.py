@@ -81,8 +81,8 @@ def run(argv: Sequence[str]) -> int:
         names = [str(image) for image in images]
     model, explanations, keep_rate = chosen["run"], None, rate(chosen["keep_rate"])
     if chosen["explain"] is not None:
+        from clca.evaluation.explanation_files import ExplanationFiles
         from clca.models.pretrained import from_pretrained
-        from clca.plots.explanation_files import ExplanationFiles
 
         explanations = ExplanationFiles(expanded(chosen["explain"]))
         model = from_pretrained(model)

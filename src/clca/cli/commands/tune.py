@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(out) if out is not None else Path(runs[0]) / "tune"
     from rich.console import Console
 
-    from clca.training.run_folder import make_writable
+    from clca.system.files import make_writable
     from clca.tune import KEEP_RATES, Budget, Measure
     from clca.tune import tune as measure
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from clca.data.checks.decode import BadImage, Inspection, inspect_images, verify_images
 from clca.data.checks.duplicates import exact_duplicates, near_duplicates
 from clca.data.sources.folder_csv import read_listing
 from clca.data.sources.listing import Listing
 from clca.data.sources.skipped import describe_unused
-from clca.system.paths import as_it_is, shown
+from clca.system.paths import shown
+from clca.system.tables import Column, Table, words
 
 __all__ = ["CheckReport", "Duplicates", "check", "verify_images"]
 
@@ -222,21 +222,24 @@ def _some(names: Sequence[str]) -> str:
 
 def _print(console: Console, title: str, table: Table) -> None:
     console.print(shown(title), style="bold", markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+    table.render(console)
 
 
 def _overview(report: CheckReport) -> Table:
-    table = Table(show_header=False)
-    table.add_row("classes", str(len(report.classes)))
-    table.add_row("images", ", ".join(f"{split} {sum(counts)}" for split, counts in report.counts.items()))
+    images = ", ".join(f"{split} {sum(counts)}" for split, counts in report.counts.items())
     sizes = ", ".join(f"{label} {width}×{height}" for label, (width, height) in report.sizes.items())
-    table.add_row("width × height", sizes or "none could be read")
-    table.add_row("formats", ", ".join(f"{kind} {count}" for kind, count in report.kinds.items()) or "–")
-    table.add_row("unreadable", str(len(report.unreadable)))
-    table.add_row("near-empty", str(len(report.near_empty)))
+    formats = ", ".join(f"{kind} {count}" for kind, count in report.kinds.items()) or "–"
     across = sum(len(group.splits) > 1 for group in report.duplicates)
-    table.add_row("same image twice", f"{len(report.duplicates)} ({across} across splits)")
-    return table
+    rows = [
+        ["classes", str(len(report.classes))],
+        ["images", images],
+        ["width × height", sizes or "none could be read"],
+        ["formats", formats],
+        ["unreadable", str(len(report.unreadable))],
+        ["near-empty", str(len(report.near_empty))],
+        ["same image twice", f"{len(report.duplicates)} ({across} across splits)"],
+    ]
+    return Table([words("")] * 2, rows, headings=False)
 
 
 def _class_table(report: CheckReport) -> tuple[str, Table]:
@@ -248,25 +251,20 @@ def _class_table(report: CheckReport) -> tuple[str, Table]:
         by_size = sorted(order, key=lambda label: (totals[label], label))
         order = by_size[:10] + by_size[-10:]
         title += " (the ten smallest and the ten largest)"
-    table = Table()
-    table.add_column("class")
-    for split in report.counts:
-        table.add_column(split, justify="right")
-    for label in order:
-        table.add_row(as_it_is(report.classes[label]), *(str(counts[label]) for counts in report.counts.values()))
-    return title, table
+    rows = [
+        [shown(report.classes[label]), *(str(counts[label]) for counts in report.counts.values())] for label in order
+    ]
+    return title, Table([words("class"), *map(Column, report.counts)], rows)
 
 
 def _duplicate_row(group: Duplicates) -> tuple[str, str]:
     kind = "same bytes" if group.exact else "same picture"
     across = f", across {' and '.join(group.splits)}" if len(group.splits) > 1 else ""
-    mixed = f", labelled {' and '.join(group.classes)}" if len(group.classes) > 1 else ""
+    mixed = f", labelled {' and '.join(map(shown, group.classes))}" if len(group.classes) > 1 else ""
     return "\n".join(group.paths[:6]) + ("\n…" if len(group.paths) > 6 else ""), kind + across + mixed
 
 
 def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> tuple[str, Table]:
     hidden = f" (the first {_SHOWN} of {len(rows)})" if len(rows) > _SHOWN else ""
-    table = Table(show_header=False)
-    for path, reason in rows[:_SHOWN]:
-        table.add_row(as_it_is(path), as_it_is(reason))
-    return title + hidden, table
+    lines = [["\n".join(map(shown, cell.split("\n"))) for cell in row] for row in rows[:_SHOWN]]
+    return title + hidden, Table([words("")] * 2, lines, headings=False)

@@ -13,12 +13,11 @@ from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
 from clca.study.results.rows import number, whole
-from clca.system.files import file_objects, part, read_json
-from clca.training.run_folder import make_writable, read_csv
+from clca.system.files import file_objects, make_writable, part, read_csv, read_json
 
 if TYPE_CHECKING:
     from clca.plots.figure import Picture
-    from clca.report.table import Table
+    from clca.report.table import ReportTable
 
 HARDEST, CONFUSED = 20, 15
 _MOST_LINES = 500_000  # of metrics.jsonl
@@ -163,7 +162,7 @@ def _summary(content: dict[str, Any]) -> dict[str, Any]:
     return found if content else {}
 
 
-def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None, back: str | None) -> int:
+def _write(run: _Run, page: Path, tables: dict[str, ReportTable], folder: Path | None, back: str | None) -> int:
     pictures: Sequence[tuple[str, Picture | None]] = (
         ("Curves and gradients", run_figures.curves(run.steps, run.epochs)),
         ("", run_figures.gradient(run.steps)),
@@ -173,7 +172,7 @@ def _write(run: _Run, page: Path, tables: dict[str, Table], folder: Path | None,
     reasons = {"Curves and gradients": "no step was logged", "What is taken for what": "the run has no confusion.csv"}
     write_page(
         page,
-        "run.html.jinja",
+        "run/run.html.jinja",
         name=run.name,
         back=back,
         answer=_answer(run),
@@ -197,8 +196,8 @@ def _answer(run: _Run) -> list[str]:
         return [f"{text}{cost}."]
     if run.summary:
         watched = run.summary["watched"]
-        told = f"; top-1 {100 * watched['top1']:.1f} % on the watched images" if "top1" in watched else ""
-        return [f"Trained, but not evaluated{told}."]
+        watched_text = f"; top-1 {100 * watched['top1']:.1f} % on the watched images" if "top1" in watched else ""
+        return [f"Trained, but not evaluated{watched_text}."]
     done = run.steps[-1]["step"] if run.steps else 0
     return [f"The run {'failed' if run.failure else 'is not finished'}: {done} steps are logged."]
 
@@ -214,7 +213,7 @@ def _warnings(run: _Run) -> list[str]:
     return [f"It failed (attempt {run.failure.attempt}): {run.failure.error or 'no error was noted'}"]
 
 
-def _tables(run: _Run) -> dict[str, Table]:
+def _tables(run: _Run) -> dict[str, ReportTable]:
     tables = {
         "numbers": _pairs("Numbers", "", _numbers(run)),
         "hardest": _hardest(run),
@@ -225,19 +224,19 @@ def _tables(run: _Run) -> dict[str, Table]:
     return {name: table for name, table in tables.items() if table is not None and table.rows}
 
 
-def _pairs(title: str, caption: str, pairs: Iterable[tuple[str, str]]) -> Table:
-    from clca.report.table import Column
+def _pairs(title: str, caption: str, pairs: Iterable[tuple[str, str]]) -> ReportTable:
+    from clca.system.tables import Column
 
     return _table(title, caption, (Column("name", align="left"), Column("value", align="left")), list(pairs))
 
 
-def _table(title: str, caption: str, columns: Any, rows: Sequence[Sequence[str]], left_out: int = 0) -> Table:
+def _table(title: str, caption: str, columns: Any, rows: Sequence[Sequence[str]], left_out: int = 0) -> ReportTable:
     import pandas as pd
 
-    from clca.report.table import Table
+    from clca.report.table import ReportTable
 
     frame = pd.DataFrame([list(row) for row in rows], columns=[column.title for column in columns])
-    return Table(title, caption, tuple(columns), tuple(tuple(row) for row in rows), frame, left_out)
+    return ReportTable(title, caption, tuple(columns), tuple(tuple(row) for row in rows), frame, left_out)
 
 
 def _numbers(run: _Run) -> list[tuple[str, str]]:
@@ -276,8 +275,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _hardest(run: _Run) -> Table | None:
-    from clca.report.table import Column
+def _hardest(run: _Run) -> ReportTable | None:
+    from clca.system.tables import Column
 
     try:
         present = [row for row in run.classes if int(row["images"])]
@@ -295,11 +294,11 @@ def _hardest(run: _Run) -> Table | None:
     return _table("Hardest classes" if caption else "Classes", caption, columns, shares)
 
 
-def _confused(run: _Run) -> Table | None:
+def _confused(run: _Run) -> ReportTable | None:
     import numpy as np
 
     from clca.plots.confusion import most_confused
-    from clca.report.table import Column
+    from clca.system.tables import Column
 
     if not run.confusion:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from clca.report.published import DATA_TITLES
-from clca.report.table import Column
+from clca.system.tables import Column
 
 ARM_TITLES = {"base": "base", "cla": "CLA", "clc": "CLC", "clca": "CLCA"}
 _TITLES = {
@@ -40,7 +40,7 @@ def varies(rows: pd.DataFrame, name: str) -> bool:
 
 
 def setting_column(rows: pd.DataFrame, name: str) -> Column:
-    """The heading of a column that says what a setting is."""
+    """The heading of the column of settings."""
     numbers = pd.api.types.is_numeric_dtype(rows[name])
     return Column(_TITLES.get(name) or name.removeprefix("axis."), align="right" if numbers else "left")
 
@@ -59,7 +59,7 @@ def cell(name: str, value: Any) -> str:
 
 
 def in_caption(name: str, value: Any) -> str:
-    """The same where no heading says what it is: keep rate 0.1."""
+    """The same with its name, where there is no heading: keep rate 0.1."""
     words = {"keep_rate": "keep rate", "keep_rates": "by block", "locations": "blocks"}
     text = cell(name, value)
     return f"{words[name]} {text}" if name in words and text else text

@@ -77,9 +77,9 @@ def gradients(folder: Path, table: pd.DataFrame, *, most: int = 96, points: int 
             }
         )
     pairs = _ratios(by_default(paired_gains(table)))
-    told = pd.DataFrame(arms, columns=_ARMS)
+    by_arm = pd.DataFrame(arms, columns=_ARMS)
     curve = pd.concat(curves, ignore_index=True)[_CURVES] if curves else pd.DataFrame(columns=_CURVES)
-    return Gradients(curve, told, pairs, [*_said_of_pairs(pairs), *_said_of_runs(told)])
+    return Gradients(curve, by_arm, pairs, [*_said_of_pairs(pairs), *_said_of_runs(by_arm)])
 
 
 def read_steps(run: Path) -> pd.Series | None:
@@ -146,7 +146,7 @@ def _said_of_pairs(pairs: pd.DataFrame) -> list[str]:
 
     if pairs.empty:
         return ["No pair of finished runs of base and CLCA has its gradients written down."]
-    told = []
+    sentences = []
     for column, what in (
         ("ratio_max", "largest gradient of a training"),
         ("ratio_median", "median gradient over its steps"),
@@ -158,19 +158,19 @@ def _said_of_pairs(pairs: pd.DataFrame) -> list[str]:
         low, middle, high = own.quantile([0.25, 0.5, 0.75])
         above, below = int((own > 1).sum()), int((own < 1).sum())
         test = f", sign test {p_text(float(binomtest(above, above + below).pvalue))}" if above + below else ""
-        told.append(
+        sentences.append(
             f"Base over CLCA, {what}: {middle:.2f} times (quartiles {low:.2f} to {high:.2f}; base's is larger in "
             f"{above} of {len(own)} pairs{test})."
         )
-    return told
+    return sentences
 
 
 def _said_of_runs(arms: pd.DataFrame) -> list[str]:
-    told = []
+    sentences = []
     fewer = arms[arms["runs"] + arms["unreadable"] < arms["finished"]]
     if len(fewer):
         listed = ", ".join(f"{row.runs} of {row.finished} of {ARM_TITLES[row.arm]}" for row in fewer.itertuples())
-        told.append(f"The curves are of some of the finished runs, evenly spread over the settings: {listed}.")
+        sentences.append(f"The curves are of some of the finished runs, evenly spread over the settings: {listed}.")
     if (unread := int(arms["unreadable"].sum())) > 0:
-        told.append(f"Of {unread} run{'s' if unread > 1 else ''} the metrics could not be read.")
-    return told
+        sentences.append(f"Of {unread} run{'s' if unread > 1 else ''} the metrics could not be read.")
+    return sentences

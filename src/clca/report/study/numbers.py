@@ -1,4 +1,4 @@
-"""What a study's results table says: means over seeds, paired gains with their uncertainty, the frontier.
+"""Statistics of a study's results table: means over seeds, paired gains with their uncertainty, the frontier.
 
 A setting is data, backbone, reduction, keep rate, image size, arm and whatever else was varied; a run is a setting with
 a seed. Accuracies come in as shares (0 to 1, as in the results table) and go out in percent; gains are points.
@@ -51,7 +51,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a setting, sorted: `SETTING`, `arm`, the `VARIANTS` (blank where they do not bear on the arm), `variant`
-        (those that are not the default, in words; "" for none), those `axis.*` columns that say more than all these;
+        (those that are not the default, in words; "" for none), those `axis.*` columns that are more specific;
         `n` (runs), `seeds` (text: 0, 1, 2), `top1_mean`, `top1_sd` (ddof 1; NaN for one run), `top1_min`, `top1_max`
         (percent), `macro_mean` (percent), the means `gmacs`, `computed_gmacs`, `params`, `images_per_second`,
         `train_seconds`, `grad_max`, `grad_median`; and what `clca.report.published.join` adds.
@@ -62,7 +62,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     for name in _MEANS:
         runs[name] = number_column(runs, name)
     groups = runs.groupby(keys, dropna=False, sort=True)
-    told = groups.agg(
+    grouped = groups.agg(
         n=("percent", "size"),
         seeds=("seed", _listed),
         top1_mean=("percent", "mean"),
@@ -72,7 +72,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         macro_mean=("macro", "mean"),
         **{name: (name, "mean") for name in _MEANS},
     ).reset_index()
-    return join(_whole(told))
+    return join(_whole(grouped))
 
 
 def paired_gains(table: pd.DataFrame, arm: str = "clca", against: str = "base") -> pd.DataFrame:
@@ -188,15 +188,15 @@ def setting_gains(pairs: pd.DataFrame) -> pd.DataFrame:
         Indexed by `setting`: `pairs`, `mean`, `low`, `high` (points; the interval NaN of fewer than three pairs).
     """
     own = pairs.sort_values(["setting", "gain"])
-    told = own.groupby("setting")["gain"].agg(pairs="size", mean="mean").assign(low=np.nan, high=np.nan)
-    for count in sorted(set(told["pairs"])):
-        names = told.index[told["pairs"] == count]
+    gains = own.groupby("setting")["gain"].agg(pairs="size", mean="mean").assign(low=np.nan, high=np.nan)
+    for count in sorted(set(gains["pairs"])):
+        names = gains.index[gains["pairs"] == count]
         gains = own.loc[own["setting"].isin(names), "gain"].to_numpy(float).reshape(len(names), count)
         for start in range(0, len(names) if count >= 3 else 0, 256):
             part = gains[start : start + 256]
             bounds = _bootstrap(lambda gains, axis=-1: gains.mean(axis=axis), part)
-            told.loc[names[start : start + 256], ["low", "high"]] = np.stack(bounds, axis=-1)
-    return told
+            gains.loc[names[start : start + 256], ["low", "high"]] = np.stack(bounds, axis=-1)
+    return gains
 
 
 def _bootstrap(statistic: Callable[..., Any], *data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +284,7 @@ def _sentence(row: dict[str, Any], arm: str = "", against: str = "") -> str:
     mean = f"mean gain {signed(row['mean'])} points"
     if row["verdict"] == "too few pairs":
         return f"{begin}{count} of {arm} and {against} are too few to tell ({mean})."
-    said = {
+    verdict = {
         "lifts": f"{arm} lifts top-1 above {against}'s",
         "lowers": f"{arm} lowers top-1 below {against}'s",
         "no clear difference": f"no clear difference between {arm} and {against}",
@@ -292,7 +292,7 @@ def _sentence(row: dict[str, Any], arm: str = "", against: str = "") -> str:
     within = f"95 % interval {signed(row['low'])} to {signed(row['high'])}"
     signs = f"{row['wins']} better, {row['ties']} equal, {row['losses']} worse"
     test = "" if np.isnan(row["p"]) else f", sign test {p_text(row['p'])}"
-    return f"{begin}{said}: {mean} ({within}; median {signed(row['median'])}) over {count}; {signs}{test}."
+    return f"{begin}{verdict}: {mean} ({within}; median {signed(row['median'])}) over {count}; {signs}{test}."
 
 
 def _group_text(place: dict[str, Any]) -> str:

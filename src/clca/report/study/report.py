@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from clca.errors import ClcaError
 from clca.report.page import need_extras, shown, write_page
-from clca.training.run_folder import make_writable, replacing
+from clca.system.files import make_writable, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ _OTHERWISE = {
     "no clear difference": "No clear difference for",
     "too few pairs": "Too few pairs to tell for",
 }
-"""What is said of reductions that are not lifted, by verdict of `gain_summary`."""
+"""Heading for reductions that do not gain, by verdict of `gain_summary`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Report:
 
     Attributes:
         page: The page.
-        answer: What it says first, a sentence each.
+        answer: The summary at the top, a sentence each.
         figures, tables, pages: How many.
     """
 
@@ -125,7 +125,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     listed = table.assign(_failed=table["state"] != "failed").sort_values(["_failed", "name"])
     write_page(
         out / "index.html",
-        "study.html.jinja",
+        "study/study.html.jinja",
         name=str(study.get("name", folder.name)),
         about=str(study.get("about", "")),
         answer=answer,
@@ -189,11 +189,11 @@ def _best(cells: pd.DataFrame) -> list[str]:
     from clca.report.study.cells import cost, with_sd
     from clca.report.study.settings import setting_text
 
-    told = cells.assign(words=setting_text(cells, arm=True)).sort_values("top1_mean", ascending=False)
+    ranked = cells.assign(words=setting_text(cells, arm=True)).sort_values("top1_mean", ascending=False)
     return [
         f"Highest mean top-1: {row['words']}, {with_sd(row['top1_mean'], row['top1_sd'])} %, "
         f"{cost(row['gmacs'])} GMACs."
-        for row in told.drop_duplicates("data").sort_values("data").to_dict("records")
+        for row in ranked.drop_duplicates("data").sort_values("data").to_dict("records")
     ]
 
 

@@ -21,10 +21,11 @@ from clca.report.study.cells import (
 )
 from clca.report.study.numbers import setting_gains
 from clca.report.study.settings import ARMS, SETTING, axes_of, setting_text
-from clca.report.table import Column, Table
+from clca.report.table import ReportTable
+from clca.system.tables import Column
 
 
-def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) -> Table:
+def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) -> ReportTable:
     """Top-1 of every arm in every setting, what CLCA gains, and what was published.
 
     Columns in which all rows agree are named in the caption and not shown. Where there are more rows than `limit`,
@@ -38,8 +39,8 @@ def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) 
     frame, arms = _by_setting(means, pairs)
     keys = [name for name in (*SETTING, "variant", *axes_of(frame)) if name in frame]
     varying = [name for name in keys if varies(frame, name)]
-    told = frame[[f"{arm}_published" for arm in arms]].notna().any(axis=1)
-    shown = frame.loc[sorted([*frame.index[told], *frame.index[~told]][:limit])]
+    has_published = frame[[f"{arm}_published" for arm in arms]].notna().any(axis=1)
+    shown = frame.loc[sorted([*frame.index[has_published], *frame.index[~has_published]][:limit])]
     counts = {count for arm in arms for count in frame[f"{arm}_n"].dropna()}
     alike = len(counts) == 1
 
@@ -58,10 +59,10 @@ def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) 
     caption += f" (n = {counts.pop():.0f})." if alike else "; in brackets the number of runs."
     caption += f" All: {', '.join(part for part in same if part)}." if any(same) else ""
     caption += _GAIN_NOTE if "gain" in frame else ""
-    caption += _PUBLISHED_NOTE if told.any() else ""
+    caption += _PUBLISHED_NOTE if has_published.any() else ""
     rows = tuple(zip(*(texts for _, texts in columns), strict=True))
     headings = tuple(heading for heading, _ in columns)
-    return Table("Top-1 by setting", caption, headings, rows, frame, len(frame) - len(shown))
+    return ReportTable("Top-1 by setting", caption, headings, rows, frame, len(frame) - len(shown))
 
 
 _GAIN_NOTE = (
@@ -124,7 +125,7 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(settings: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
-    """The rows of one place: each led by a setting that says the most, with that of every arm that agrees with it."""
+    """The rows of one place: each led by the most specific setting, with that of every arm that agrees with it."""
     rows: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]] = []
     left = sorted(settings, key=lambda one: -sum(part is not None for part in one["detail"]))
     while left:
@@ -145,15 +146,15 @@ def _known(value: Any) -> Any:
 
 
 def _top1(rows: pd.DataFrame, arm: str, *, with_n: bool) -> list[str]:
-    told = zip(rows[f"{arm}_top1"], rows[f"{arm}_sd"], rows[f"{arm}_n"], strict=True)
-    return [with_sd(mean, sd) + (f" ({n:.0f})" if with_n and not pd.isna(n) else "") for mean, sd, n in told]
+    values = zip(rows[f"{arm}_top1"], rows[f"{arm}_sd"], rows[f"{arm}_n"], strict=True)
+    return [with_sd(mean, sd) + (f" ({n:.0f})" if with_n and not pd.isna(n) else "") for mean, sd, n in values]
 
 
 def _published(rows: pd.DataFrame, arm: str) -> list[str]:
-    told = zip(rows[f"{arm}_published"], rows[f"{arm}_difference"], rows[f"{arm}_approximate"], strict=True)
+    values = zip(rows[f"{arm}_published"], rows[f"{arm}_difference"], rows[f"{arm}_approximate"], strict=True)
     return [
         "" if pd.isna(top1) else f"{'≈' if about is True else ''}{top1:.1f} ({signed(off)})"
-        for top1, off, about in told
+        for top1, off, about in values
     ]
 
 

@@ -49,7 +49,7 @@ def finished_runs(table: pd.DataFrame) -> pd.DataFrame:
         runs[RAW + name] = number_column(runs, name)
         runs[name] = runs[RAW + name].where(runs["arm"].isin(arms))
     runs["variant"] = [_in_words(row) for row in runs[list(VARIANTS)].itertuples(index=False)]
-    runs = _telling_axes(runs)  # before any is left out: what failed tells an axis from the arm too
+    runs = _distinguishing_axes(runs)  # before any is left out: failed runs too distinguish an axis from the arm
     finished = runs["top1"].notna()
     if "state" in runs:
         finished &= (runs["state"] == "finished").fillna(False).astype(bool)
@@ -91,11 +91,11 @@ def setting_text(runs: pd.DataFrame, *, arm: bool = False) -> pd.Series:
     parts = [runs["data"], runs["backbone"], runs["reduction"], rates, blocks, sizes]
     parts += [runs["arm"].map(lambda name: ARM_TITLES.get(name, name))] if arm else []
     parts += [runs["variant"], *(runs[axis] for axis in axes_of(runs))]
-    told = [" · ".join(part for part in row if part) for row in zip(*parts, strict=True)]
-    return pd.Series(told, index=runs.index, dtype=object)
+    texts = [" · ".join(part for part in row if part) for row in zip(*parts, strict=True)]
+    return pd.Series(texts, index=runs.index, dtype=object)
 
 
-def _telling_axes(runs: pd.DataFrame) -> pd.DataFrame:
+def _distinguishing_axes(runs: pd.DataFrame) -> pd.DataFrame:
     axes = axes_of(runs)
     labels = pd.DataFrame({name: _text(runs, name) for name in axes}, index=runs.index)
     raw = [runs[name] for name in SETTING] + [runs[RAW + name] for name in VARIANTS]

@@ -70,14 +70,14 @@ def missing(study: Mapping[str, Any], table: pd.DataFrame) -> Missing:
 def mixed(table: pd.DataFrame) -> list[str]:
     """A sentence for all that should be the same in every finished run and is not: versions, device, precision.
 
-    Each says how many runs are of what, and how many pairs of CLCA and base are torn by it. Empty: all is alike.
+    Each gives the number of runs of each kind, and of pairs of CLCA and base that it splits. Empty: all are alike.
     """
     runs = table[table["state"] == "finished"] if "state" in table else table
     differing = [name for name in _SAME if name in runs and runs[name].nunique() > 1]
     if not differing:
         return []
     pairs = paired_gains(table)
-    told = []
+    sentences = []
     for name in differing:
         counts = runs[name].astype(str)[runs[name].notna()].value_counts().sort_index()
         listed = ", ".join(f"{value} ({_runs(count)})" for value, count in counts.items())
@@ -86,8 +86,8 @@ def mixed(table: pd.DataFrame) -> list[str]:
             of = dict(zip(runs["run"].astype(str), runs[name].astype(str), strict=True))
             torn = sum(of.get(a) != of.get(b) for a, b in zip(pairs["run"], pairs["run_against"], strict=True))
             sentence += f"; {torn} of {len(pairs)} pairs of CLCA and base are of two" if torn else ""
-        told.append(sentence + ".")
-    return told
+        sentences.append(sentence + ".")
+    return sentences
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
@@ -150,19 +150,19 @@ def _in_all(found: Missing) -> str:
 
 def _uneven(by_axis: pd.DataFrame) -> list[str]:
     """Which labels have nothing yet, and which lag: a mean over those that are there would mislead."""
-    told = []
+    sentences = []
     for axis, own in by_axis.groupby("axis", sort=False):
         done = own["finished"] > 0
         if not done.any():
             continue
         if not done.all():
-            told.append(f"Nothing is finished yet for {axis} {_first(own.loc[~done, 'label'].tolist())}.")
+            sentences.append(f"Nothing is finished yet for {axis} {_first(own.loc[~done, 'label'].tolist())}.")
         share = (own["finished"] / own["planned"])[done & (own["planned"] > 0)]
         if len(share) and share.max() - share.min() > 0.1:
             lagging = own.loc[share[share < share.max() - 0.1].sort_values(kind="stable").index]
             rows = [f"{row.label} ({row.finished} of {row.planned})" for row in lagging.itertuples()]
-            told.append(f"Further behind than the rest of {axis}: {_first(rows, 3)}.")
-    return told
+            sentences.append(f"Further behind than the rest of {axis}: {_first(rows, 3)}.")
+    return sentences
 
 
 def _alone(table: pd.DataFrame) -> list[str]:

@@ -25,9 +25,10 @@ from clca.report.study.numbers import SETTING, frontier_of, gain_summary, over_s
 from clca.report.study.results import results_table
 from clca.report.study.settings import axes_of, by_default
 from clca.report.study.state import failures, missing
-from clca.report.table import Column, Table, write_tables
+from clca.report.table import ReportTable, write_tables
+from clca.system.tables import Column
 
-__all__ = ["Column", "Table", "results_table", "study_tables", "write_tables"]
+__all__ = ["Column", "ReportTable", "results_table", "study_tables", "write_tables"]
 
 _FACTORS = ("reduction", "keep_rate", "img_size", "data", "backbone")
 _HOW_GAINS = (
@@ -39,7 +40,7 @@ _HOW_GAINS = (
 
 def study_tables(
     study: Mapping[str, Any], table: pd.DataFrame, gradients: Gradients | None = None, *, limit: int = 60
-) -> dict[str, Table]:
+) -> dict[str, ReportTable]:
     """All tables of a study, by file name; those with nothing in them are left out.
 
     Args:
@@ -66,7 +67,7 @@ def study_tables(
     return {name: one for name, one in made.items() if one is not None and len(one.frame)}
 
 
-def _gains_table(pairs: Mapping[str, pd.DataFrame], limit: int) -> Table | None:
+def _gains_table(pairs: Mapping[str, pd.DataFrame], limit: int) -> ReportTable | None:
     """What CLCA, and each module alone, gains: over everything, and for CLCA by whatever was varied."""
     parts = []
     for arm, own in pairs.items():
@@ -84,7 +85,7 @@ def _gains_table(pairs: Mapping[str, pd.DataFrame], limit: int) -> Table | None:
     return _summary_table("Gain over the base model", pd.concat(parts, ignore_index=True), limit)
 
 
-def _rates_table(pairs: pd.DataFrame, limit: int) -> Table | None:
+def _rates_table(pairs: pd.DataFrame, limit: int) -> ReportTable | None:
     own = by_default(pairs)
     if own.empty or not (varies(own, "reduction") and varies(own, "keep_rate")):
         return None
@@ -92,7 +93,7 @@ def _rates_table(pairs: pd.DataFrame, limit: int) -> Table | None:
     return _summary_table("Gain of CLCA by reduction and keep rate", summary, limit)
 
 
-def _summary_table(title: str, summary: pd.DataFrame, limit: int) -> Table:
+def _summary_table(title: str, summary: pd.DataFrame, limit: int) -> ReportTable:
     columns = (
         Column("Arm", align="left"),
         Column("Runs", align="left"),
@@ -121,10 +122,10 @@ def _summary_table(title: str, summary: pd.DataFrame, limit: int) -> Table:
     ]
     names = ["arm", "by", "group", "pairs", "settings", "mean", "median", "low", "high", "unit"]
     frame = summary[[*names, "wins", "ties", "losses", "p", "verdict", "sentence"]]
-    return Table(title, _HOW_GAINS, columns, tuple(zip(*texts, strict=True)), frame, len(summary) - len(shown))
+    return ReportTable(title, _HOW_GAINS, columns, tuple(zip(*texts, strict=True)), frame, len(summary) - len(shown))
 
 
-def _frontier_table(best: pd.DataFrame, limit: int) -> Table | None:
+def _frontier_table(best: pd.DataFrame, limit: int) -> ReportTable | None:
     if best.empty:
         return None
     keys = [name for name in (*SETTING, "variant", *axes_of(best)) if name == "data" or varies(best, name)]
@@ -137,10 +138,10 @@ def _frontier_table(best: pd.DataFrame, limit: int) -> Table | None:
     texts += [column(shown, "gmacs", cost), means_with_sd(shown), [f"{n}" for n in shown["n"]]]
     caption = "Of each set and arm the settings than which no other is both cheaper and at least as accurate."
     rows = tuple(zip(*texts, strict=True))
-    return Table("Best accuracy for the cost", caption, tuple(columns), rows, best, len(best) - len(shown))
+    return ReportTable("Best accuracy for the cost", caption, tuple(columns), rows, best, len(best) - len(shown))
 
 
-def _published_table(means: pd.DataFrame, limit: int) -> Table | None:
+def _published_table(means: pd.DataFrame, limit: int) -> ReportTable | None:
     """Other methods and the best of ours, set by set."""
     parts = []
     for data in dict.fromkeys(means["data"]):
@@ -183,10 +184,10 @@ def _published_table(means: pd.DataFrame, limit: int) -> Table | None:
         "arm in this study, chosen on the same images: that flatters it."
     )
     rows = tuple(zip(*texts, strict=True))
-    return Table("Other methods on the same sets", caption, columns, rows, frame, len(frame) - len(shown))
+    return ReportTable("Other methods on the same sets", caption, columns, rows, frame, len(frame) - len(shown))
 
 
-def _gradients_table(found: Gradients) -> Table:
+def _gradients_table(found: Gradients) -> ReportTable:
     columns = (
         Column("Arm", align="left"),
         Column("finished runs"),
@@ -201,10 +202,10 @@ def _gradients_table(found: Gradients) -> Table:
     ]
     caption = "Of each run the largest and the median over its training steps; here the median over runs. "
     caption += " ".join(found.sentences)
-    return Table("Gradients by arm", caption, columns, tuple(zip(*texts, strict=True)), found.arms)
+    return ReportTable("Gradients by arm", caption, columns, tuple(zip(*texts, strict=True)), found.arms)
 
 
-def _progress_table(study: Mapping[str, Any], table: pd.DataFrame) -> Table:
+def _progress_table(study: Mapping[str, Any], table: pd.DataFrame) -> ReportTable:
     found = missing(study, table)
     names = ["planned", "finished", "failed", "interrupted", "not_begun"]
     columns = (
@@ -217,11 +218,11 @@ def _progress_table(study: Mapping[str, Any], table: pd.DataFrame) -> Table:
     frame = pd.concat([pd.DataFrame([whole]), found.by_axis], ignore_index=True)
     frame = frame.astype(dict.fromkeys(names, "Int64"))
     texts = [list(frame["axis"]), list(frame["label"]), *(column(frame, name, "{:,}".format) for name in names)]
-    return Table("Runs", " ".join(found.sentences), columns, tuple(zip(*texts, strict=True)), frame)
+    return ReportTable("Runs", " ".join(found.sentences), columns, tuple(zip(*texts, strict=True)), frame)
 
 
-def _failures_table(table: pd.DataFrame, limit: int) -> Table | None:
+def _failures_table(table: pd.DataFrame, limit: int) -> ReportTable | None:
     found = failures(table)
     columns = (Column("Error", align="left"), Column("runs"), Column("Names", align="left"))
     rows = tuple((str(row.error), f"{row.n:,}", str(row.names)) for row in found.head(limit).itertuples())
-    return Table("Failed runs", "Grouped by equal error.", columns, rows, found, max(0, len(found) - limit))
+    return ReportTable("Failed runs", "Grouped by equal error.", columns, rows, found, max(0, len(found) - limit))

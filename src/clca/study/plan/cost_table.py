@@ -16,8 +16,7 @@ from clca.data.cache.limits import beside_cache
 from clca.errors import WorkError
 from clca.models.config import ModelConfig
 from clca.study.plan.identity import COMPUTES, model_text
-from clca.system.files import part, read_json
-from clca.training.run_folder import write_json
+from clca.system.files import part, read_json, write_json
 
 _SHIPPED = "prices.json.gz"
 _CLASSES = 1000  # the second number of classes at which a price is taken; the first is 1

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from clca.data.cache.limits import beside_cache
 from clca.errors import ClcaError, WorkError
@@ -22,11 +21,11 @@ from clca.study.plan.expand import Plan, PlannedRun
 from clca.study.plan.identity import model_text
 from clca.study.plan.set_sizes import set_size
 from clca.study.results.folder import read_result, run_folder, states
-from clca.system.files import read_json
-from clca.system.paths import as_it_is, shown
+from clca.system.files import read_json, write_json
+from clca.system.paths import shown
+from clca.system.tables import Table, words
 from clca.training.config import TrainConfig
 from clca.training.progress import duration
-from clca.training.run_folder import write_json
 
 _MOST_LABELS = 12  # of an axis, in the table
 _SEEN = 200  # finished runs that a rate is taken from
@@ -61,14 +60,13 @@ class Overview:
         study = self.plan.study
         if study.about:
             console.print(shown(study.about), markup=False, highlight=False)
-        table = Table(title=f"{study.name}: {len(self.runs):,} runs", title_justify="left")
-        table.add_column("axis")
-        table.add_column("values: runs", overflow="fold")
+        rows = []
         for axis, counts in self.by_axis.items():
             listed = ", ".join(f"{label}: {count:,}" for label, count in list(counts.items())[:_MOST_LABELS])
             more = len(counts) - _MOST_LABELS
-            table.add_row(as_it_is(axis), as_it_is(listed + (f", and {more} more" if more > 0 else "")))
-        console.print(table)
+            rows.append([axis, listed + (f", and {more} more" if more > 0 else "")])
+        title = f"{study.name}: {len(self.runs):,} runs"
+        Table([words("axis"), words("values: runs")], rows, title=title).render(console)
         for condition, count in zip(study.exclude, self.plan.excluded, strict=True):
             text = ", ".join(f"{axis} {_said(wanted)}" for axis, wanted in condition.items())
             console.print(f"left out: {shown(text)} ({count:,} combinations)", markup=False, highlight=False)

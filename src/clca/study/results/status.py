@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from clca.study.results.folder import FAILURE, LOG, TRAINED, begun_runs, left_out, of_study, read_study_file, run_folder
 from clca.study.results.table import row_of
 from clca.study.run.claim import Holder, holder
 from clca.study.run.display import last_step
-from clca.system.paths import as_it_is, shown
+from clca.system.paths import shown
+from clca.system.tables import Column, Table, words
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
 
@@ -55,7 +55,7 @@ class Status:
         console.print(f"{shown(self.study['name'])}: {total:,} runs: {said}", highlight=False, markup=False)
         if self.others:
             console.print(left_out(self.others), highlight=False, markup=False)
-        console.print(self._by_axis())
+        self._by_axis().render(console)
         self._render_running(console)
         self._render_failures(console, every_failure)
         best = max((row for row in self.rows if row.get("top1") is not None), key=lambda r: r["top1"], default=None)
@@ -63,11 +63,7 @@ class Status:
             console.print(f"best so far: {best['top1']:.1%}, {shown(best['name'])}", highlight=False, markup=False)
 
     def _by_axis(self) -> Table:
-        table = Table(title=None)
-        table.add_column("axis")
-        table.add_column("value")
-        for name in ("finished", "failed", "planned"):
-            table.add_column(name, justify="right")
+        rows, sections = list[list[str]](), list[int]()
         by_value: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for row in self.rows:
             for axis in self.study["axes"]:
@@ -79,28 +75,23 @@ class Status:
             for number, label in enumerate(labels):
                 counts = by_value[axis, label]
                 asked = planned.get(axis, {}).get(label)
-                table.add_row(
-                    as_it_is(axis if number == 0 else ""),
-                    as_it_is(label),
-                    f"{counts['finished']:,}",
-                    f"{counts['failed']:,}" if counts["failed"] else "",
-                    f"{asked:,}" if asked is not None else "",
-                    end_section=number == len(labels) - 1,
-                )
-        return table
+                failed = f"{counts['failed']:,}" if counts["failed"] else ""
+                asked_for = f"{asked:,}" if asked is not None else ""
+                rows.append([axis if number == 0 else "", label, f"{counts['finished']:,}", failed, asked_for])
+            sections.append(len(rows) - 1)
+        columns = [words("axis"), words("value"), *map(Column, ("finished", "failed", "planned"))]
+        return Table(columns, rows, sections=sections)
 
     def _render_running(self, console: Console) -> None:
         if not self.running:
             return
-        table = Table(title="running", title_justify="left")
-        table.add_column("run", overflow="fold")
-        for name in ("on", "process", "for", "epoch", "loss"):
-            table.add_column(name, justify="right")
+        rows = []
         for name, who in list(self.running.items())[:_MOST_RUNNING]:
             epoch, loss = last_step(run_folder(self.out, name) / TRAINED / METRICS)
             since = duration(max(0.0, time.time() - who.since))
-            table.add_row(as_it_is(name), as_it_is(who.host), str(who.pid), since, epoch, loss)
-        console.print(table)
+            rows.append([name, who.host, str(who.pid), since, epoch, loss])
+        columns = [words("run"), *map(Column, ("on", "process", "for", "epoch", "loss"))]
+        Table(columns, rows, title="running").render(console)
         if len(self.running) > _MOST_RUNNING:
             console.print(f"and {len(self.running) - _MOST_RUNNING} more")
 

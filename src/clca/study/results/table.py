@@ -21,8 +21,7 @@ from clca.study.results.folder import (
 from clca.study.results.record import by_block
 from clca.study.results.rows import AXIS, COLUMNS, MOST_AXES, NUMBER, TEXT, WHOLE, YES_NO, sound_row
 from clca.study.results.stored_table import stored_rows
-from clca.system.files import as_utf8, part, read_json
-from clca.training.run_folder import replacing
+from clca.system.files import as_utf8, part, read_json, replacing
 
 if TYPE_CHECKING:
     import pandas

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live as Picture
@@ -16,12 +16,10 @@ from rich.text import Text
 
 from clca.study.results.folder import PRETRAINING, TRAINED, run_folder
 from clca.study.results.rows import whole
+from clca.study.run.result import StudyResult
 from clca.system.files import objects
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
-
-if TYPE_CHECKING:
-    from clca.study.run.driver import StudyResult
 
 _SECONDS_BETWEEN_LINES = 60.0
 _SHOWN = 12  # runs at work

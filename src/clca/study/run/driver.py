@@ -36,9 +36,11 @@ from clca.study.run.display import Live
 from clca.study.run.executors import Executor, InThisProcess
 from clca.study.run.job import TRAIN_AND_EVALUATE, Job, Outcome, write_failure
 from clca.study.run.leaves import drawn
+from clca.study.run.result import StudyResult
+from clca.system.files import make_writable, write_json
 from clca.system.paths import expanded
 from clca.system.signals import first_signal
-from clca.training.run_folder import WEIGHTS, make_writable, write_json
+from clca.training.run_folder import WEIGHTS
 
 MOST_LOST = 3
 """A run whose process died so often is not tried again: it may be what kills it."""
@@ -46,34 +48,6 @@ MOST_LOST = 3
 _LOOK_ELSEWHERE = 5.0  # seconds between two looks at runs that other drivers make
 _TABLE_EVERY = 60.0  # seconds, or more if writing it takes long
 _TO_SAVE = 120.0  # seconds that runs have to save themselves after Ctrl-C
-
-
-@dataclass
-class StudyResult:
-    """What came of `run_study`.
-
-    Attributes:
-        folder: The study's.
-        total: Runs that were asked for.
-        finished, failed: Of these, whoever made them and whenever.
-        made: Of the finished ones, those made here and now.
-        full: Why there was no room on the disk, if so; what was not finished can go on later.
-        interrupted: Whether Ctrl-C or a signal ended it; `signal` says which.
-    """
-
-    folder: Path
-    total: int
-    finished: int = 0
-    failed: int = 0
-    made: int = 0
-    full: str = ""
-    interrupted: bool = False
-    signal: int = 0
-    seconds: float = 0.0
-
-    @property
-    def complete(self) -> bool:
-        return self.finished == self.total
 
 
 def run_study(

@@ -32,9 +32,9 @@ from clca.study.results.folder import (
 )
 from clca.study.results.record import result_row
 from clca.study.run.claim import Claim, claim
-from clca.system.files import read_json
+from clca.system.files import read_json, write_json
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS, write_json
+from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS
 
 TRAIN_AND_EVALUATE = "clca.study.run.job:train_and_evaluate"
 _SPARE = 32 * 2**20  # bytes; with less than this left, whatever failed is taken to have failed for want of room

@@ -62,9 +62,9 @@ def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
         ("Accuracy by keep rate", lambda: accuracy_keep_rates(numbers.cells), "no base or CLCA run is finished"),
         ("Spread of accuracy", lambda: accuracy_boxes(numbers.default), "no run is finished"),
         ("Gradients in training", lambda: gradient_curves(numbers.gradients),
-         "no finished run says the gradients of its steps"),
+         "no finished run has the gradients of its steps"),
         ("Accuracy against measured time", lambda: accuracy_time(numbers.cells, devices),
-         "no base or CLCA run is finished, or none says its time"),
+         "no base or CLCA run is finished, or none has its time"),
     )  # fmt: skip
     pictures: list[Picture] = []
     absent = []

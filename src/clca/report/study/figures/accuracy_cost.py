@@ -104,7 +104,7 @@ class _Against:
         return text
 
     def _theirs(self, data: Any, size: Any) -> Any:
-        """Published numbers of this set at this size that say their cost."""
+        """Published numbers of this set at this size that have a cost."""
         known = self.published
         return known[
             (known["data"] == data) & (known["img_size"] == size) & known["gmacs"].notna() & known["top1"].notna()
@@ -142,7 +142,7 @@ class _Against:
 
 
 def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
-    """A letter in a circle for each published result; one far off stands at the edge and says its numbers."""
+    """A letter in a circle for each published result; one far off is drawn at the edge with its numbers."""
     from matplotlib.collections import LineCollection
 
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()

@@ -13,8 +13,8 @@ def percent(axes: Any, values: Sequence[float], which: str = "y") -> None:
     if not there:
         return
     low, high = min(there), max(there)
-    room = max(1.0, 0.08 * (high - low))
-    limits = (max(0.0, low - room) if low >= 0 else low - room, min(100.0 + 0.2 * room, high + room))
+    margin = max(1.0, 0.08 * (high - low))
+    limits = (max(0.0, low - margin) if low >= 0 else low - margin, min(100.0 + 0.2 * margin, high + margin))
     (axes.set_ylim if which == "y" else axes.set_xlim)(*limits)
     axes.grid(axis=which)
 
@@ -34,8 +34,8 @@ def cost_scale(axes: Any, values: Sequence[float]) -> None:
     elif there:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
-        room = 0.07 * (max(there) - min(there)) or 0.1 * max(there)
-        axes.set_xlim(max(0.0, min(there) - room), max(there) + room)
+        margin = 0.07 * (max(there) - min(there)) or 0.1 * max(there)
+        axes.set_xlim(max(0.0, min(there) - margin), max(there) + margin)
 
 
 def log_y(axes: Any) -> None:

@@ -56,8 +56,8 @@ def paired_gain(
 
 def _limits(gains: Any) -> tuple[float, float]:
     low, high = min(0.0, float(gains.min())), max(0.0, float(gains.max()))
-    room = 0.05 * (high - low) or 1.0
-    return low - room, high + room
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _panel(title: str, what: str, lines: list[tuple[str, dict[str, Any], Any]], limits: tuple[float, float]) -> Panel:

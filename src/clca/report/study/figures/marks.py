@@ -54,7 +54,7 @@ def reductions_in_order(reductions: Iterable[str]) -> list[str]:
 
 
 def legend(reductions: Sequence[str], arms: Sequence[str]) -> list[Mark]:
-    """A line a reduction, and one that says how base and CLCA differ."""
+    """A line for each reduction, and one for how base and CLCA differ."""
     marks = [of_reduction(name, label="none (dense)" if name == "none" else name) for name in reductions]
     return [Mark(mark.label, mark.colour, mark.marker, "", True) for mark in marks] + [
         Mark(ARM_NAMES.get(arm, arm), "#6b6b6b", "o", _ARM_MARKS.get(arm, ("", "", "-", True))[2], arm != "base")

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clca.evaluation.ranking import most_likely
+from clca.models.ranking import most_likely
 from clca.serve.service import Ranked
 
 

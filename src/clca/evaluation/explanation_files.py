@@ -9,7 +9,7 @@ from clca.errors import ClcaError, reason
 from clca.explain import explain
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.explanation import draw_explanation
-from clca.training.run_folder import write_json
+from clca.system.files import write_json
 
 _LONGEST = 80  # bytes of an image's name in those of its files: file systems end at 255
 

@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from clca.system.paths import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -76,19 +78,16 @@ class Table:
 
     def render(self, console: Console) -> None:
         """Print the table. Title and caption are not broken to its width, and in a file or pipe nothing is wrapped."""
-        from rich.text import Text
-
         if self.title:
-            console.print(Text(self.title, "table.title"), soft_wrap=True)
+            console.print(_plain(self.title, "table.title"), soft_wrap=True)
         _print_whole(console, self.as_rich())
         if self.caption:
-            console.print(Text(self.caption, "table.caption"))
+            console.print(_plain(self.caption, "table.caption"))
 
     def as_rich(self) -> RichTable:
         """Columns and rows for a rich display, without title and caption."""
         from rich import box
         from rich.table import Table as RichTable
-        from rich.text import Text
 
         if self.frame == "box":
             table = RichTable(show_header=self.headings)
@@ -97,9 +96,9 @@ class Table:
                 box=box.SIMPLE_HEAD, show_header=self.headings, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
             )
         for column in self.columns:
-            table.add_column(Text(column.heading), justify=column.align, overflow="fold", no_wrap=not column.wrap)
+            table.add_column(_plain(column.heading), justify=column.align, overflow="fold", no_wrap=not column.wrap)
         for number, row in enumerate(self.rows):
-            cells = (Text(cell) if isinstance(cell, str) else cell for cell in row)
+            cells = (_plain(cell) if isinstance(cell, str) else cell for cell in row)
             table.add_row(*cells, end_section=number in self.sections)
         return table
 
@@ -108,6 +107,13 @@ class Table:
         lines: list[Sequence[str]] = [[column.heading for column in self.columns], ["---"] * len(self.columns)]
         lines += [[str(cell).replace("|", "\\|") for cell in row] for row in self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text without markup and without control characters but line breaks: names may come from other people's files."""
+    from rich.text import Text
+
+    return Text("\n".join(map(shown, text.split("\n"))), style)
 
 
 def _print_whole(console: Console, table: RichTable) -> None:

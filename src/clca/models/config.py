@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from clca.errors import ClcaError
-from clca.reductions import reduction_class
+from clca.reductions import reduction_rule
 
 
 def _is_rate(rate: float) -> float:
@@ -74,16 +74,16 @@ class ModelConfig(BaseModel):
                 f"keep_rate has {len(self.keep_rate)} rates for the {len(locations)} locations {list(locations)}: "
                 "give one rate, or one a location"
             )
-        cls = reduction_class(self.reduction)
-        if cls is not None:
+        rule = reduction_rule(self.reduction)
+        if rule is not None:
             if not locations:
                 raise ClcaError(f"reduction {self.reduction!r} has no locations: name at least one block")
-            if opaque_block is not None and (cls.place == "inside" or cls.alters_attention):
+            if opaque_block is not None and (rule.place == "inside" or rule.alters_attention):
                 raise ClcaError(
                     f"{self.backbone}: reduction {self.reduction!r} works inside attention, and {opaque_block} is "
                     "not one it knows: choose patchmerger, sit or dpcknn, or another backbone"
                 )
-            if cls.pads and not self.cla and global_pool == "prr":
+            if rule.pads and not self.cla and global_pool == "prr":
                 raise ClcaError(f"{self.backbone}: 'prr' pooling cannot leave out the padding of {self.reduction}")
         return ResolvedConfig(
             locations=locations,

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from clca.reductions.base import Evidence, Reduction, Selection, TokenState, behind_prefix, kept_index, padding_bias
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import ATSRule
 
 
 @register_reduction("ats")
-class ATS(Reduction):
+class ATS(ATSRule, Reduction):
     """Adaptive token sampling; the batch is padded, and padding is hidden from every image (METHOD section 4)."""
-
-    place = "inside"
-    needs = frozenset({"cls_attention", "value_norms"})
-    alters_attention = True
-    pads = True
-
-    def steps(self, state: TokenState) -> int:
-        """S, the reciprocal of the distance between two sample points."""
-        return state.schedule.static_count(state.num_patches, self.index) + 1
-
-    def num_points(self, state: TokenState) -> int:
-        """m, how many sample points there are: at most that many tokens stay."""
-        steps = self.steps(state)
-        # In double precision as written: rounding lifts the quotient for some S, and the published counts need it.
-        return math.ceil(((2 * steps - 1) / (2 * steps) - 1 / (2 * steps)) / (1 / steps))
 
     def sample_points(self, state: TokenState, device: torch.device) -> Tensor:
         """(2i+1) / (2S), i = 0 … m-1, in double precision where the device has it, [m]."""

@@ -1,41 +1,15 @@
-"""What every token reduction shares: the contract, the keep schedule, and what follows each token."""
+"""What every token reduction shares: the contract, the evidence it can ask for, and the state of the tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-
-class KeepSchedule:
-    """Keep rates by location, and the counts of METHOD section 4 that follow from them.
-
-    Args:
-        keep_rate: One rate for all locations, or one a location.
-        num_locations: How many reduction blocks there are.
-    """
-
-    def __init__(self, keep_rate: float | Iterable[float], num_locations: int) -> None:
-        self._single = float(keep_rate) if isinstance(keep_rate, int | float) else None
-        self.rates = [self._single] * num_locations if self._single is not None else [float(k) for k in keep_rate]  # type: ignore[union-attr]
-
-    def rate(self, j: int) -> float:
-        """The keep rate of the j-th location."""
-        return self.rates[j]
-
-    def share(self, j: int) -> float:
-        """The share of the first sequence that is left at the j-th location, in double precision."""
-        # One rate is raised to a power first: a running product would round differently and move a floor.
-        return self._single ** (j + 1) if self._single is not None else math.prod(self.rates[: j + 1])
-
-    def static_count(self, num_patches: int, j: int) -> int:
-        """floor(P · share), at least 1."""
-        return max(1, math.floor(num_patches * self.share(j)))
+from clca.reductions.rules import KeepSchedule, ReductionRule, TokenCounts
 
 
 @dataclass
@@ -74,33 +48,21 @@ class Selection:
 
 
 @dataclass
-class TokenState:
-    """What follows the tokens through one forward pass; a reduction updates it together with the tokens.
+class TokenState(TokenCounts):
+    """What accompanies the tokens through one forward pass; a reduction updates it together with the tokens.
 
     Attributes:
-        prefix: T, the number of the backbone's own leading tokens, never reduced.
-        num_patches: P of the first sequence, from which static counts are computed.
-        schedule: Keep rates.
-        appended: How many tokens at the end came from the cross-layer cache, carriers included.
-        cache_on: Whether the cross-layer cache is used.
-        training: Whether the model is in training mode.
         key_bias: What later attentions add to the logits of each key, [B, 1, 1, N].
         size: How many tokens each token stands for (ToMe), [B, N].
         valid: False at padded places (ATS), [B, N].
         policy: 1 where a token is kept (DynamicViT), [B, N].
         recovered_policy: The policy with which recovered tokens enter.
         masked: Whether attention and pooling are weighted by `policy` (DynamicViT in training).
-        losses: What the reductions add to the training loss, one scalar a location.
+        losses: What the reductions add to the training loss, one scalar per location.
         owner: While tracing, the index of the token that holds each patch, -1 where it was dropped, [B, P].
         fused: While tracing, whether a patch went into a fused token, here or at an earlier location, [B, P].
     """
 
-    prefix: int
-    num_patches: int
-    schedule: KeepSchedule
-    appended: int = 0
-    cache_on: bool = False
-    training: bool = False
     key_bias: Tensor | None = None
     size: Tensor | None = None
     valid: Tensor | None = None
@@ -138,46 +100,36 @@ class TokenState:
             self.fused = held if self.fused is None else self.fused | held
 
 
-class Reduction(nn.Module):
+class Reduction(ReductionRule, nn.Module):
     """A token reduction at one location. Subclasses are registered with `clca.register_reduction`.
 
-    A subclass defines `reduce`; or, where it works inside the block and its result is a selection, `select`, and then
-    nothing is computed for tokens that are dropped.
+    A subclass defines `reduce`; or, if it works inside the block and its result is a selection, `select`, and then
+    nothing is computed for tokens that are dropped. With `tokens_after` and `macs` the plan of a study computes its
+    cost; without them it builds a model and measures it.
 
     Class attributes:
         place: "inside" the block, between attention and MLP, or "before" it.
         needs: The fields of `Evidence` that `reduce` reads.
         alters_attention: Whether later attentions need a key bias or a mask.
-        fixed_counts: Whether parameters depend on the keep rate or the number of patches, of which then neither can
-            be set at run time.
+        fixed_counts: Whether parameters depend on the keep rate or the number of patches, neither of which can then be
+            set at run time.
         pads: Whether the number of tokens varies by image, so that a batch is padded.
-        fuses: Whether what `select` gives has a fused token.
+        fuses: Whether the result of `select` has a fused token.
 
     Args:
         dim: Embedding width C.
         index: j, the position of this location among the locations, from 0.
-        num_locations: How many locations there are.
+        num_locations: Number of locations.
         num_patches: P at the configured image size.
-        schedule: Keep rates at construction; at run time `state.schedule` rules.
+        schedule: Keep rates at construction; at run time `state.schedule` holds.
     """
 
-    place: ClassVar[Literal["inside", "before"]] = "inside"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    alters_attention: ClassVar[bool] = False
-    fixed_counts: ClassVar[bool] = False
-    pads: ClassVar[bool] = False
-    fuses: ClassVar[bool] = False
-
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
-        super().__init__()
-        self.dim, self.index, self.num_locations = dim, index, num_locations
+        nn.Module.__init__(self)
+        ReductionRule.__init__(self, dim, index, num_locations, num_patches, schedule)
 
     def begin(self, x: Tensor, state: TokenState) -> None:
         """Called once a forward pass, at the first location's reduction, before block 0. x: [B, N, C]"""
-
-    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
-        """Whether nothing would be removed from `num_tokens` tokens, so that the block runs as it is."""
-        return False
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         """Which of `num_tokens` tokens stay; updates `state`."""

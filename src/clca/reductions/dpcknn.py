@@ -17,30 +17,21 @@ from clca.reductions.base import (
     take,
 )
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import DPCKNNRule
 
 _NEIGHBOURS = 5
-_MIN_CLUSTERS = 5
 _PIECE = 128
-_ROWS = 1024  # of the distances at once: all of them would grow with the square of the tokens
+_ROWS = DPCKNNRule.MAX_ROWS  # of the distances at once: all of them would grow with the square of the tokens
 
 
 @register_reduction("dpcknn")
-class DPCKNN(Reduction):
+class DPCKNN(DPCKNNRule, Reduction):
     """Density peak clustering; what the cache appended passes unchanged (METHOD section 4)."""
-
-    place = "before"
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)
         self.score = nn.Linear(dim, 1)
         self.apply(init_linear)
-
-    def clusters(self, patches: int, state: TokenState) -> int:
-        """How many clusters `patches` patch tokens form."""
-        count = state.schedule.static_count(state.num_patches, self.index)
-        if self.index < self.num_locations - 1:
-            count = max(count, _MIN_CLUSTERS)
-        return min(count, patches)
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         end = x.shape[1] - state.appended

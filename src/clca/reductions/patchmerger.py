@@ -7,14 +7,12 @@ from torch import Tensor, nn
 
 from clca.reductions.base import Evidence, KeepSchedule, Reduction, TokenState, assigned_index, exact
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import PatchMergerRule
 
 
 @register_reduction("patchmerger")
-class PatchMerger(Reduction):
+class PatchMerger(PatchMergerRule, Reduction):
     """softmax(Q zᵀ) z with z = LayerNorm(x) over all tokens but the prefix (METHOD section 4)."""
-
-    place = "before"
-    fixed_counts = True
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)

@@ -7,14 +7,12 @@ from torch import Tensor, nn
 
 from clca.reductions.base import Evidence, KeepSchedule, Reduction, TokenState, assigned_index, init_linear
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import SiTRule
 
 
 @register_reduction("sit")
-class SiT(Reduction):
+class SiT(SiTRule, Reduction):
     """M learned soft clusters of all tokens but the prefix (METHOD section 4)."""
-
-    place = "before"
-    fixed_counts = True
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clca.reductions.base import Evidence, Reduction, TokenState, descending, exact, take
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import ToMeRule
 
 _ROWS = 512
 _LAST = 2**20  # a rank behind all others
 
 
 @register_reduction("tome")
-class ToMe(Reduction):
+class ToMe(ToMeRule, Reduction):
     """Bipartite soft matching on the head-mean keys, with proportional attention from then on (METHOD section 4)."""
-
-    place = "inside"
-    needs = frozenset({"mean_keys"})
-    alters_attention = True
-
-    def removed(self, num_tokens: int, state: TokenState) -> int:
-        """r, how many of `num_tokens` tokens merge away at this location."""
-        patches, share = state.num_patches, state.schedule.share
-        before = patches if self.index == 0 else math.floor(patches * share(self.index - 1))
-        return min(before - math.floor(patches * share(self.index)), (num_tokens - state.prefix) // 2)
-
-    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
-        return self.removed(num_tokens, state) <= 0
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         assert evidence.mean_keys is not None

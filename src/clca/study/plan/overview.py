@@ -17,7 +17,7 @@ from rich.table import Table
 
 from clca.data.cache.limits import beside_cache
 from clca.errors import ClcaError, WorkError
-from clca.study.plan.cost_table import Prices
+from clca.study.plan.cost_model import StudyCosts
 from clca.study.plan.expand import Plan, PlannedRun
 from clca.study.plan.identity import model_text
 from clca.study.plan.set_sizes import set_size
@@ -156,7 +156,7 @@ class _Runs:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.prices = Prices()
+        self.costs = StudyCosts()
         self._each: dict[Any, float | None] = {}
 
     def of(self, runs: Sequence[PlannedRun]) -> dict[str, float | None]:
@@ -170,7 +170,7 @@ class _Runs:
                 gmacs = self._of(self.plan.config(alike[choice][0]))
                 found.update({run.name: gmacs for run in alike[choice]})
         finally:
-            self.prices.save()
+            self.costs.save()
         return found
 
     def _of(self, config: TrainConfig) -> float | None:
@@ -180,7 +180,7 @@ class _Runs:
         model = model_text(config.model)
         key = (model, size, config.epochs, config.batch_size)
         if key not in self._each:
-            trained, judged = self.prices.of(config.model, size.classes, model)
+            trained, judged = self.costs.of(config.model, size.classes, model)
             whole = size.train - size.train % min(config.batch_size, size.train)  # the last partial batch is dropped
             self._each[key] = config.epochs * whole * trained + size.judged * judged
         return self._each[key]

@@ -1,6 +1,11 @@
 """The planned cost of settings equals what `clca.cost` measures for the model built from them."""
 
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +23,9 @@ from clca.reductions.evit import EViT
 from clca.reductions.topk import TopK
 from clca.study.plan import measured_cost
 from clca.study.plan.backbone_cost import PLAIN_VITS, plain_vit_cost
-from clca.study.plan.cost_model import forward_gmacs, training_gmacs
+from clca.study.plan.config import read_study, shipped
+from clca.study.plan.cost_model import StudyCosts, forward_gmacs, training_gmacs
+from clca.study.plan.expand import plan
 
 SMALL: dict[str, Any] = {"patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -368,3 +375,51 @@ def test_what_cannot_be_built_is_refused_as_by_create_model(fields: dict[str, An
 def test_a_negative_number_of_classes_is_refused() -> None:
     with pytest.raises(clca.ClcaError, match="num_classes = -1"):
         forward_gmacs(config_of(), -1)
+
+
+# -- the costs of a study --------------------------------------------------------------------------------------
+
+
+def test_a_study_costs_what_its_models_cost() -> None:
+    planned = plan(read_study("paper"), "data")
+    for run in random.Random(0).sample(planned.runs, 20):
+        config = planned.config(run).model
+        found = StudyCosts().of(config, 80)
+        assert found == (training_gmacs(config, 80), forward_gmacs(config, 80))
+
+
+def test_a_cost_that_needs_torch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path))
+    config = config_of("registers", reduction="evit", keep_rate=0.37)
+    costs = StudyCosts()
+    first = costs.of(config, 7)
+    assert first == (training_gmacs(config, 7), forward_gmacs(config, 7))
+    costs.save()
+    monkeypatch.setattr("clca.study.plan.cost_model._model_macs", lambda *_, **__: pytest.fail("it was kept"))
+    assert StudyCosts().of(config, 7) == first
+    (tmp_path / "costs.json").write_text("damaged")
+    assert not StudyCosts().kept
+
+
+def test_a_model_that_does_not_exist_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path))
+    with pytest.raises(clca.ClcaError, match="unknown model"):
+        StudyCosts().of(ModelConfig(backbone="vit_tyni_patch16_224"), 7)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_planning_a_shipped_study_with_its_cost_needs_no_torch(name: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, clca.cli.main\n"
+        f"words = ['study', 'plan', {name!r}, '--data-folder', 'nowhere', '--gmacs-per-second', '1000']\n"
+        "code = clca.cli.main.main(words)\n"
+        "print(code, [name for name in ('torch', 'timm', 'pandas', 'ray') if name in sys.modules], file=sys.stderr)\n"
+    )
+    environment = {**os.environ, "CLCA_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "0 []"
+    assert "MACs in all" in done.stdout
+    assert "device time left" in done.stdout
+    assert name != "paper" or "12,960 runs" in done.stdout

@@ -142,6 +142,12 @@ def spelled(keep_rate: float | tuple[float, ...]) -> str:
     return " ".join(f"{rate:g}" for rate in rates)
 
 
+def by_rate(keep_rate: float | tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    """A key that sorts keep rates, and tuples of them by their mean."""
+    rates = keep_rate if isinstance(keep_rate, tuple) else (keep_rate,)
+    return sum(rates) / len(rates), rates
+
+
 def validated(**fields: Any) -> ModelConfig:
     """Build a `ModelConfig`; a wrong field raises a `ClcaError` of one line instead of pydantic's report."""
     try:

@@ -31,13 +31,13 @@ class ATS(ATSRule, Reduction):
         sampled = torch.zeros_like(scores, dtype=torch.bool)
         sampled = sampled.scatter(
             1, _nearest(scores.cumsum(dim=1), points), 1
-        )  # no True, which torch.jit.trace cannot put into its graph
+        )  # not True, which torch.jit.trace cannot record
 
         count = sampled.sum(dim=1)  # [B]
         width = min(len(points), num_tokens - prefix)
         if not (
             torch.compiler.is_compiling() or torch.jit.is_tracing() or scores.is_cuda
-        ):  # a GPU would have to stand still to tell
+        ):  # reading the count would make a GPU wait
             width = int(count.max()) if len(count) else 0
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix
@@ -48,11 +48,11 @@ class ATS(ATSRule, Reduction):
             moved = kept_index(index, num_tokens, prefix)
             dropped = torch.cat([sampled.new_zeros(count.shape[0], prefix), ~sampled], dim=1)
             state.move(moved.masked_fill(dropped, -1))
-        return Selection(behind_prefix(index, prefix))  # a padded place repeats a dropped token, which nothing sees
+        return Selection(behind_prefix(index, prefix))  # a padded place repeats a dropped token, which is masked
 
 
 def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:
-    """For each point the index of the nearest value of `cumulative` [B, n], the lowest of equally near ones. [B, m]"""
+    """For each point the index of the nearest value of `cumulative` [B, n]; of equally near ones the lowest. [B, m]"""
     cumulative = cumulative.contiguous()
     last = cumulative.shape[1] - 1
     points = points.repeat(cumulative.shape[0], 1)
@@ -60,5 +60,5 @@ def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:
     below = (above - 1).clamp(min=0)
     low, high = cumulative.gather(1, below), cumulative.gather(1, above.clamp(max=last))
     take_low = ((points - low).abs() <= (high - points).abs()) | (above > last)
-    # Values repeat where scores are 0, as on padding: the first of the run is the one that scored.
+    # Values repeat where scores are 0, as on padding: the first of equal values is the token with a score.
     return torch.searchsorted(cumulative, torch.where(take_low, low, high)).clamp(max=last)

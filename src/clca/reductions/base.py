@@ -14,7 +14,7 @@ from clca.reductions.rules import KeepSchedule, ReductionRule, TokenCounts
 
 @dataclass
 class Evidence:
-    """What a reduction may ask of the attention of its block, computed beside the fused kernel.
+    """What a reduction can read from the attention of its block, computed beside the fused kernel.
 
     Attributes:
         cls_attention: CLS row of the attention, [B, H, N].
@@ -74,7 +74,7 @@ class TokenState(TokenCounts):
     fused: Tensor | None = None
 
     def append(self, count: int, valid: Tensor | None = None) -> None:
-        """Follow `count` recovered tokens, of which `valid` [B, count] says which are real, to the end."""
+        """Extend the state by `count` recovered tokens at the end; `valid` [B, count] is False at padded ones."""
         self.appended += count
         if self.size is not None:
             self.size = _extend(self.size, count, 1.0)
@@ -88,13 +88,13 @@ class TokenState(TokenCounts):
             self.key_bias = _extend(self.key_bias, count, 0.0)
 
     def move(self, new_index: Tensor) -> None:
-        """Follow the owners: the token at i went to `new_index[:, i]`, -1 where it was dropped. [B, N]"""
+        """Update the owners: the token at i moved to `new_index[:, i]`, [B, N], or was dropped (-1)."""
         if self.owner is not None:
             moved = new_index.gather(1, self.owner.clamp(min=0))
             self.owner = torch.where(self.owner < 0, self.owner, moved)
 
     def note(self, selection: Selection) -> None:
-        """Remember whose content the fused token of a selection holds, which may be a single patch."""
+        """Record the patches that the fused token of a selection holds; it may be a single one."""
         if self.owner is not None and selection.fused is not None:
             held = self.owner == selection.kept.shape[1]
             self.fused = held if self.fused is None else self.fused | held
@@ -129,11 +129,11 @@ class Reduction(ReductionRule, nn.Module):
         ReductionRule.__init__(self, dim, index, num_locations, num_patches, schedule)
 
     def begin(self, x: Tensor, state: TokenState) -> None:
-        """Called once a forward pass, at the first location's reduction, before block 0. x: [B, N, C]"""
+        """Called once per forward pass, for the reduction of the first location, before block 0. x: [B, N, C]"""
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         """Which of `num_tokens` tokens stay; updates `state`."""
-        raise TypeError(f"{type(self).__name__} does not define reduce(x, evidence, state), nor select")
+        raise TypeError(f"{type(self).__name__} defines neither reduce(x, evidence, state) nor select")
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         """Reduce the tokens [B, N, C] and update `state`; returns [B, N', C]."""
@@ -143,7 +143,7 @@ class Reduction(ReductionRule, nn.Module):
 
     @property
     def selects(self) -> bool:
-        """Whether `select` is all there is to it."""
+        """Whether the reduction is a selection, defined by `select` alone."""
         return type(self).reduce is Reduction.reduce
 
 
@@ -163,13 +163,13 @@ def descending(scores: Tensor) -> Tensor:
 
 
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
-    """The positions of the prefix, then `index` [B, K]: [B, T + K]."""
+    """The positions of the prefix, followed by `index` [B, K]: [B, T + K]."""
     own = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
     return torch.cat([own, index], dim=1)
 
 
 def kept_index(index: Tensor, num_tokens: int, prefix: int, fill: int = -1) -> Tensor:
-    """Where each of `num_tokens` tokens went when `index` [B, M] followed the prefix; `fill` elsewhere. [B, N]"""
+    """New position of each of `num_tokens` tokens if `index` [B, M] is kept behind the prefix; else `fill`. [B, N]"""
     batch, kept = index.shape
     moved = torch.full((batch, num_tokens), fill, dtype=torch.long, device=index.device)
     moved[:, :prefix] = torch.arange(prefix, device=index.device)
@@ -177,7 +177,7 @@ def kept_index(index: Tensor, num_tokens: int, prefix: int, fill: int = -1) -> T
 
 
 def assigned_index(assignment: Tensor, prefix: int) -> Tensor:
-    """Where each token went when candidate i joined cluster `assignment[:, i]` behind the prefix. [B, N]"""
+    """New position of each token if candidate i joins cluster `assignment[:, i]` behind the prefix. [B, N]"""
     return behind_prefix(assignment + prefix, prefix)
 
 
@@ -187,7 +187,7 @@ def padding_bias(valid: Tensor) -> Tensor:
 
 
 def init_linear(module: nn.Module) -> None:
-    """timm's initialisation of linear layers; pass to `Module.apply`."""
+    """timm's initialisation of linear layers, for `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""DynamicViT (Rao et al., NeurIPS 2021): a small predictor at each location decides which tokens stay."""
+"""DynamicViT (Rao et al., NeurIPS 2021): a small predictor at each location decides which tokens are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EViT (Liang et al., ICLR 2022): Top-K, and one token that fuses what was dropped."""
+"""EViT (Liang et al., ICLR 2022): Top-K, and one token that fuses the dropped ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class PatchMerger(PatchMergerRule, Reduction):
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         z = self.norm(x[:, state.prefix :])
-        with exact(x):  # scores are sums over C of unit variance, too large for the few bits of half precision
+        with exact(x):  # scores are sums over C of unit variance, too large for half precision
             z = z.to(torch.promote_types(z.dtype, torch.float32))
             weights = (self.queries.to(z.dtype) @ z.transpose(1, 2)).softmax(dim=-1)  # [B, M, n]
             merged = weights @ z

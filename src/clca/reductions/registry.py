@@ -41,7 +41,7 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
             value that is not allowed.
     """
     if not isinstance(name, str) or not name:
-        raise ClcaError(f'a reduction is registered by a name, as @clca.register_reduction("mine"), not by {name!r}')
+        raise ClcaError(f'a reduction needs a name, as in @clca.register_reduction("mine"), not {name!r}')
 
     def register(cls: type[Reduction]) -> type[Reduction]:
         from clca.reductions.base import Reduction
@@ -49,10 +49,10 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
         if not (isinstance(cls, type) and issubclass(cls, Reduction)):
             raise ClcaError(f"reduction {name!r}: {cls!r} is not a subclass of clca.Reduction")
         _check_attributes(name, cls)
-        ours = f"{__package__}.{name}", SHIPPED.get(name)
-        of_another = name in SHIPPED and (cls.__module__, cls.__name__) != ours
-        if name == "none" or of_another or _origin(_REDUCTIONS.get(name, cls)) != _origin(cls):
-            raise ClcaError(f"reduction {name!r} is registered already: choose another name")
+        shipped = f"{__package__}.{name}", SHIPPED.get(name)
+        taken = name in SHIPPED and (cls.__module__, cls.__name__) != shipped
+        if name == "none" or taken or _origin(_REDUCTIONS.get(name, cls)) != _origin(cls):
+            raise ClcaError(f"reduction {name!r} is already registered: choose another name")
         _REDUCTIONS[name] = cls
         return cls
 
@@ -104,8 +104,8 @@ def reduction_class(name: str) -> type[Reduction] | None:
         close = difflib.get_close_matches(name, list_reductions(), n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ClcaError(
-            f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}; "
-            f"one of your own is given by clca --import FILE.py, or by {plugins.VARIABLE}=FILE.py"
+            f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}, "
+            f"or add your own with clca --import FILE.py or {plugins.VARIABLE}=FILE.py"
         )
     return _REDUCTIONS[name]
 

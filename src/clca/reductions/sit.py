@@ -28,6 +28,6 @@ class SiT(SiTRule, Reduction):
         weights = (self.weight(tokens) * self.scale).softmax(dim=1)  # [B, n, M], over tokens
         if state.owner is not None:
             state.move(assigned_index(weights.argmax(dim=2), state.prefix))
-        # Not `@`, which asks how long the batch is, and a compiled model would then ask again.
+        # Not `@`, which reads the batch size, so that a compiled model would be specialised to it.
         merged = torch.bmm(weights.transpose(1, 2).to(x.dtype), tokens)
         return torch.cat([x[:, : state.prefix], merged.to(x.dtype)], dim=1)

@@ -1,4 +1,4 @@
-"""A reduction of one's own: one class, one line to register it, and everything else works."""
+"""A new reduction: one class, one line to register it, and everything else works."""
 
 import importlib
 import importlib.metadata
@@ -178,7 +178,7 @@ def test_a_reduction_without_reduce_is_named() -> None:
         model(torch.randn(2, 3, 16, 16))
 
 
-# -- modules of one's own, without a package -----------------------------------------------------------------------
+# -- modules of the user, without a package ------------------------------------------------------------------------
 
 HALF = """
 import clca

@@ -88,7 +88,7 @@ def reduction_class(name: str) -> type[Reduction] | None:
     """The class registered under `name`; None for "none".
 
     Raises:
-        ClcaError: If there is no such reduction; the message lists those there are, and how one's own is given. Or if
+        ClcaError: If there is no such reduction; the message lists the known ones, and how to add another. Or if
             a module that `CLCA_IMPORT` names cannot be plugins.
     """
     if name == "none":

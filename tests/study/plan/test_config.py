@@ -1,4 +1,4 @@
-"""Study files: what they may say, and one clear line for each mistake."""
+"""Study files: what is allowed in them, and one clear line for each mistake."""
 
 import pytest
 import yaml

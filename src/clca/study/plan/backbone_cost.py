@@ -39,7 +39,7 @@ class BackboneCost:
         attention: Cost of a block up to the place where an "inside" reduction acts, or of the whole block if there is
             no such place.
         mlp: Cost of a block behind that place.
-        pool: Cost of the backbone's own head before its classifier.
+        pool: Cost of the head of the backbone before its classifier.
         classifier: Cost of its classifier per class.
         global_pool: How that head pools, as timm names it.
         patch_drop: The share of the patches that patch dropout leaves out in training.

@@ -1,9 +1,9 @@
 """What a model will cost, from its settings alone, so that a study of thousands of models is planned without them.
 
-`clca.cost` builds the model and counts while it runs, which takes half a second. Here the cost of a model is the sum
-over its blocks of what the backbone and the reduction say that they cost for so many tokens. The counts are those of
-`clca.cost`, except for a reduction whose number of tokens depends on the image (ATS), for which they are the most that
-an image can cost.
+`clca.cost` builds the model and counts while it runs, which takes half a second. Here the cost of a model is a sum over
+its blocks: the backbone gives the cost of a block for a number of tokens, the reduction gives its own cost and how many
+tokens it leaves. The counts equal those of `clca.cost`, except for a reduction whose number of tokens depends on the
+image (ATS): for it they are the most that an image can cost.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _model_macs(config: ModelConfig, training: bool) -> Macs:
         resolved = _resolved(config, backbone) if backbone is not None else None
         if backbone is not None and resolved is not None:
             return _sum_over_blocks(_Model.of(config, resolved, backbone, rule, training))
-    # The reduction has no cost methods, or no such model can be built, and building it says why.
+    # The reduction has no cost methods; or no such model can be built, and building it raises the reason.
     kwargs = repr(sorted(config.backbone_kwargs.items()))
     return _measured(_Measured((*(getattr(config, name) for name in _HASHABLE), kwargs, rule), config))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clca
-from clca.reductions import Evidence, TokenState
+from clca.reductions import Evidence, TokenCounts, TokenState
 from clca.reductions.base import descending, exact, kept_index, take
 
 # --8<-- [end:imports]
@@ -31,15 +31,27 @@ class TPS(clca.Reduction):
     # --8<-- [end:class]
 
     # --8<-- [start:count]
-    def count(self, candidates: int, state: TokenState) -> int:
+    def count(self, candidates: int, state: TokenCounts) -> int:
         """How many of the tokens behind the prefix stay."""
         return math.ceil(state.schedule.rate(self.index) * candidates)
 
-    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
+    def keeps_all(self, num_tokens: int, state: TokenCounts) -> bool:
         candidates = num_tokens - state.prefix
         return self.count(candidates, state) >= candidates
 
     # --8<-- [end:count]
+
+    # --8<-- [start:cost]
+    def tokens_after(self, num_tokens: int, state: TokenCounts) -> int:
+        return state.prefix + self.count(num_tokens - state.prefix, state)
+
+    def macs(self, num_tokens: int, state: TokenCounts, head_dim: int) -> int:
+        # Similarities of pruned and kept tokens, and the sums of the pruned.
+        candidates = num_tokens - state.prefix
+        kept = self.count(candidates, state)
+        return 2 * (candidates - kept) * kept * self.dim
+
+    # --8<-- [end:cost]
 
     # --8<-- [start:reduce]
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clca.errors import ClcaError
+from clca.models.cost import cost
 from clca.models.factory import create_model
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions.registry import reduction_class
+from clca.study.plan.cost_model import forward_gmacs
 
 _PATCH, _GRID, _CLASSES = 4, 4, 5
 _SIZES: dict[str, Any] = {"patch_size": _PATCH, "embed_dim": 24, "num_heads": 3, "depth": 5, "locations": (1, 2)}
@@ -33,8 +35,9 @@ def check_reduction(name: str) -> None:
     With and without the head and the cache, with one and several prefix tokens, at keep rates from 0.01 to 1: a batch
     gives what its images give alone, and the same twice; the prefix stays in front, and a token behind it; every patch
     is owned by a token that is there, or by none from then on; a lower rate keeps no more; the keep rate can be set at
-    run time, unless `fixed_counts`; gradients are finite and reach its parameters; double precision, bfloat16 and
-    autocast work. What it cannot know is the formula: hold that against a plain loop.
+    run time, unless `fixed_counts`; `tokens_after` and `macs`, if it has them, agree with what is measured; gradients
+    are finite and reach its parameters; double precision, bfloat16 and autocast work. It cannot know the formula:
+    compare that with a plain loop.
 
     Args:
         name: As it is registered.
@@ -56,6 +59,7 @@ def check_reduction(name: str) -> None:
                 _check_training(name, settings)
                 _check_precisions(name, settings)
                 _check_run_time(name, settings)
+                _check_cost(name, settings)
     for grid in (2, 3):
         with _told(name, {"patches": f"{grid}×{grid}", "keep_rate": 0.01}):
             _check_evaluation(name, {"keep_rate": 0.01}, grid)
@@ -128,6 +132,17 @@ def _check_evaluation(name: str, settings: dict[str, Any], grid: int = _GRID) ->
         _require((there | (owner == -1)).all(), "a patch is owned by the prefix, or by a token that is not there")
         _require((owner[dropped] == -1).all(), "a patch that was dropped is owned again")
         dropped = owner == -1
+
+
+def _check_cost(name: str, settings: dict[str, Any]) -> None:
+    cls = reduction_class(name)
+    if cls is None or not cls.has_cost():
+        return
+    model = _model(name, settings)
+    planned = forward_gmacs(model.config, _CLASSES)
+    measured = cost(model, images=_images()).gmacs
+    agree = measured <= planned * (1 + 1e-12) if cls.pads else math.isclose(measured, planned, rel_tol=1e-12)
+    _require(agree, f"tokens_after and macs give {planned:.9g} GMACs, and {measured:.9g} are measured")
 
 
 def _check_training(name: str, settings: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ import clca
 from clca.cli import main as cli
 from clca.data.synthetic.leaves import write_leaves
 from clca.demo.recipe import METHODS, DemoSettings, method_config
-from clca.reductions import Evidence, KeepSchedule, TokenState, registry
+from clca.reductions import Evidence, KeepSchedule, TokenCounts, TokenState, registry
 from clca.reductions import plugins as imported
 from clca.study.plan.config import StudyConfig
 from clca.testing import check_reduction
@@ -376,6 +376,19 @@ def test_a_broken_promise_is_named(wrong: str, promise: str) -> None:
     clca.register_reduction(f"broken-{wrong}")(type(f"Broken{wrong}", (Broken,), {"wrong": wrong}))
     with pytest.raises((AssertionError, RuntimeError), match=promise):
         check_reduction(f"broken-{wrong}")
+
+
+def test_a_wrong_cost_is_named() -> None:
+    class BrokenCost(Broken):
+        def tokens_after(self, num_tokens: int, state: TokenCounts) -> int:
+            return num_tokens
+
+        def macs(self, num_tokens: int, state: TokenCounts, head_dim: int) -> int:
+            return 0
+
+    clca.register_reduction("broken-cost")(BrokenCost)
+    with pytest.raises(AssertionError, match=r"tokens_after and macs give .* GMACs, and .* are measured"):
+        check_reduction("broken-cost")
 
 
 def test_the_one_that_is_not_broken_passes() -> None:

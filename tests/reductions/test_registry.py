@@ -1,4 +1,4 @@
-"""A reduction of one's own: one class, one line to register it, and everything else works."""
+"""A new reduction: one class, one line to register it, and everything else works."""
 
 import importlib
 import importlib.metadata
@@ -79,7 +79,7 @@ def test_names_are_taken_once() -> None:
     assert clca.register_reduction("mine")(again) is reduction_class("mine")
     other = type("Other", (clca.Reduction,), {})
     for name in ("mine", "evit", "none"):
-        with pytest.raises(clca.ClcaError, match=f"reduction '{name}' is registered already: choose another name"):
+        with pytest.raises(clca.ClcaError, match=f"reduction '{name}' is already registered: choose another name"):
             clca.register_reduction(name)(other)
     assert reduction_class("evit") is not other
 
@@ -174,11 +174,11 @@ def test_entry_points(plugin: list[str]) -> None:
 def test_a_reduction_without_reduce_is_named() -> None:
     clca.register_reduction("empty")(type("Empty", (clca.Reduction,), {}))
     model = clca.create_model("deit_tiny_patch16_224", **TINY, reduction="empty")
-    with pytest.raises(TypeError, match="Empty does not define reduce"):
+    with pytest.raises(TypeError, match="Empty defines neither reduce"):
         model(torch.randn(2, 3, 16, 16))
 
 
-# -- modules of one's own, without a package -----------------------------------------------------------------------
+# -- modules of the user, without a package ------------------------------------------------------------------------
 
 HALF = """
 import clca
@@ -272,7 +272,7 @@ def test_the_flag_stands_anywhere_and_adds_to_the_environment(
         (["--import", "folder/own_missing", "train"], "cannot import folder/own_missing .*no such file"),
         (
             ["train", "--import", "own_missing"],
-            r"cannot import own_missing .*no own_missing\.py here, nor such a module",
+            r"cannot import own_missing .*no own_missing\.py in this folder and no such module",
         ),
         (["train", "--import=..own"], r"cannot import \.\.own"),
         (["train", "--import"], "--import needs a Python file"),
@@ -297,7 +297,7 @@ def test_a_path_that_cannot_be_passed_on(
     own(tmp_path / "a,b", "own_comma.py", "comma")
     monkeypatch.chdir(tmp_path / "a,b")
     assert cli.main(["--import", "own_comma", "--version"]) == 2
-    assert "must not have a comma" in capsys.readouterr().err
+    assert "must not contain a comma" in capsys.readouterr().err
 
 
 def test_what_the_environment_names_is_not_missed_by_who_does_not_need_it(
@@ -317,8 +317,8 @@ BROKEN = {
     "own_syntax": ("def broken(:\n", r"SyntaxError: .*line 1"),
     "own_needs": ("import no_such_thing\n", "line 1: ModuleNotFoundError: No module named 'no_such_thing'"),
     "own_empty": ("x = 1\n", r"it registers no reduction: put @clca.register_reduction\("),
-    "own_taken": (HALF.format(name="evit"), "reduction 'evit' is registered already: choose another name"),
-    "json": (HALF.format(name="half"), "another module has the name 'json': give the file another name"),
+    "own_taken": (HALF.format(name="evit"), "reduction 'evit' is already registered: choose another name"),
+    "json": (HALF.format(name="half"), "another module has the name 'json': rename the file"),
     "my.half": (HALF.format(name="half"), "No module named 'my'"),
 }
 

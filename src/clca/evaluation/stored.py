@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError
+from clca.models.config import by_rate as by_rate  # its former home, for those that import it from here
 from clca.system.files import read_json
 from clca.training.run_folder import read_config
 
@@ -82,12 +83,6 @@ def standard_error(share: float, images: int) -> float:
     """
     share = (share * images + 1) / (images + 2)
     return math.sqrt(share * (1 - share) / images)
-
-
-def by_rate(rate: float | tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
-    """A key that sorts keep rates, and lists of them by their mean."""
-    rates = rate if isinstance(rate, tuple) else (rate,)
-    return sum(rates) / len(rates), rates
 
 
 def _stored(numbers: dict[str, Any], folder: Path) -> StoredEvaluation | None:

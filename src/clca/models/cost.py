@@ -1,4 +1,4 @@
-"""What a model costs: GMACs, parameters, tokens a block."""
+"""Cost of a model: GMACs, parameters, tokens per block."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Cost:
 
     Attributes:
         gmacs: Multiply-accumulate operations of the method in 10⁹, as the published program computes it: half of what
-            torch's FlopCounterMode counts there (METHOD section 6).
+            torch's FlopCounterMode counts (METHOD section 6).
         params: Number of parameters.
-        tokens_per_block: Tokens that each block puts out, before the cache recovers any; a mean over images for ATS.
-        computed_gmacs: What this program computes of it: attention rows of dropped tokens are left out, and with the
-            aggregation head all rows of the last block but the CLS token's.
+        tokens_per_block: Output tokens of each block, before the cache recovers any; a mean over images for ATS.
+        computed_gmacs: The part of it that this program computes: it skips attention rows of dropped tokens and, with
+            the aggregation head, all rows of the last block but that of the CLS token.
     """
 
     gmacs: float
@@ -42,12 +42,12 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
         model: The model; or a timm VisionTransformer, for the dense model to compare with.
         img_size: Height and width in pixels, or one number for both; None for the model's own. Other sizes need a
             backbone with `dynamic_img_size`.
-        images: Images [B, 3, H, W] to average over; of use where the cost depends on the image (ATS), which is
-            measured on noise without them.
+        images: Images [B, 3, H, W] to average over, if the cost depends on the image (ATS); without them it is
+            measured on noise.
 
     Raises:
-        ClcaError: If the model is another one, does not take images of that size, or has a cost that depends on the
-            images and no weights to find it by, on the meta device.
+        ClcaError: If the model does not fit or does not take images of that size, or if its cost depends on the images
+            and it is on the meta device, without weights.
     """
     if not isinstance(model, TokenReducedViT):
         model = reduce_tokens(model, cla=False, clc=False)
@@ -57,49 +57,49 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
     if model._pads and like.is_meta:
         reduction = model.config.reduction
         raise ClcaError(
-            f"what {reduction} keeps depends on the image, and on the meta device nothing is computed: "
-            "make the model on another device to tell its cost"
+            f"what {reduction} keeps depends on the image, which the meta device does not compute: "
+            "make the model on another device"
         )
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size or model.patch_embed.img_size)
-    # Of every module: a frozen part keeps its own mode.
+    # Per module: a frozen part may have a mode of its own.
     modes, loss = [(module, module.training) for module in model.modules()], model.auxiliary_loss
     economical = model.economical
     model.eval()
     try:
-        given: list[tuple[Tensor, dict[str, Tensor]]]
-        # Detached: the counter follows gradients into the parameters that a module is handed, where there are none.
+        inputs: list[tuple[Tensor, dict[str, Tensor]]]
+        # Detached: the counter would look for gradients of parameters that are passed to a module.
         own = {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
         if model._pads:
             if images is None:
                 generator = torch.Generator().manual_seed(0)
                 images = torch.randn(4, model.in_chans, *size, generator=generator)
-            # One at a time: beside others an image would be padded, and the padding counted.
-            given = [(image[None].to(like.device, like.dtype), own) for image in images]
+            # One at a time: in a batch an image would be padded, and the padding counted.
+            inputs = [(image[None].to(like.device, like.dtype), own) for image in images]
         else:
-            # Shapes alone decide the cost, and the meta device computes nothing else.
+            # Shapes alone decide the cost, and the meta device computes only those.
             meta = {name: tensor.to("meta") for name, tensor in own.items()}
             size = tuple(images.shape[-2:]) if images is not None else size
             x = torch.empty(1, model.in_chans, *size, device="meta", dtype=like.dtype)
-            given = [(x, meta)]
+            inputs = [(x, meta)]
         runs: dict[bool, list[tuple[int, list[float]]]] = {}
         for model.economical in (False, True):
-            runs[model.economical] = [_count(model, x, state) for x, state in given]
+            runs[model.economical] = [_count(model, x, state) for x, state in inputs]
     finally:
         for module, training in modes:
             module.training = training
         model.auxiliary_loss, model.economical = loss, economical
-    published, computed = (sum(flops for flops, _ in runs[way]) / len(given) / 2e9 for way in (False, True))
-    tokens = tuple(sum(counts) / len(given) for counts in zip(*(t for _, t in runs[True]), strict=True))
+    published, computed = (sum(flops for flops, _ in runs[way]) / len(inputs) / 2e9 for way in (False, True))
+    tokens = tuple(sum(counts) / len(inputs) for counts in zip(*(t for _, t in runs[True]), strict=True))
     return Cost(published, sum(p.numel() for p in model.parameters()), tokens, computed)
 
 
 def gmacs_text(gmacs: float) -> str:
-    """GMACs as tables show them: two decimals, and of small models three digits, so that they can be told apart."""
+    """GMACs as tables show them: two decimals, or three significant digits below 1, to distinguish small models."""
     return f"{gmacs:.2f}" if gmacs >= 1 else f"{gmacs:#.3g}"
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter of FLOPs, silent. Up to PyTorch 2.13 its own leaves out fused attention on a CPU."""
+    """Torch's FLOP counter without its table. That of PyTorch 2.13 and earlier misses fused attention on a CPU."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return FlopCounterMode(display=False, custom_mapping={} if fused in flop_registry else {fused: _attention_flops})
 
@@ -109,7 +109,7 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: 
 
 
 def _count(model: TokenReducedViT, x: Tensor, state: dict[str, Tensor]) -> tuple[int, list[float]]:
-    """FLOPs, and tokens a block, of one image [1, 3, H, W] with `state` in place of the model's own tensors."""
+    """FLOPs and tokens per block of one image [1, 3, H, W], with `state` in place of the tensors of the model."""
 
     class Traced(nn.Module):
         def __init__(self) -> None:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from clca.reductions.base import Evidence, Reduction, Selection, TokenState, behind_prefix, kept_index, padding_bias
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import ATSRule
 
 
 @register_reduction("ats")
-class ATS(Reduction):
+class ATS(ATSRule, Reduction):
     """Adaptive token sampling; the batch is padded, and padding is hidden from every image (METHOD section 4)."""
-
-    place = "inside"
-    needs = frozenset({"cls_attention", "value_norms"})
-    alters_attention = True
-    pads = True
-
-    def steps(self, state: TokenState) -> int:
-        """S, the reciprocal of the distance between two sample points."""
-        return state.schedule.static_count(state.num_patches, self.index) + 1
-
-    def num_points(self, state: TokenState) -> int:
-        """m, how many sample points there are: at most that many tokens stay."""
-        steps = self.steps(state)
-        # In double precision as written: rounding lifts the quotient for some S, and the published counts need it.
-        return math.ceil(((2 * steps - 1) / (2 * steps) - 1 / (2 * steps)) / (1 / steps))
 
     def sample_points(self, state: TokenState, device: torch.device) -> Tensor:
         """(2i+1) / (2S), i = 0 … m-1, in double precision where the device has it, [m]."""
@@ -47,13 +31,13 @@ class ATS(Reduction):
         sampled = torch.zeros_like(scores, dtype=torch.bool)
         sampled = sampled.scatter(
             1, _nearest(scores.cumsum(dim=1), points), 1
-        )  # no True, which torch.jit.trace cannot put into its graph
+        )  # not True, which torch.jit.trace cannot record
 
         count = sampled.sum(dim=1)  # [B]
         width = min(len(points), num_tokens - prefix)
         if not (
             torch.compiler.is_compiling() or torch.jit.is_tracing() or scores.is_cuda
-        ):  # a GPU would have to stand still to tell
+        ):  # reading the count would make a GPU wait
             width = int(count.max()) if len(count) else 0
         # A stable sort of "not sampled" brings the sampled places to the front in ascending order.
         index = (~sampled).to(torch.uint8).argsort(dim=1, stable=True)[:, :width] + prefix
@@ -64,11 +48,11 @@ class ATS(Reduction):
             moved = kept_index(index, num_tokens, prefix)
             dropped = torch.cat([sampled.new_zeros(count.shape[0], prefix), ~sampled], dim=1)
             state.move(moved.masked_fill(dropped, -1))
-        return Selection(behind_prefix(index, prefix))  # a padded place repeats a dropped token, which nothing sees
+        return Selection(behind_prefix(index, prefix))  # a padded place repeats a dropped token, which is masked
 
 
 def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:
-    """For each point the index of the nearest value of `cumulative` [B, n], the lowest of equally near ones. [B, m]"""
+    """For each point the index of the nearest value of `cumulative` [B, n]; of equally near ones the lowest. [B, m]"""
     cumulative = cumulative.contiguous()
     last = cumulative.shape[1] - 1
     points = points.repeat(cumulative.shape[0], 1)
@@ -76,5 +60,5 @@ def _nearest(cumulative: Tensor, points: Tensor) -> Tensor:
     below = (above - 1).clamp(min=0)
     low, high = cumulative.gather(1, below), cumulative.gather(1, above.clamp(max=last))
     take_low = ((points - low).abs() <= (high - points).abs()) | (above > last)
-    # Values repeat where scores are 0, as on padding: the first of the run is the one that scored.
+    # Values repeat where scores are 0, as on padding: the first of equal values is the token with a score.
     return torch.searchsorted(cumulative, torch.where(take_low, low, high)).clamp(max=last)

@@ -17,30 +17,21 @@ from clca.reductions.base import (
     take,
 )
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import DPCKNNRule
 
 _NEIGHBOURS = 5
-_MIN_CLUSTERS = 5
-_PIECE = 128
-_ROWS = 1024  # of the distances at once: all of them would grow with the square of the tokens
+_CHUNK = 128
+_ROWS = DPCKNNRule.MAX_ROWS  # of the distances at once: all of them would grow with the square of the tokens
 
 
 @register_reduction("dpcknn")
-class DPCKNN(Reduction):
-    """Density peak clustering; what the cache appended passes unchanged (METHOD section 4)."""
-
-    place = "before"
+class DPCKNN(DPCKNNRule, Reduction):
+    """Density peak clustering; tokens that the cache appended pass unchanged (METHOD section 4)."""
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)
         self.score = nn.Linear(dim, 1)
         self.apply(init_linear)
-
-    def clusters(self, patches: int, state: TokenState) -> int:
-        """How many clusters `patches` patch tokens form."""
-        count = state.schedule.static_count(state.num_patches, self.index)
-        if self.index < self.num_locations - 1:
-            count = max(count, _MIN_CLUSTERS)
-        return min(count, patches)
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         end = x.shape[1] - state.appended
@@ -82,8 +73,8 @@ def assign_clusters(x: Tensor, clusters: int) -> Tensor:
 class _Distances:
     """Euclidean distances / √C between tokens in float32, exactly 0 between equal tokens; some rows at a time.
 
-    A matrix product is many times faster than differences. In single precision its rounding would part equal tokens
-    and so decide the ties; in double what is left of it is far below the last bit that is kept.
+    A matrix product is many times faster than differences. In single precision its rounding would separate equal
+    tokens and so decide ties; in double precision it is far below the last bit that is kept.
 
     Args:
         x: Tokens, [B, n, C].
@@ -96,16 +87,16 @@ class _Distances:
         self.whole: Tensor | None = None
 
     def rows(self, start: int, n: int) -> Tensor:
-        """Distances of the tokens from `start` on to all n, [B, rows, n]; kept where one piece is all there is."""
+        """Distances of the tokens from `start` on to all n, [B, rows, n]; stored if they are all there are."""
         if n > _ROWS:
             return self._between(self.x[:, start : start + _ROWS], self.norms[:, start : start + _ROWS])
         if self.whole is None:
-            # In pieces that stay in the processor's cache while they are worked on.
-            pieces = [
+            # In chunks that fit the cache of the processor.
+            chunks = [
                 self._between(some, norms)
-                for some, norms in zip(self.x.split(_PIECE, dim=1), self.norms.split(_PIECE, dim=1), strict=True)
+                for some, norms in zip(self.x.split(_CHUNK, dim=1), self.norms.split(_CHUNK, dim=1), strict=True)
             ]
-            self.whole = torch.cat(pieces, dim=1)
+            self.whole = torch.cat(chunks, dim=1)
         return self.whole
 
     def nearest(self, centres: Tensor) -> Tensor:
@@ -125,7 +116,7 @@ class _Distances:
         return cluster
 
     def _between(self, some: Tensor, norms: Tensor) -> Tensor:
-        if some.device.type == "mps":  # where single precision is all there is, differences alone keep ties
+        if some.device.type == "mps":  # without double precision, only differences keep ties
             return torch.cdist(some, self.x, compute_mode="donot_use_mm_for_euclid_dist").div_(self.scale)
         scale = norms.unsqueeze(2) + self.norms.unsqueeze(1)
         squared = torch.baddbmm(scale, some, self.x.transpose(1, 2), alpha=-2).to(self.dtype)

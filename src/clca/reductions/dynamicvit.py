@@ -1,8 +1,6 @@
-"""DynamicViT (Rao et al., NeurIPS 2021): a small predictor at each location decides which tokens stay."""
+"""DynamicViT (Rao et al., NeurIPS 2021): a small predictor at each location decides which tokens are kept."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, cat, nn
@@ -19,14 +17,12 @@ from clca.reductions.base import (
     take,
 )
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import DynamicViTRule
 
 
 @register_reduction("dynamicvit")
-class DynamicViT(Reduction):
+class DynamicViT(DynamicViTRule, Reduction):
     """Evaluation drops tokens; training masks them with straight-through decisions (METHOD section 4)."""
-
-    place = "before"
-    alters_attention = True
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)
@@ -43,14 +39,6 @@ class DynamicViT(Reduction):
     def begin(self, x: Tensor, state: TokenState) -> None:
         state.policy = torch.ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         state.recovered_policy = 1.0 if state.training else 0.0
-
-    def count(self, candidates: int, state: TokenState) -> int:
-        """How many of `candidates` tokens stay in evaluation."""
-        if state.cache_on:
-            count = math.floor((candidates - 1) * state.schedule.rate(self.index))
-        else:
-            count = math.floor(state.schedule.share(self.index) * state.num_patches)
-        return min(max(count, 1), candidates)
 
     def log_probabilities(self, z: Tensor, policy: Tensor) -> Tensor:
         """log p of keep (0) and drop (1) for tokens z [B, n, C] under the policy [B, n]. [B, n, 2]"""

@@ -1,4 +1,4 @@
-"""EViT (Liang et al., ICLR 2022): Top-K, and one token that fuses what was dropped."""
+"""EViT (Liang et al., ICLR 2022): Top-K, and one token that fuses the dropped ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from torch.nn import functional as F
 
 from clca.reductions.base import Evidence, Selection, TokenState, behind_prefix, descending, kept_index
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import EViTRule
 from clca.reductions.topk import TopK
 
 
 @register_reduction("evit")
-class EViT(TopK):
+class EViT(EViTRule, TopK):
     """Keep as Top-K does, then append Σ aᵢ xᵢ over the dropped tokens, aᵢ not renormalised (METHOD section 4)."""
-
-    fuses = True
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None

@@ -1,4 +1,4 @@
-"""Names of the token reductions. One's own are added by `clca --import`, `CLCA_IMPORT`, or a package's entry points."""
+"""Names of the token reductions; `clca --import`, `CLCA_IMPORT` and the entry points of packages add to them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from clca.errors import ClcaError
-from clca.reductions import plugins as imported
+from clca.reductions import plugins
 
 if TYPE_CHECKING:
     from clca.reductions.base import Reduction
+    from clca.reductions.rules import ReductionRule
 
 SHIPPED = {
     "ats": "ATS",
@@ -24,23 +25,23 @@ SHIPPED = {
     "tome": "ToMe",
     "topk": "TopK",
 }
-"""The class of each reduction of this package, in the module of its name: to list them needs no torch."""
+"""The class of each reduction of this package, in the module of its name; listing them does not import torch."""
 
 _REDUCTIONS: dict[str, type[Reduction]] = {}
 _ENTRY_POINTS = "clca.reductions"
 
 
 def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]]:
-    """Class decorator that makes a `Reduction` known by `name`.
+    """Class decorator that registers a `Reduction` under `name`.
 
-    A class that its module defines once more, as a notebook cell or a reload does, takes the place of the former.
+    A class that its module defines again, as when a notebook cell or a module is run twice, replaces the earlier one.
 
     Raises:
-        ClcaError: If the name is taken or none, the class is not a `Reduction`, or its `place` or `needs` are not
-            among those there are.
+        ClcaError: If the name is taken or not a name, the class is not a `Reduction`, or its `place` or `needs` has a
+            value that is not allowed.
     """
     if not isinstance(name, str) or not name:
-        raise ClcaError(f'a reduction is registered by a name, as @clca.register_reduction("mine"), not by {name!r}')
+        raise ClcaError(f'a reduction needs a name, as in @clca.register_reduction("mine"), not {name!r}')
 
     def register(cls: type[Reduction]) -> type[Reduction]:
         from clca.reductions.base import Reduction
@@ -48,10 +49,10 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
         if not (isinstance(cls, type) and issubclass(cls, Reduction)):
             raise ClcaError(f"reduction {name!r}: {cls!r} is not a subclass of clca.Reduction")
         _check_attributes(name, cls)
-        ours = f"{__package__}.{name}", SHIPPED.get(name)
-        of_another = name in SHIPPED and (cls.__module__, cls.__name__) != ours
-        if name == "none" or of_another or _origin(_REDUCTIONS.get(name, cls)) != _origin(cls):
-            raise ClcaError(f"reduction {name!r} is registered already: choose another name")
+        shipped = f"{__package__}.{name}", SHIPPED.get(name)
+        taken = name in SHIPPED and (cls.__module__, cls.__name__) != shipped
+        if name == "none" or taken or _origin(_REDUCTIONS.get(name, cls)) != _origin(cls):
+            raise ClcaError(f"reduction {name!r} is already registered: choose another name")
         _REDUCTIONS[name] = cls
         return cls
 
@@ -59,7 +60,7 @@ def register_reduction(name: str) -> Callable[[type[Reduction]], type[Reduction]
 
 
 def _check_attributes(name: str, cls: type[Reduction]) -> None:
-    """Refuse class attributes that would be met only in the forward pass, or by which something else would happen."""
+    """Refuse class attributes that would fail only in the forward pass, or be ignored there."""
     from clca.reductions.base import Evidence
 
     if cls.place not in ("inside", "before"):
@@ -74,12 +75,12 @@ def _origin(cls: type) -> tuple[str, str]:
 
 
 def list_reductions() -> list[str]:
-    """Every value that `reduction=` takes, "none" first; what `CLCA_IMPORT` names is imported for it.
+    """Every value that `reduction=` takes, "none" first. Imports the modules that `CLCA_IMPORT` names.
 
     Raises:
-        ClcaError: If a module that `CLCA_IMPORT` names cannot be imported.
+        ClcaError: If a module that `CLCA_IMPORT` names cannot be plugins.
     """
-    imported.load(_REDUCTIONS)
+    plugins.load(_REDUCTIONS)
     return ["none", *sorted({*SHIPPED, *_REDUCTIONS, *(point.name for point in entry_points(group=_ENTRY_POINTS))})]
 
 
@@ -87,15 +88,15 @@ def reduction_class(name: str) -> type[Reduction] | None:
     """The class registered under `name`; None for "none".
 
     Raises:
-        ClcaError: If there is no such reduction; the message lists those there are, and how one's own is given. Or if
-            a module that `CLCA_IMPORT` names cannot be imported.
+        ClcaError: If there is no such reduction; the message lists the known ones, and how to add another. Or if
+            a module that `CLCA_IMPORT` names cannot be plugins.
     """
     if name == "none":
         return None
     if name in SHIPPED:
         return getattr(import_module(f"{__package__}.{name}"), SHIPPED[name])
     if name not in _REDUCTIONS:
-        imported.load(_REDUCTIONS)
+        plugins.load(_REDUCTIONS)
     if name not in _REDUCTIONS:
         for point in entry_points(group=_ENTRY_POINTS, name=name):
             register_reduction(name)(point.load())
@@ -103,7 +104,19 @@ def reduction_class(name: str) -> type[Reduction] | None:
         close = difflib.get_close_matches(name, list_reductions(), n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ClcaError(
-            f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}; "
-            f"one of your own is given by clca --import FILE.py, or by {imported.VARIABLE}=FILE.py"
+            f"unknown reduction {name!r}{hint}: choose one of {', '.join(list_reductions())}, "
+            f"or add your own with clca --import FILE.py or {plugins.VARIABLE}=FILE.py"
         )
     return _REDUCTIONS[name]
+
+
+def reduction_rule(name: str) -> type[ReductionRule] | None:
+    """The rule of the reduction `name`; None for "none". Does not import torch for a reduction of this package.
+
+    Raises:
+        ClcaError: As `reduction_class`.
+    """
+    from clca.reductions import rules
+
+    rule = getattr(rules, f"{SHIPPED[name]}Rule", None) if name in SHIPPED else None
+    return rule if rule is not None else reduction_class(name)

@@ -7,14 +7,12 @@ from torch import Tensor, nn
 
 from clca.reductions.base import Evidence, KeepSchedule, Reduction, TokenState, assigned_index, init_linear
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import SiTRule
 
 
 @register_reduction("sit")
-class SiT(Reduction):
+class SiT(SiTRule, Reduction):
     """M learned soft clusters of all tokens but the prefix (METHOD section 4)."""
-
-    place = "before"
-    fixed_counts = True
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)
@@ -30,6 +28,6 @@ class SiT(Reduction):
         weights = (self.weight(tokens) * self.scale).softmax(dim=1)  # [B, n, M], over tokens
         if state.owner is not None:
             state.move(assigned_index(weights.argmax(dim=2), state.prefix))
-        # Not `@`, which asks how long the batch is, and a compiled model would then ask again.
+        # Not `@`, which reads the batch size, so that a compiled model would be specialised to it.
         merged = torch.bmm(weights.transpose(1, 2).to(x.dtype), tokens)
         return torch.cat([x[:, : state.prefix], merged.to(x.dtype)], dim=1)

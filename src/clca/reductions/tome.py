@@ -1,8 +1,6 @@
-"""ToMe (Bolya et al., ICLR 2023): merge the most similar tokens, keep count of how many each stands for."""
+"""ToMe (Bolya et al., ICLR 2023): merge the most similar tokens, and track how many each stands for."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -10,27 +8,15 @@ from torch.nn import functional as F
 
 from clca.reductions.base import Evidence, Reduction, TokenState, descending, exact, take
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import ToMeRule
 
 _ROWS = 512
-_LAST = 2**20  # a rank behind all others
+_LAST = 2**20  # a rank after all others
 
 
 @register_reduction("tome")
-class ToMe(Reduction):
+class ToMe(ToMeRule, Reduction):
     """Bipartite soft matching on the head-mean keys, with proportional attention from then on (METHOD section 4)."""
-
-    place = "inside"
-    needs = frozenset({"mean_keys"})
-    alters_attention = True
-
-    def removed(self, num_tokens: int, state: TokenState) -> int:
-        """r, how many of `num_tokens` tokens merge away at this location."""
-        patches, share = state.num_patches, state.schedule.share
-        before = patches if self.index == 0 else math.floor(patches * share(self.index - 1))
-        return min(before - math.floor(patches * share(self.index)), (num_tokens - state.prefix) // 2)
-
-    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
-        return self.removed(num_tokens, state) <= 0
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         assert evidence.mean_keys is not None
@@ -41,7 +27,7 @@ class ToMe(Reduction):
             state.size = x.new_ones(batch, num_tokens, dtype=torch.promote_types(x.dtype, torch.float32))
         size = state.size
 
-        # Where each token goes: merged ones to their target, the rest behind the prefix, even places first.
+        # New positions: merged tokens go to their target, the others behind the prefix, even places first.
         position = torch.arange(num_tokens, device=x.device)
         rank = position + num_tokens * (position % 2) * (position >= state.prefix)
         rank = rank.expand(batch, -1).scatter(1, sources, _LAST)
@@ -65,15 +51,15 @@ def _match(metric: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
     """Positions [B, r] of the r tokens that merge away, and of the tokens that they merge into.
 
     Args:
-        metric: What similarity is measured on, [B, N, d].
-        r: How many pairs merge.
-        prefix: Leading tokens that take no part, as source or target.
+        metric: Features whose similarity is compared, [B, N, d].
+        r: Number of pairs that merge.
+        prefix: Number of leading tokens that neither merge nor are merged into.
     """
     metric = F.normalize(metric, dim=-1)
     first_even, first_odd = prefix + prefix % 2, prefix + (prefix + 1) % 2
     even, odd = metric[:, first_even::2], metric[:, first_odd::2]
     with exact(metric):
-        # Some sources at a time: all pairs at once would grow with the square of the tokens.
+        # In chunks of sources: all pairs at once would take memory quadratic in the tokens.
         pairs = [(rows @ odd.transpose(1, 2)).max(dim=-1) for rows in even.split(_ROWS, dim=1)]
         best, target = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))  # [B, sources]
     merged = descending(best)[:, :r]

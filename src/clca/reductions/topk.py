@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from clca.reductions.base import Evidence, Reduction, Selection, TokenState, behind_prefix, descending, kept_index
 from clca.reductions.registry import register_reduction
+from clca.reductions.rules import TopKRule
 
 
 @register_reduction("topk")
-class TopK(Reduction):
+class TopK(TopKRule, Reduction):
     """Keep the ceil(k · candidates) of highest head-mean CLS attention, in descending order (METHOD section 4)."""
-
-    place = "inside"
-    needs = frozenset({"cls_attention"})
-
-    def count(self, candidates: int, state: TokenState) -> int:
-        """How many of `candidates` tokens stay."""
-        return math.ceil(state.schedule.rate(self.index) * candidates)
-
-    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
-        candidates = num_tokens - state.prefix
-        return self.count(candidates, state) >= candidates
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None

@@ -56,7 +56,7 @@ def test_plan_of_a_study_without_images_says_what_is_not_here(tmp_path, monkeypa
     assert main(["study", "plan", "ablation", "--data-folder", "nowhere", "--no-cost"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "132 runs" in said
-    assert "not here: nowhere/soygene, nowhere/soylocal" in said
+    assert "missing here: nowhere/soygene, nowhere/soylocal" in said
 
 
 def test_status_counts_and_names_failures(tmp_path, monkeypatch, capsys):

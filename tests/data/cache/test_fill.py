@@ -31,7 +31,7 @@ from clca.data.images import read_image
 from clca.data.transforms import ResizeFirst, eval_transform, from_preprocess, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.models.config import ModelConfig
-from clca.study.plan.cost_table import Prices
+from clca.study.plan.cost_model import StudyCosts
 
 SIZE = 28  # resized to 32 × 32: 3072 bytes a row
 
@@ -523,9 +523,9 @@ def test_without_a_home_folder_it_is_said_and_nothing_is_kept(photos, monkeypatc
     assert use_cache([]).problem is None
     assert main(["data", "cache"]) == 2
     assert capsys.readouterr().err == f"clca: {line}\n"
-    prices = Prices()
-    prices.of(ModelConfig(backbone="vit_tiny_patch16_224"), 2)
-    prices.save()
+    costs = StudyCosts()
+    costs.of(ModelConfig(backbone="vit_tiny_patch16_224", backbone_kwargs={"qk_norm": True}), 2)
+    costs.save()
 
 
 def test_a_set_is_listed_by_its_name_as_it_is(tmp_path, capsys):

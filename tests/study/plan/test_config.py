@@ -1,4 +1,4 @@
-"""Study files: what they may say, and one clear line for each mistake."""
+"""Study files: what is allowed in them, and one clear line for each mistake."""
 
 import pytest
 import yaml
@@ -36,7 +36,7 @@ MISTAKES = [
     ({"seeds": [0, 0]}, "twice"),
     ({"seeds": [-1]}, "from 0"),
     ({"name": "a/b"}, "names a folder"),
-    ({"repeat": 3}, "is no part of a study"),
+    ({"repeat": 3}, "is not a field of a study"),
     ({"keep": "some"}, "keep"),
 ]
 
@@ -53,9 +53,9 @@ def test_a_mistake_is_one_line_that_says_what(change, said):
 
 GRID_MISTAKES = [
     ({"exclude": []}, "the same run twice: keep_rate 1 and keep_rate 0.5 make no difference with none"),
-    ({"exclude": [{"reduction": ["none", "evit"]}]}, "leave no run at all"),
-    ({"base": {"data": "leaves"}}, "no model is named"),
-    ({"base": {"model": "vit_tiny_patch16_224"}}, "no images are named"),
+    ({"exclude": [{"reduction": ["none", "evit"]}]}, "leave no run"),
+    ({"base": {"data": "leaves"}}, "the model is missing"),
+    ({"base": {"model": "vit_tiny_patch16_224"}}, "the images are missing"),
     ({"axes": {"keep_rate": [0.5, 1.5]}, "exclude": []}, "--keep-rate 1.5"),
     ({"axes": {"epochs": [52, 0]}, "exclude": []}, "--epochs 0"),
     ({"axes": {"lr": [1e-3, 1e-6]}, "exclude": []}, "min_lr"),
@@ -117,10 +117,10 @@ def test_the_name_is_that_of_the_file_where_none_is_given(tmp_path):
     ("name", "content", "said"),
     [
         ("a.yaml", "axes: [", "cannot be read"),
-        ("a.yaml", "- 1\n", "holds no study"),
+        ("a.yaml", "- 1\n", "is not a study"),
         ("a.yaml", "name: a\nname: b\n", "name occurs twice"),
-        ("a.py", "study = 3\n", "defines no study"),
-        ("a.py", "import nothing_of_that_name\n", "cannot be run"),
+        ("a.py", "study = 3\n", "does not define a study"),
+        ("a.py", "import nothing_of_that_name\n", "failed"),
         ("a.py", "study = dict(axes={})\n", "at least one setting"),
     ],
 )

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
             only: Plan these values of an axis only, as in arm=base,clca; may be given several times.
             gmacs_per_second: Rate of training on your device, in 10⁹ multiply-accumulates a second. If omitted: as
                 measured in the runs that are done, else a matrix product measured here.
-            cost: Whether to add up the multiply-accumulates. The first time that takes longer: models are looked at.
+            cost: Whether to add up the multiply-accumulates. A model whose cost must be measured takes longer, once.
         """
         return dict(locals())
 

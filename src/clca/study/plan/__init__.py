@@ -1,1 +1,1 @@
-"""What a study will run: its file, the runs it expands to, their identity and cost."""
+"""The plan of a study: its file, the runs that it expands to, their identity and their cost."""

@@ -1,4 +1,4 @@
-"""A study as data: which settings vary, which stay, and which combinations are left out.
+"""A study as data: which settings vary, which are fixed, and which combinations are excluded.
 
 A study is a YAML file, or a Python file that defines `study`. Its settings have the names of `clca train`'s flags.
 """
@@ -21,9 +21,9 @@ from clca.system.yaml import read_yaml
 from clca.training.settings import flat_settings
 
 NOT_IN_A_STUDY = frozenset({"out", "seed", "track"})
-"""Settings that a study gives each run itself."""
+"""Settings that a study chooses for each run."""
 
-# Beyond all use; a stranger's file is refused before it is written out. How many runs a plan may have: study/plan.py.
+# Beyond all use; such a file is refused before it is expanded. The limit on the number of runs is in expand.py.
 MOST_SEEDS = 100_000
 MOST_AXES = 64
 MOST_VALUES = 10_000
@@ -36,7 +36,7 @@ _LARGEST_SEED = 2**31 - 1
 
 
 class AxisValue(BaseModel):
-    """One value of an axis: what it is called, and the settings that it stands for."""
+    """One value of an axis: its label, and the settings that it stands for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,42 +54,43 @@ def _listed(value: Any) -> Any:
 
 
 class StudyConfig(BaseModel):
-    """A grid of runs: every combination of the axes' values but those excluded, once for every seed."""
+    """A grid of runs: every combination of the values of the axes that is not excluded, once per seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name = Field(description="Names its folder: runs/<name> if no other is given.")
-    about: str = Field("", description="What it is for; the report begins with it.")
+    name: Name = Field(description="Name of the study and, below runs/, of its default folder.")
+    about: str = Field("", description="Its purpose; the report begins with it.")
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of every run.")
     axes: dict[str, tuple[AxisValue, ...]] = Field(
-        description="What varies. A setting with its values, as in reduction: [evit, tome]; or any name with what each "
-        "of its labels stands for, as in arm: {base: {cla: false, clc: false}, clca: {}}."
+        description="What varies: a setting with its values, as in reduction: [evit, tome]; or any name with labels "
+        "and the settings of each, as in arm: {base: {cla: false, clc: false}, clca: {}}."
     )
     exclude: tuple[dict[str, Any], ...] = Field(
         (),
         max_length=MOST_EXCLUSIONS,
-        description="Combinations left out: {reduction: none, keep_rate: [0.5, 0.1]}; {not: none} is all but none.",
+        description="Excluded combinations: {reduction: none, keep_rate: [0.5, 0.1]}; {not: none} is all but none.",
     )
     seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field(
-        (0,), max_length=MOST_SEEDS, description="One run of everything a seed; a number n means 0 … n-1."
+        (0,), max_length=MOST_SEEDS, description="Every combination runs once per seed; a number n means 0 … n-1."
     )
-    split: Literal["test", "val"] = Field("test", description="The images that every finished run is judged on.")
+    split: Literal["test", "val"] = Field("test", description="The split that every finished run is evaluated on.")
     keep: Literal["none", "weights", "all"] = Field(
-        "weights", description="What stays of a finished run beside its numbers: nothing, the weights, checkpoint too."
+        "weights",
+        description="What is kept of a finished run beside its numbers: nothing, the weights, or all.",
     )
-    data_folder: Name | None = Field(None, description="Folder that relative data folders are below.")
+    data_folder: Name | None = Field(None, description="Folder that relative paths of data are relative to.")
     pretraining: tuple[dict[str, Any], ...] = Field(
         (),
         max_length=MOST_STAGES,
-        description="Settings, on top of base, of a run that goes first and whose weights all others start from; or a "
-        "list of such runs, each of which starts from the one before.",
+        description="Settings, on top of base, of a run that is made first and whose weights all others start from; or "
+        "a list of such runs, each of which starts from the previous one.",
     )
 
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,79}", name):
-            raise ValueError("should be letters, digits, - and _ only, because it names a folder")
+            raise ValueError("should contain letters, digits, . - and _ only, because it names a folder")
         return name
 
     @field_validator("base", mode="before")
@@ -118,11 +119,11 @@ class StudyConfig(BaseModel):
     @classmethod
     def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds:
-            raise ValueError("should be at least one, such as [0]")
+            raise ValueError("should have at least one seed, such as [0]")
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed occurs twice, which would be the same run twice")
+            raise ValueError("a seed occurs twice, which would give the same run twice")
         if min(seeds) < 0:
-            raise ValueError("seeds are whole numbers from 0")
+            raise ValueError("seeds are whole numbers of at least 0")
         if max(seeds) > _LARGEST_SEED:
             raise ValueError(f"seeds are at most {_LARGEST_SEED}")
         return seeds
@@ -133,27 +134,29 @@ class StudyConfig(BaseModel):
         for axis, values in self.axes.items():
             for setting in {name for value in values for name in value.settings}:
                 if owner.setdefault(setting, axis) != axis:
-                    raise ValueError(f"axes: {setting} is set by {owner[setting]} and by {axis}; one of them must not")
+                    raise ValueError(f"axes: {setting} is set by both {owner[setting]} and {axis}; remove one")
         for condition in self.exclude:
             if not condition:
-                raise ValueError("exclude: an entry without a condition would leave out everything")
+                raise ValueError("exclude: an entry without a condition would exclude everything")
             for axis, wanted in condition.items():
                 self._check_condition(axis, wanted)
         return self
 
     def _check_condition(self, axis: str, wanted: Any) -> None:
-        """A condition that nothing meets is a slip of the pen, and the study would run what it should not."""
+        """Refuse a condition that nothing meets: it is a typing error, and the study would run what it should not."""
         if axis not in self.axes:
             raise ValueError(f"exclude: there is no axis {axis!r}; there are {brief(', '.join(self.axes))}")
         known = {value.label: None for value in self.axes[axis]}
         if isinstance(wanted, dict) and set(wanted) != {"not"}:
-            raise ValueError(f"exclude: {axis} is {brief(repr(wanted), 100)}; give a value, several, or {{not: …}}")
+            raise ValueError(
+                f"exclude: {axis} is {brief(repr(wanted), 100)}; give a value, a list of values, or {{not: …}}"
+            )
         for label in _labels(wanted["not"] if isinstance(wanted, dict) else wanted):
             if label not in known:
                 raise ValueError(f"exclude: {axis} has no value {label}; it has {brief(', '.join(known))}")
 
     def excluded(self, axis: str, condition: Mapping[str, Any]) -> frozenset[str]:
-        """The labels of an axis that meet a condition; all of them where it does not speak of the axis."""
+        """The labels of an axis that meet a condition; all of them if it does not name the axis."""
         labels = frozenset(value.label for value in self.axes[axis])
         if axis not in condition:
             return labels
@@ -164,7 +167,7 @@ class StudyConfig(BaseModel):
 
 
 def label_of(value: Any) -> str:
-    """What a value is called: 0.25, evit, 0.7-0.5-0.3."""
+    """The label of a value: 0.25, evit, 0.7-0.5-0.3."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
@@ -181,24 +184,24 @@ def _labels(wanted: Any) -> list[str]:
 
 def _checked_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in NOT_IN_A_STUDY & settings.keys():
-        instead = "write seeds: [0, 1, 2]" if name == "seed" else "each run gets its own"
-        raise ValueError(f"{name} is not set here: {instead}")
+        instead = "write seeds: [0, 1, 2]" if name == "seed" else "the study chooses it for each run"
+        raise ValueError(f"{name} cannot be set here: {instead}")
     return flat_settings(settings, where or "settings")
 
 
 def _axis(name: str, values: Any) -> list[AxisValue]:
-    """The values of an axis from what a file says of it.
+    """The values of an axis, from its entry in a study file.
 
     Raises:
-        ValueError: There are none, two of the same name, or ones that are no settings.
+        ValueError: There are none, two have the same label, or one is not a setting.
     """
     if name == "seed":
-        raise ValueError("seed is no axis: write seeds: [0, 1, 2]")
+        raise ValueError("seed cannot be an axis: write seeds: [0, 1, 2]")
     if len(name) > _LONGEST_LABEL:
         raise ValueError(f"the name of an axis has {len(name):,} characters; at most {_LONGEST_LABEL} are read")
     if isinstance(values, (list, tuple, dict)) and len(values) > MOST_VALUES:
         raise ValueError(f"{name} has {len(values):,} values, more than the {MOST_VALUES:,} that an axis may have")
-    if isinstance(values, (list, tuple)) and values and all(map(_is_made, values)):
+    if isinstance(values, (list, tuple)) and values and all(map(_is_axis_value, values)):
         made = [AxisValue.model_validate(value) for value in values]
     elif isinstance(values, (list, tuple)):
         _checked_settings({name: None}, "axes")
@@ -213,20 +216,20 @@ def _axis(name: str, values: Any) -> list[AxisValue]:
     else:
         raise ValueError(f"{name} should have several values, such as [0.5, 0.1], not {brief(repr(values), 100)}")
     if not made:
-        raise ValueError(f"{name} has no values, so there would be no run at all")
+        raise ValueError(f"{name} has no values, so there would be no runs")
     for label, count in Counter(value.label for value in made).items():
         if count > 1:
-            raise ValueError(f"{name} has {label} twice, which would be the same run twice")
+            raise ValueError(f"{name} has {label} twice, which would give the same run twice")
     return made
 
 
-def _is_made(value: Any) -> bool:
-    """Whether a value of an axis is written out, as a study is that was saved."""
+def _is_axis_value(value: Any) -> bool:
+    """Whether a value has the form of `AxisValue`, as in a study that was saved."""
     return isinstance(value, AxisValue) or (isinstance(value, dict) and set(value) == {"label", "settings"})
 
 
 def shipped() -> dict[str, Path]:
-    """The studies that come with the package, by name."""
+    """The studies that ship with the package, by name."""
     folder = Path(str(files("clca.study") / "shipped"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -235,7 +238,7 @@ def read_study(where: str | Path) -> StudyConfig:
     """A study from a YAML or Python file, or a shipped one by its name.
 
     Raises:
-        ClcaError: In one line: there is no such file, or what is wrong in it.
+        ClcaError: There is no such file, or something in it is wrong.
     """
     path = Path(where)
     if not path.exists() and str(where) in shipped():
@@ -244,16 +247,16 @@ def read_study(where: str | Path) -> StudyConfig:
         return _from_python(path)
     content = _read_yaml(path)
     if not isinstance(content, dict):
-        raise ClcaError(f"{path}: holds no study; it should begin with name: and axes: (see clca study --help)")
+        raise ClcaError(f"{path}: is not a study; it should begin with name: and axes: (see clca study --help)")
     return validated_study({"name": path.stem, **content}, str(path))
 
 
 def validated_study(content: Mapping[str, Any], where: str) -> StudyConfig:
-    """A study from its content; what is wrong becomes one line that begins with `where`."""
+    """A study from its content; an error is one line that begins with `where`."""
     try:
         return StudyConfig.model_validate(dict(content))
     except ValidationError as error:
-        raise ClcaError(f"{where}: {brief(_explain(error), 1000)}") from None
+        raise ClcaError(f"{where}: {brief(_one_line(error), 1000)}") from None
 
 
 def _read_yaml(path: Path) -> Any:
@@ -261,7 +264,7 @@ def _read_yaml(path: Path) -> Any:
         return read_yaml(path)
     except FileNotFoundError:
         listed = ", ".join(shipped())
-        raise ClcaError(f"{path}: no such study; give a file, or one of those shipped: {listed}") from None
+        raise ClcaError(f"{path}: no such study; give a file, or the name of a shipped study: {listed}") from None
 
 
 def _from_python(path: Path) -> StudyConfig:
@@ -271,27 +274,27 @@ def _from_python(path: Path) -> StudyConfig:
         found = runpy.run_path(str(path)).get("study")
         made = found() if callable(found) and not isinstance(found, StudyConfig) else found
     except ValidationError as error:
-        raise ClcaError(f"{path}: {_explain(error)}") from None
+        raise ClcaError(f"{path}: {_one_line(error)}") from None
     except ClcaError as error:
         raise ClcaError(f"{path}: {error}") from None
     except Exception as error:
-        raise ClcaError(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
+        raise ClcaError(f"{path}: failed ({type(error).__name__}: {error})") from error
     if isinstance(made, dict):
         return validated_study({"name": path.stem, **made}, str(path))
     if not isinstance(made, StudyConfig):
-        raise ClcaError(f"{path}: defines no study; it should say study = StudyConfig(…), or a dict of the same")
+        raise ClcaError(f"{path}: does not define a study; it should have study = StudyConfig(…), or a dict")
     return made
 
 
-def _explain(error: ValidationError) -> str:
-    """Pydantic's report in one line."""
-    told: dict[str, str] = {}
+def _one_line(error: ValidationError) -> str:
+    """The errors that pydantic reports, in one line."""
+    lines: dict[str, str] = {}
     for item in error.errors():
         field = brief(str(item["loc"][0]), 100) if item["loc"] else ""
         message = brief(item["msg"].removeprefix("Value error, "), 500).removeprefix("settings: ")
         if item["type"] == "missing":
             message = "is missing"
         elif item["type"] == "extra_forbidden":
-            message = f"is no part of a study; there are {', '.join(StudyConfig.model_fields)}"
-        told.setdefault(field, message if not field or message.startswith(f"{field}:") else f"{field}: {message}")
-    return "; ".join(told.values())
+            message = f"is not a field of a study; choose from {', '.join(StudyConfig.model_fields)}"
+        lines.setdefault(field, message if not field or message.startswith(f"{field}:") else f"{field}: {message}")
+    return "; ".join(lines.values())

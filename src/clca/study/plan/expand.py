@@ -1,4 +1,4 @@
-"""All runs of a study, without starting any: a hundred thousand in seconds."""
+"""Expand a study into its runs without starting any; a hundred thousand take seconds."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ MOST_COMPARISONS = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run, before it is made.
+    """One run of a plan.
 
     Attributes:
         id: Its identity.
-        name: Its folder below runs/.
-        choice: The number of its value on every axis; of a pretraining, which of them it is.
+        name: Name of its folder below runs/.
+        choice: Index of its value on each axis; for a pretraining run, its index among them.
         seed: Its seed.
     """
 
@@ -57,15 +57,16 @@ class PlannedRun:
 
 @dataclass
 class Plan:
-    """The runs of a study in the order in which they are to be made.
+    """The runs of a study, in the order in which they start.
 
     Attributes:
-        study: What they follow from.
-        runs: All of them, the first seed of everything first.
-        pretraining: The runs that go first, each starting from the one before; all others start from the last.
-        excluded: Combinations (of one seed) that each exclusion leaves out, in its order; one that two exclusions
-            leave out counts for the first.
-        absent: Data sets that are not here, so that the runs on them cannot be made, nor be found if they are done.
+        study: The study.
+        runs: All runs, every combination with the first seed first.
+        pretraining: The runs that are made first, each from the weights of the previous one; all others start from the
+            last.
+        excluded: Number of combinations (of one seed) that each exclusion removes, in order; one that two exclusions
+            remove counts for the first.
+        absent: Data sets that are missing here; runs on them can be neither made nor recognised as done.
     """
 
     study: StudyConfig
@@ -76,13 +77,13 @@ class Plan:
     _resolver: _Resolver = field(repr=False)
 
     def config(self, run: PlannedRun) -> TrainConfig:
-        """The settings of a run; where its files go is not among them, nor where pretrained weights are."""
+        """The settings of a run, without its output folder and the path of pretrained weights."""
         if run.name.startswith(PRETRAINING):
             return self._resolver.stages[run.choice[0]]
         return self._resolver.config(run.choice, run.seed)
 
     def before(self, run: PlannedRun) -> PlannedRun | None:
-        """The run whose weights a run starts from, if that is one of this study."""
+        """The run of this study from whose weights a run starts, if there is one."""
         if self.config(run).weights is not None or not self.pretraining:
             return None
         if run.name.startswith(PRETRAINING):
@@ -90,7 +91,7 @@ class Plan:
         return self.pretraining[-1]
 
     def labels(self, run: PlannedRun) -> dict[str, str]:
-        """What its value is called on every axis."""
+        """The label of its value on each axis."""
         if run.name.startswith(PRETRAINING):
             return {}
         return {
@@ -99,16 +100,16 @@ class Plan:
         }
 
     def absent_among(self, runs: Sequence[PlannedRun]) -> list[str]:
-        """The data sets of some runs, and of those that go before them, that are not here."""
+        """The data sets of these runs and of the pretraining runs that are missing here."""
         roots = {self.config(run).data.root for run in [*self.pretraining, *runs]} if self.absent else set()
         return [root for root in self.absent if root in roots]
 
-    def unseen(self) -> list[str]:
-        """What the data sets that are not here are called in the names and rows of their runs."""
-        return self._resolver.unseen()
+    def absent_names(self) -> list[str]:
+        """Short names of the missing data sets, as in the names and rows of their runs."""
+        return self._resolver.absent_names()
 
     def by_axis(self) -> dict[str, Counter[str]]:
-        """How many runs there are of each value of each axis."""
+        """Number of runs for each value of each axis."""
         counts = [Counter(run.choice[number] for run in self.runs) for number in range(len(self.study.axes))]
         return {
             axis: Counter({value.label: counts[number][k] for k, value in enumerate(values)})
@@ -116,10 +117,10 @@ class Plan:
         }
 
     def only(self, wanted: Mapping[str, Sequence[str]]) -> list[PlannedRun]:
-        """The runs whose values are among those wanted.
+        """The runs whose values are all selected.
 
         Args:
-            wanted: Labels by axis, and seeds under "seed".
+            wanted: Selected labels by axis, and seeds under "seed".
 
         Raises:
             ClcaError: There is no such axis, label or seed.
@@ -149,12 +150,12 @@ def plan(study: StudyConfig, data_folder: str | None = None) -> Plan:
 
     Args:
         study: The study.
-        data_folder: Takes the place of the study's own.
+        data_folder: Overrides the data folder of the study.
 
     Raises:
-        ClcaError: A setting is wrong, a combination occurs twice, or nothing is left.
+        ClcaError: A setting is wrong, two combinations give the same run, or no run is left.
     """
-    _refuse_too_many(study)
+    _check_size(study)
     resolver = _Resolver(study, data_folder if data_folder is not None else study.data_folder)
     pretraining = resolver.pretraining()
     excluded = [0] * len(study.exclude)
@@ -169,13 +170,13 @@ def plan(study: StudyConfig, data_folder: str | None = None) -> Plan:
             identity = run_id(*texts, seed, study.split)
             runs.append(PlannedRun(identity, f"{name}-s{seed}-{identity[:12]}", choice, seed))
     if not runs:
-        raise ClcaError(f"{study.name}: the exclusions leave no run at all")
-    _refuse_twice(study, runs)
+        raise ClcaError(f"{study.name}: the exclusions leave no run")
+    _check_distinct(study, runs)
     return Plan(study, runs, pretraining, excluded, resolver.absent, resolver)
 
 
-def _refuse_too_many(study: StudyConfig) -> None:
-    """Refuse by its size a study that would take hours or all memory to be written out."""
+def _check_size(study: StudyConfig) -> None:
+    """Refuse a study that would take hours or all memory to expand."""
     size = prod(map(len, study.axes.values()))
     runs = size * len(study.seeds)
     if not study.exclude and runs > MOST_RUNS:
@@ -189,8 +190,8 @@ def _refuse_too_many(study: StudyConfig) -> None:
         )
 
 
-def _refuse_twice(study: StudyConfig, runs: list[PlannedRun]) -> None:
-    """Two combinations that come to the same run are a mistake in the study: it would claim more than it has."""
+def _check_distinct(study: StudyConfig, runs: list[PlannedRun]) -> None:
+    """Refuse two combinations that give the same run: the study would claim more runs than it has."""
     seen: dict[str, PlannedRun] = {}
     for run in runs:
         other = seen.setdefault(run.id, run)
@@ -210,32 +211,32 @@ def _refuse_twice(study: StudyConfig, runs: list[PlannedRun]) -> None:
 
 
 class _Part:
-    """One part of the settings (model, data or recipe): which axes bear on it, and what each combination comes to."""
+    """One part of the settings (model, data or recipe): the axes that affect it, and its value for each combination."""
 
     def __init__(self, axes: Sequence[Sequence[dict[str, Any]]], base: dict[str, Any]) -> None:
         self.axes = axes
         self.base = base
-        self.bearing = tuple(number for number, values in enumerate(axes) if any(values))
+        self.numbers = tuple(number for number, values in enumerate(axes) if any(values))
         self.known: dict[Any, Any] = {}
 
     def key(self, choice: Sequence[int]) -> tuple[int, ...]:
-        return tuple([choice[number] for number in self.bearing])
+        return tuple([choice[number] for number in self.numbers])
 
     def settings(self, choice: Sequence[int]) -> dict[str, Any]:
         merged = dict(self.base)
-        for number in self.bearing:
+        for number in self.numbers:
             merged.update(self.axes[number][choice[number]])
         return merged
 
 
 class _Resolver:
-    """From a value on every axis to settings and identity; each distinct part is validated once."""
+    """Resolves a value on each axis to settings and identity; each distinct part is validated once."""
 
     def __init__(self, study: StudyConfig, data_folder: str | None) -> None:
         self.study, self.data_folder = study, data_folder
         base = by_part(study.base)
         values = [[by_part(value.settings) for value in axis] for axis in study.axes.values()]
-        self.model, self.data, self.own = (
+        self.model, self.data, self.recipe = (
             _Part([[parts[which] for parts in axis] for axis in values], base[which]) for which in range(3)
         )
         self.absent: list[str] = []
@@ -259,7 +260,7 @@ class _Resolver:
     # -- all of them ---------------------------------------------------------------------------------------------
 
     def combinations(self, excluded: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[str, str, str]]]:
-        """Every combination that is not excluded, with the texts of its three parts; counts what is."""
+        """Every combination that is not excluded, with the texts of its parts; counts the others in `excluded`."""
         conditions = self._conditions()
         for choice in product(*(range(len(values)) for values in self.study.axes.values())):
             met = next((k for k, condition in enumerate(conditions) if _meets(choice, condition)), None)
@@ -269,7 +270,7 @@ class _Resolver:
             yield choice, (self._model(choice)[0], self._data(choice)[0], self._recipe(choice)[0])
 
     def _conditions(self) -> list[list[tuple[int, frozenset[int]]]]:
-        """Each exclusion as numbers of axes with the numbers of their values."""
+        """Each exclusion as indices of axes with indices of their values."""
         conditions = []
         for condition in self.study.exclude:
             numbered = []
@@ -280,7 +281,7 @@ class _Resolver:
             conditions.append(numbered)
         return conditions
 
-    def unseen(self) -> list[str]:
+    def absent_names(self) -> list[str]:
         return sorted({set_name(data) for _, data in self.data.known.values() if data.root in self.absent})
 
     # -- the parts -----------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ class _Resolver:
             self._refuse_one_more(self.model)
             settings = self.model.settings(choice)
             if "backbone" not in settings:
-                raise ClcaError(f"{self.study.name}: no model is named; write model: NAME under base or axes")
+                raise ClcaError(f"{self.study.name}: the model is missing; write model: NAME under base or axes")
             made = self._checked(choice, settings, {"root": "-"}, {}).model
             self.model.known[key] = (model_text(made), made)
         return self.model.known[key]
@@ -302,22 +303,22 @@ class _Resolver:
             self._refuse_one_more(self.data)
             settings = self.data.settings(choice)
             if "root" not in settings:
-                raise ClcaError(f"{self.study.name}: no images are named; write data: FOLDER under base or axes")
+                raise ClcaError(f"{self.study.name}: the images are missing; write data: FOLDER under base or axes")
             made = self._checked(choice, {"backbone": "-"}, settings, {}).data
             made = made.model_copy(update={"root": below(self.data_folder, made.root, made.source)})
             self.data.known[key] = (data_text(made, self._fingerprint(made)), made)
         return self.data.known[key]
 
     def _recipe(self, choice: Sequence[int]) -> tuple[str, TrainConfig]:
-        key = (self.own.key(choice), self.data.key(choice))  # some of the recipe must fit the splits
-        if key not in self.own.known:
-            self._refuse_one_more(self.own)
-            settings = self.own.settings(choice)
+        key = (self.recipe.key(choice), self.data.key(choice))  # some of the recipe must fit the splits
+        if key not in self.recipe.known:
+            self._refuse_one_more(self.recipe)
+            settings = self.recipe.settings(choice)
             made = self._checked(choice, {"backbone": "-"}, self.data.settings(choice), settings)
             weights = weights_fingerprint(made.weights) if made.weights is not None else None
             weights = weights or self.started_from or None
-            self.own.known[key] = (recipe_text(made, weights), made)
-        return self.own.known[key]
+            self.recipe.known[key] = (recipe_text(made, weights), made)
+        return self.recipe.known[key]
 
     def _refuse_one_more(self, part: _Part) -> None:
         if len(part.known) >= MOST_SETTINGS:
@@ -343,10 +344,10 @@ class _Resolver:
                 self.absent.append(data.root)
         return self._images[where] or f"absent {data.root}"
 
-    # -- the runs that go first ----------------------------------------------------------------------------------
+    # -- the runs that are made first ------------------------------------------------------------------------------
 
     def pretraining(self) -> list[PlannedRun]:
-        """The runs whose weights the others start from, if the study has any."""
+        """The runs from whose weights the others start, if the study has any."""
         runs = []
         for number, settings in enumerate(self.study.pretraining):
             model, data, own = by_part({**self.study.base, **settings})
@@ -379,7 +380,7 @@ def _name(model: ModelConfig, data: DataConfig) -> str:
 
 
 def set_name(data: DataConfig) -> str:
-    """What a set is called for short: the source's name if it is one of the published, else its folder's."""
+    """Short name of a data set: its source if that is a published set, else its folder."""
     if data.source not in (None, "folder", "csv", "leaves"):
         return str(data.source)
     return Path(data.root.partition(":")[0]).name or "data"
@@ -393,7 +394,7 @@ def arm(model: ModelConfig) -> str:
 
 
 def below(folder: str | None, root: str, source: str | None = None) -> str:
-    """The root of a set, below a data folder if it is relative."""
+    """The root of a data set; a relative one is taken relative to the data folder."""
     if folder is None or is_leaves(root, source) or expanded(root).is_absolute():
         return root
     return str(expanded(folder) / root)

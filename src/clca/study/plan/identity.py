@@ -1,4 +1,4 @@
-"""What makes a run that run, wherever its images lie and whoever starts it."""
+"""The identity of a run, which depends neither on where its images are nor on where it is started."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clca.training.config import NOT_PART_OF_A_RUN, DataConfig, TrainConfig
 
 COMPUTES = 1
 """Raise it with every change of the program, or of a default, that changes what a run with the same settings computes:
-runs made before are then other runs. Versions of torch and timm are kept with each result and compared in the
+earlier runs then have another identity. Versions of torch and timm are stored with each result and compared in the
 report."""
 
 _PARTS = ("model", "data", "seed", "weights", "pretrained")
 
 
 def model_text(config: ModelConfig) -> str:
-    """What of a model's settings makes a difference, canonical."""
+    """The settings of a model that affect what it computes, in canonical form."""
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"num_classes"})
     if config.reduction == "none":
         settings.pop("keep_rate", None)
@@ -33,25 +33,25 @@ def model_text(config: ModelConfig) -> str:
     if not config.cla:
         settings.pop("cla_width", None)
     if config.reduction == "none" and not (config.clc or config.cla):
-        settings.pop("locations", None)  # nothing is left out, returns or is looked at there
+        settings.pop("locations", None)  # nothing is reduced, recovered or read there
     return _canonical(settings)
 
 
 def data_text(config: DataConfig, images: str) -> str:
-    """What of a data set's settings makes a difference, with `images`, its fingerprint, in place of where it lies."""
+    """The settings of a data set that affect a run, with the fingerprint `images` in place of its path."""
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"root", "source"})
     return _canonical({**settings, "images": images})
 
 
 def recipe_text(config: TrainConfig, weights: str | None) -> str:
-    """What of a recipe makes a difference, with `weights`, their fingerprint, in place of the file's name."""
+    """The settings of a recipe that affect a run, with the fingerprint `weights` in place of the name of the file."""
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude={*NOT_PART_OF_A_RUN, *_PARTS})
     start = weights if weights is not None else "published" if config.pretrained else "random"
     return _canonical({**settings, "start": start})
 
 
 def run_id(model: str, data: str, recipe: str, seed: int, split: str) -> str:
-    """Sixteen hexadecimal digits of the parts' texts."""
+    """Sixteen hexadecimal digits, from the texts of the parts."""
     text = "\n".join((str(COMPUTES), model, data, recipe, str(seed), split))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -61,16 +61,16 @@ def _canonical(settings: dict[str, Any]) -> str:
 
 
 def images_fingerprint(root: str, source: str | None = None) -> str | None:
-    """A digest of which images a set holds: split, class, path below the set and size in bytes of each.
+    """A digest of the images of a data set: split, class, relative path and size in bytes of each.
 
-    Neither where the set lies nor when it was copied makes a difference. The files are not opened, so a changed image
-    of the same size goes unnoticed.
+    It depends neither on where the set is nor on when it was copied. The files are not opened, so a changed image of
+    the same size is not noticed.
 
     Returns:
-        The digest, or None where there is no such set here.
+        The digest, or None if there is no such set here.
 
     Raises:
-        ClcaError: There is something, but it is no data set.
+        ClcaError: The path exists and is not a data set.
     """
     from clca.data import is_leaves
     from clca.data.sources.folder_csv import read_listing
@@ -98,7 +98,7 @@ def images_fingerprint(root: str, source: str | None = None) -> str | None:
 
 @cache
 def weights_fingerprint(path: str) -> str:
-    """A digest of a file of weights.
+    """A digest of a weights file.
 
     Raises:
         ClcaError: It cannot be read.

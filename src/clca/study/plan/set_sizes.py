@@ -1,4 +1,4 @@
-"""How many images and classes a run will see, as far as that can be known before it begins."""
+"""Numbers of images and classes of a run, as far as they are known before it starts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from clca.training.config import DataConfig
 
 @dataclass(frozen=True)
 class SetSize:
-    """Classes, and images that are learned from and judged on."""
+    """Numbers of classes, training images and evaluation images."""
 
     classes: int
     train: int
-    judged: int
+    evaluation: int
 
 
 def set_size(data: DataConfig, split: str) -> SetSize | None:
-    """The size of a set from its files; of a published set that is not here, from the publication; else None."""
+    """The size of a data set from its files, or from the publication for a published set that is missing; else None."""
     return _size(data.root, data.source, data.train_split, split)
 
 
@@ -32,25 +32,25 @@ def _size(root: str, source: str | None, train_split: str, split: str) -> SetSiz
     if is_leaves(root, source):
         from clca.data.synthetic.leaves import DrawnLeaves
 
-        learned, judged = (DrawnLeaves.from_text(root, split=name) for name in (train_split, split))
-        return SetSize(len(learned.classes), len(learned), len(judged))
+        training, evaluation = (DrawnLeaves.from_text(root, split=name) for name in (train_split, split))
+        return SetSize(len(training.classes), len(training), len(evaluation))
     if expanded(root).exists():
         from clca.data.sources.folder_csv import read_listing
 
         listing = read_listing(root, source)
         try:
-            learned_files, judged_files = listing.samples(train_split), listing.samples(split)
+            training_files, evaluation_files = listing.samples(train_split), listing.samples(split)
         except ClcaError:
             return None
-        return SetSize(len(listing.classes), len(learned_files), len(judged_files))
+        return SetSize(len(listing.classes), len(training_files), len(evaluation_files))
     published = ULTRA_FGVC.get(source or "")
     if published is None:
         return None
-    held_out = 0 if train_split == "train_val" else _held_out(source or "", published.classes, published.train)
-    judged_count = published.test if split == "test" else _held_out(source or "", published.classes, published.train)
-    return SetSize(published.classes, published.train - held_out, judged_count)
+    held_out = _held_out(source or "", published.classes, published.train)
+    training_count = published.train - (0 if train_split == "train_val" else held_out)
+    return SetSize(published.classes, training_count, published.test if split == "test" else held_out)
 
 
 def _held_out(name: str, classes: int, train: int) -> int:
-    """Images that our validation rule takes from training; of SoyGene about a fifth, which its files say exactly."""
+    """Images that the validation rule holds out of training; of SoyGene about a fifth, exactly known from its files."""
     return classes if name in ("cotton80", "soylocal", "soyglobal") else train // 5

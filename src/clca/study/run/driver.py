@@ -113,7 +113,7 @@ def describe_study(plan: Plan, folder: Path) -> None:
         "planned": {axis: dict(counts) for axis, counts in plan.by_axis().items()},
         "split": plan.study.split,
         "study": plan.study.model_dump(mode="json"),
-        "runs": {"unseen": plan.unseen(), "digits": [run.name.rpartition("-")[2] for run in plan.runs]},
+        "runs": {"unseen": plan.absent_names(), "digits": [run.name.rpartition("-")[2] for run in plan.runs]},
     }
     if content != there:
         write_json(folder / STUDY, content)

@@ -144,3 +144,39 @@ def test_settings_cannot_be_changed_behind_the_model() -> None:
     model.keep_rate = 1
     assert model.keep_rate == 1.0
     assert model.config.keep_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("depth", "settings", "locations", "recover_at"),
+    [
+        (12, {}, (3, 6, 9), (3, 6, 9, 10)),
+        (12, {"clc_recover_at_last": False}, (3, 6, 9), (3, 6, 9)),
+        (12, {"clc": False}, (3, 6, 9), ()),
+        (12, {"locations": (2, 10)}, (2, 10), (2, 10)),
+        (12, {"locations": ()}, (), (10,)),
+        (2, {}, (0,), (0,)),  # block 1, the last, is read by the aggregation head anyway
+        (2, {"cla": False}, (0, 1), (0, 1)),
+    ],
+)
+def test_resolved_at_the_depth_of_a_backbone(
+    depth: int, settings: dict[str, Any], locations: tuple[int, ...], recover_at: tuple[int, ...]
+) -> None:
+    resolved = validated(backbone="x", **settings).resolved(depth)
+    assert (resolved.locations, resolved.recover_at) == (locations, recover_at)
+    assert resolved.num_clr == (1 if settings.get("clc", True) else 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "backbone", "words"),
+    [
+        ({"reduction": "evit"}, {"opaque_block": "a ParallelBlock"}, "works inside attention, and a ParallelBlock is"),
+        ({"reduction": "ats", "cla": False}, {"global_pool": "prr"}, "cannot leave out the padding of ats"),
+        ({"keep_rate": (0.5, 0.5)}, {}, r"2 rates for the 3 locations \[3, 6, 9\]"),
+        ({"locations": (), "clc_recover_at_last": False}, {}, "no block to recover at"),
+    ],
+)
+def test_settings_that_do_not_fit_a_backbone(settings: dict[str, Any], backbone: dict[str, Any], words: str) -> None:
+    with pytest.raises(clca.ClcaError, match=words):
+        validated(backbone="x", **settings).resolved(12, **backbone)
+    fitting = {"reduction": "sit"} if "opaque_block" in backbone else {"reduction": "ats", "cla": True}
+    assert validated(backbone="x", **fitting).resolved(12, **backbone).locations == (3, 6, 9)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from clca.errors import ClcaError
+from clca.reductions import reduction_class
 
 
 def _is_rate(rate: float) -> float:
@@ -54,6 +56,84 @@ class ModelConfig(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The settings by name; PEFT asks it of what a model calls `config`."""
         return self.model_dump()
+
+    def resolved(self, depth: int, *, global_pool: str = "token", opaque_block: str | None = None) -> ResolvedConfig:
+        """Where these settings reduce and recover tokens, on a backbone of `depth` blocks.
+
+        Args:
+            depth: Number of blocks, L.
+            global_pool: How the backbone's own head pools, as timm names it.
+            opaque_block: Description of a block inside which no tokens can be reduced; None if there is none.
+
+        Raises:
+            ClcaError: If the settings do not fit together, or do not fit the backbone.
+        """
+        locations = self._locations(depth)
+        if not isinstance(self.keep_rate, float) and len(self.keep_rate) != len(locations):
+            raise ClcaError(
+                f"keep_rate has {len(self.keep_rate)} rates for the {len(locations)} locations {list(locations)}: "
+                "give one rate, or one a location"
+            )
+        cls = reduction_class(self.reduction)
+        if cls is not None:
+            if not locations:
+                raise ClcaError(f"reduction {self.reduction!r} has no locations: name at least one block")
+            if opaque_block is not None and (cls.place == "inside" or cls.alters_attention):
+                raise ClcaError(
+                    f"{self.backbone}: reduction {self.reduction!r} works inside attention, and {opaque_block} is "
+                    "not one it knows: choose patchmerger, sit or dpcknn, or another backbone"
+                )
+            if cls.pads and not self.cla and global_pool == "prr":
+                raise ClcaError(f"{self.backbone}: 'prr' pooling cannot leave out the padding of {self.reduction}")
+        return ResolvedConfig(
+            locations=locations,
+            recover_at=self._recovery_blocks(locations, depth),
+            num_clr=self.num_clr if self.clc else 0,
+        )
+
+    def _locations(self, depth: int) -> tuple[int, ...]:
+        if self.locations is None:
+            proposed = {depth // 4, depth // 2, 3 * depth // 4}
+            return tuple(sorted(b for b in proposed if not (self.cla and b == depth - 1)))
+        for block in self.locations:
+            if block >= depth:
+                raise ClcaError(
+                    f"location {block} is outside {self.backbone}, whose blocks are 0 to {depth - 1}: "
+                    f"choose locations below {depth - 1}"
+                )
+            if self.cla and block == depth - 1:
+                raise ClcaError(
+                    f"location {block} is the last block, whose CLS token the aggregation head reads anyway: "
+                    f"choose locations below {depth - 1}, or cla=False"
+                )
+        return self.locations
+
+    def _recovery_blocks(self, locations: tuple[int, ...], depth: int) -> tuple[int, ...]:
+        if not self.clc:
+            return ()
+        if not self.num_clr and not self.clc_gap:
+            raise ClcaError(
+                "clc needs something to carry: num_clr of at least 1, or clc_gap; or turn it off with clc=False"
+            )
+        last = {depth - 2} if self.clc_recover_at_last and depth >= 2 else set()
+        if not last | set(locations):
+            raise ClcaError("clc has no block to recover at: name a location, or turn on clc_recover_at_last")
+        return tuple(sorted(last | set(locations)))
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """What `ModelConfig.resolved` finds for a backbone of a given depth; blocks are numbered from 0.
+
+    Attributes:
+        locations: Blocks that reduce.
+        recover_at: Blocks after which the cache returns its tokens (METHOD section 2); empty without the cache.
+        num_clr: R, the number of carriers; 0 without the cache.
+    """
+
+    locations: tuple[int, ...]
+    recover_at: tuple[int, ...]
+    num_clr: int
 
 
 def spelled(keep_rate: float | tuple[float, ...]) -> str:

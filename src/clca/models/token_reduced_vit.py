@@ -47,22 +47,22 @@ class TokenReducedViT(TimmContract):
     def __init__(self, vit: VisionTransformer, config: ModelConfig) -> None:
         super().__init__()
         check_fits(vit, config.backbone)
-        depth = len(vit.blocks)
-        locations = _resolve_locations(config, depth)
-        self.config = config.model_copy(update={"locations": locations})
-        self.locations = locations
+        opaque = next((_describe(block) for block in vit.blocks if not splits(block)), None)
+        self.depth = len(vit.blocks)
+        resolved = config.resolved(self.depth, global_pool=vit.global_pool, opaque_block=opaque)
+        self.config = config.model_copy(update={"locations": resolved.locations})
+        self.locations, self.recover_at = resolved.locations, resolved.recover_at
         self.classes: list[str] | None = None
         self.preprocess: dict[str, Any] | None = None
         self.auxiliary_loss: Tensor = torch.zeros(())
         self.grad_checkpointing = False
         self.economical = True  # False computes also what nothing reads, as the published program does
-        self.num_clr = config.num_clr if config.clc else 0
+        self.num_clr = resolved.num_clr
         self._adopt_embedding(vit, config.img_size)
         self.blocks = vit.blocks
         self._init_carriers()
         self._init_reductions()
         self._adopt_head(vit)
-        self.recover_at = self._recovery_blocks(depth)
 
     # -- construction ------------------------------------------------------------------------------------------
 
@@ -100,20 +100,11 @@ class TokenReducedViT(TimmContract):
     def _init_reductions(self) -> None:
         config, cls = self.config, reduction_class(self.config.reduction)
         count = len(self.locations)
-        self._schedule = _schedule(config.keep_rate, self.locations)
+        self._schedule = KeepSchedule(config.keep_rate, count)
         if cls is None:
             self.reductions = nn.ModuleList()
             _warn_if_ignored(config.keep_rate)
             return
-        if not count:
-            raise ClcaError(f"reduction {config.reduction!r} has no locations: name at least one block")
-        split = [splits(block) for block in self.blocks]
-        if not all(split) and (cls.place == "inside" or cls.alters_attention):
-            block = self.blocks[split.index(False)]
-            raise ClcaError(
-                f"{config.backbone}: reduction {config.reduction!r} works inside attention, and {_describe(block)} is "
-                "not one it knows: choose patchmerger, sit or dpcknn, or another backbone"
-            )
         self.reductions = nn.ModuleList(
             cls(self.embed_dim, j, count, self.patch_embed.num_patches, self._schedule) for j in range(count)
         ).to(device=self._like.device, dtype=self._like.dtype)
@@ -143,23 +134,8 @@ class TokenReducedViT(TimmContract):
             raise ClcaError(f"{config.backbone}: distilled training needs two outputs, and this model gives their mean")
         if hasattr(vit, "head_dist"):
             self.head_dist = cast(nn.Module, vit.head_dist)
-        if self._pads and vit.global_pool == "prr":
-            raise ClcaError(f"{config.backbone}: 'prr' pooling cannot leave out the padding of {config.reduction}")
         if config.num_classes != vit.num_classes:
             self.reset_classifier(config.num_classes)
-
-    def _recovery_blocks(self, depth: int) -> tuple[int, ...]:
-        config = self.config
-        if not config.clc:
-            return ()
-        if not self.num_clr and not config.clc_gap:
-            raise ClcaError(
-                "clc needs something to carry: num_clr of at least 1, or clc_gap; or turn it off with clc=False"
-            )
-        last = {depth - 2} if config.clc_recover_at_last and depth >= 2 else set()
-        if not last | set(self.locations):
-            raise ClcaError("clc has no block to recover at: name a location, or turn on clc_recover_at_last")
-        return tuple(sorted(last | set(self.locations)))
 
     # -- settings at run time ----------------------------------------------------------------------------------
 
@@ -182,7 +158,8 @@ class TokenReducedViT(TimmContract):
                 f"the parameters of {config.reduction} depend on the keep rate: make a new model for {rate} "
                 "(topk, evit, tome, ats, dynamicvit and dpcknn can change it at run time)"
             )
-        self._schedule = _schedule(config.keep_rate, self.locations)
+        locations = config.resolved(self.depth).locations
+        self._schedule = KeepSchedule(config.keep_rate, len(locations))
         self.config = config
 
     @property
@@ -402,33 +379,6 @@ class TokenReducedViT(TimmContract):
     def __getstate__(self) -> dict[str, Any]:
         # A loss that still holds its graph can be neither copied nor sent to another process.
         return super().__getstate__() | {"auxiliary_loss": self.auxiliary_loss.detach()}
-
-
-def _resolve_locations(config: ModelConfig, depth: int) -> tuple[int, ...]:
-    if config.locations is None:
-        proposed = {depth // 4, depth // 2, 3 * depth // 4}
-        return tuple(sorted(b for b in proposed if not (config.cla and b == depth - 1)))
-    for block in config.locations:
-        if block >= depth:
-            raise ClcaError(
-                f"location {block} is outside {config.backbone}, whose blocks are 0 to {depth - 1}: "
-                f"choose locations below {depth - 1}"
-            )
-        if config.cla and block == depth - 1:
-            raise ClcaError(
-                f"location {block} is the last block, whose CLS token the aggregation head reads anyway: "
-                f"choose locations below {depth - 1}, or cla=False"
-            )
-    return config.locations
-
-
-def _schedule(keep_rate: float | tuple[float, ...], locations: tuple[int, ...]) -> KeepSchedule:
-    if not isinstance(keep_rate, float) and len(keep_rate) != len(locations):
-        raise ClcaError(
-            f"keep_rate has {len(keep_rate)} rates for the {len(locations)} locations {list(locations)}: "
-            "give one rate, or one a location"
-        )
-    return KeepSchedule(keep_rate, len(locations))
 
 
 def _warn_if_ignored(keep_rate: float | tuple[float, ...]) -> None:

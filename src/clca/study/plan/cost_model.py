@@ -311,35 +311,17 @@ def _walk_of(config: ModelConfig, body: _Body) -> _Walk | None:
     """The walk of these settings; None where they do not fit together, which making the model then explains."""
     from clca.models.backbones import check_img_size
 
-    depth, cls = body.depth, reduction_class(config.reduction)
-    locations = config.locations
-    if locations is None:
-        quarters = {depth // 4, depth // 2, 3 * depth // 4}
-        locations = tuple(sorted(block for block in quarters if not (config.cla and block == depth - 1)))
-    recover_at: tuple[int, ...] = ()
-    if config.clc:
-        last = {depth - 2} if config.clc_recover_at_last and depth >= 2 else set()
-        recover_at = tuple(sorted(last | set(locations)))
-    wrong = (
-        any(block >= depth for block in locations)
-        or (config.cla and depth - 1 in locations)
-        or (not isinstance(config.keep_rate, float) and len(config.keep_rate) != len(locations))
-        or (config.clc and not (recover_at and (config.num_clr or config.clc_gap)))
-    )
-    if cls is not None:
-        wrong |= not locations
-        wrong |= not body.splits and (cls.place == "inside" or cls.alters_attention)
-        wrong |= cls.pads and not config.cla and body.global_pool == "prr"
-    if wrong:
-        return None
     own = body.model.patch_embed
     size = config.img_size if config.img_size is not None else tuple(own.img_size)
     size = (size, size) if isinstance(size, int) else size
     try:
+        resolved = config.resolved(
+            body.depth, global_pool=body.global_pool, opaque_block=None if body.splits else "a block"
+        )
         check_img_size(config.backbone, size, own)
     except ClcaError:
         return None
-    return _Walk(body, config, locations, recover_at, size)
+    return _Walk(body, config, resolved.locations, resolved.recover_at, size)
 
 
 def _measured(config: ModelConfig, num_classes: int) -> float:

@@ -291,7 +291,7 @@ def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any], message: 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_images_that_do_not_fit_are_refused_in_one_line(dynamic: bool) -> None:
     model = clca.create_model("deit_tiny_patch16_224", depth=4, img_size=32, dynamic_img_size=dynamic)
-    with pytest.raises(ClcaError, match=r"images are \[B, 3, H, W\], and these \[3, 32, 32\]: give a batch"):
+    with pytest.raises(ClcaError, match=r"expected images \[B, 3, H, W\], got \[3, 32, 32\]; add a batch dimension"):
         model(torch.zeros(3, 32, 32))
     with pytest.raises(ClcaError, match=r"40 is not a multiple of .*: use 32 or 48|of 32×40 pixels given"):
         model(torch.zeros(2, 3, 32, 40))

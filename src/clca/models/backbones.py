@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from clca.errors import ClcaError
+from clca.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -149,3 +151,55 @@ def check_img_size(name: str, size: tuple[int, int], patch_embed: Any) -> None:
             below = max(patch, pixels // patch * patch)
             near = str(below) if pixels < patch else f"{below} or {below + patch}"
             raise ClcaError(f"{name}: image size {pixels} is not a multiple of the patch size {patch}: use {near}")
+
+
+def backbone_arguments(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of `timm.create_model` for the backbone of a model with these settings."""
+    size = {} if config.img_size is None else {"img_size": config.img_size}
+    # With CLA the backbone's head is left out: none is made, and none is fetched.
+    return {**config.backbone_kwargs, **size, "num_classes": 0 if config.cla else config.num_classes}
+
+
+def build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool = False) -> VisionTransformer:
+    """The timm model of a backbone, with its settings.
+
+    Args:
+        source: From `resolve`.
+        config: Settings of the model that the backbone becomes part of.
+        pretrained: Whether timm fetches its weights; errors of fetching are passed on.
+
+    Raises:
+        ClcaError: If the backbone does not take these settings.
+    """
+    kwargs = backbone_arguments(config)
+    if config.img_size is not None:
+        _check_size_before(source, config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return timm.create_model(source.architecture, pretrained=pretrained, **kwargs)  # type: ignore[return-value]
+    except (TypeError, ZeroDivisionError) as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {error}") from None
+    except KeyError as error:  # timm's tables of layers
+        raise ClcaError(f"{config.backbone} does not take these settings: timm has no layer {error}") from None
+    except AssertionError as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {str(error) or kwargs}") from None
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        if pretrained:
+            raise
+        raise ClcaError(f"{config.backbone} cannot be made with {kwargs}: {error}") from None
+
+
+def _check_size_before(source: Backbone, config: ModelConfig) -> None:
+    """Patches must tile the image; timm itself would silently cut off the rest."""
+    architecture = source.architecture.partition(".")[0]
+    patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
+    try:
+        with torch.device("meta"):
+            patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ClcaError(f"{config.backbone} does not take these settings: {patch} ({first})") from None
+    size = config.img_size
+    assert size is not None
+    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)

@@ -23,7 +23,7 @@ _NO_MAPS = (
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
 
 
-class TimmContract(nn.Module):
+class TimmInterface(nn.Module):
     """The part of a `TokenReducedViT` that timm's scripts, optimisers and schedulers know by name."""
 
     config: ModelConfig
@@ -33,6 +33,8 @@ class TimmContract(nn.Module):
     embed_dim: int
     num_prefix_tokens: int
     no_embed_class: bool
+    num_clr: int
+    clr: nn.Parameter | None
     num_classes: int
     global_pool: str
     pretrained_cfg: Any

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
 from clca.evaluation.ranking import most_likely
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.models.token_reduced_vit import TokenReducedViT
 
 

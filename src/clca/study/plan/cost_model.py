@@ -170,8 +170,9 @@ def _body(named: _Named) -> _Body | None:
     """
     import timm
 
+    from clca.kernels.dispatch import can_split
     from clca.models.backbones import check_architecture, resolve
-    from clca.models.block import attention_half, mlp_half, splits
+    from clca.models.block import attention_branch, mlp_branch
     from clca.models.token_reduced_vit import TokenReducedViT
 
     name, kwargs = named.config.backbone, named.config.backbone_kwargs
@@ -188,9 +189,9 @@ def _body(named: _Named) -> _Body | None:
         return None
     block: Any = model.blocks[0]  # the others are like it
     prefix, dim = model.num_prefix_tokens, model.embed_dim
-    whole = all(splits(each) for each in model.blocks)
-    attend = _fitted(lambda x: attention_half(block, x)[0] if whole else block(x), prefix, dim)
-    feed = _fitted(lambda x: mlp_half(block, x) if whole else x, prefix, dim)
+    whole = all(can_split(each) for each in model.blocks)
+    attend = _fitted(lambda x: attention_branch(block, x)[0] if whole else block(x), prefix, dim)
+    feed = _fitted(lambda x: mlp_branch(block, x) if whole else x, prefix, dim)
     pool = _fitted(lambda x: model.forward_head(x, pre_logits=True), prefix, dim)
     head = _fitted(model.forward_head, prefix, dim)
     if attend is None or feed is None or pool is None or head is None:

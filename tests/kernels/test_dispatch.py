@@ -177,7 +177,7 @@ def test_the_environment_variable_sets_the_default(
 
 def test_another_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLCA_FAST_KERNELS", "maybe")
-    with pytest.raises(clca.ClcaError, match="CLCA_FAST_KERNELS = 'maybe': set it to 0 .off. or 1"):
+    with pytest.raises(clca.ClcaError, match=r"CLCA_FAST_KERNELS = 'maybe': set it to 0 .off. or 1"):
         dispatch._default()
 
 

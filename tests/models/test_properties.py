@@ -32,6 +32,7 @@ def small(reduction: str, style: str = "deit", **more: Any) -> tuple[clca.TokenR
     return pair.model, pair.images.to(pair.model.cls_token.dtype)
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 @every_setting
 @pytest.mark.parametrize("style", ["deit", "registers", "average"])
@@ -51,6 +52,7 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(reduction: str, setting: 
             assert counts == [int(torch.as_tensor(count).max()) for count in alone.tokens]
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 def test_padding_does_not_carry_gradient_between_images(reduction: str) -> None:
     model, images = small(reduction, images=3)
@@ -106,6 +108,7 @@ CONSTANT = {"cla_head.depthwise.bias", "cla_head.norm_in.bias"}
 SHIFTED = {"sit": ".weight.3.bias", "dpcknn": ".score.bias"}
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 @every_setting
 @pytest.mark.parametrize("style", ["distilled", "registers"])
@@ -164,6 +167,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("either_kernels")
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_any_setting_runs_and_stays_finite(case: dict[str, Any]) -> None:
@@ -189,6 +193,7 @@ def test_any_setting_runs_and_stays_finite(case: dict[str, Any]) -> None:
         assert (owner < tokens[:, None]).all()
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 @every_setting
 def test_precisions(reduction: str, setting: str) -> None:
@@ -229,6 +234,7 @@ def test_a_model_of_half_precision_runs(reduction: str, setting: str) -> None:
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("reduction", [name for name in REDUCTIONS if name not in (*FIXED, "none")])
 @pytest.mark.parametrize("rate", [0.25, 1.0, [0.9, 0.5, 0.3]])
 def test_keep_rate_at_run_time(reduction: str, rate: Any) -> None:

@@ -32,7 +32,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fast kernels", "plain kernels"])
 def either_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the tests of a module with this machine's fast paths, and again with the plain modules of timm and PyTorch."""
+    """Run the tests of a module with this machine's fast paths, and again with plain modules alone."""
     with clca.fast_kernels(request.param):
         yield
 

@@ -1,4 +1,4 @@
-"""Which timm models fit, and the nine backbones of the paper."""
+"""The paper's nine backbones, which timm models fit, and building them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Backbone:
     Attributes:
         name: What `clca.create_model` takes.
         architecture: timm's name of the model to build.
-        url: Where the weights are if timm does not carry them, else None.
+        url: URL of the weights if timm does not have them, otherwise None.
         source: The publication.
     """
 
@@ -69,7 +69,7 @@ def resolve(name: str) -> Backbone:
     """The backbone of that name, one of the paper's or any of timm's.
 
     Raises:
-        ClcaError: If there is no such model, or no such pretrained tag; the message says what comes close.
+        ClcaError: If there is no such model, or no such pretrained tag; the message suggests similar names.
     """
     if name in PAPER_BACKBONES:
         return PAPER_BACKBONES[name]
@@ -88,22 +88,22 @@ def resolve(name: str) -> Backbone:
 
 @cache
 def check_architecture(backbone: Backbone) -> None:
-    """Refuse a timm model that does not fit before any weights are made for it.
+    """Check that a timm model fits, before its weights are allocated.
 
     Raises:
-        ClcaError: With one sentence that says why.
+        ClcaError: If it does not; the message gives the reason.
     """
-    # On the meta device nothing is allocated, so that refusing a giant costs milliseconds.
+    # The meta device allocates nothing, so that checking a very large model takes milliseconds.
     with torch.device("meta"):
         model = timm.create_model(backbone.architecture.partition(".")[0])
     check_fits(model, backbone.name)
 
 
 def check_fits(model: nn.Module, name: str) -> None:
-    """Refuse what is not a plain timm VisionTransformer with a CLS token.
+    """Check that a model is a plain timm VisionTransformer with a CLS token.
 
     Raises:
-        ClcaError: With one sentence that says why.
+        ClcaError: If it does not; the message gives the reason.
     """
     if not isinstance(model, VisionTransformer):
         kind = type(model)
@@ -121,7 +121,7 @@ def check_fits(model: nn.Module, name: str) -> None:
 
 
 def has_fc_norm(model: nn.Module) -> bool:
-    """Whether the final norm of a model comes behind the pool; its place is a setting of timm's of its own."""
+    """Whether the final norm of a model follows the pooling; its position is a setting of timm."""
     return not isinstance(model.fc_norm, nn.Identity)
 
 
@@ -139,10 +139,10 @@ def _why_not(model: nn.Module) -> str:
 
 
 def check_img_size(name: str, size: tuple[int, int], patch_embed: Any) -> None:
-    """Refuse an image size that patches do not tile.
+    """Check that patches tile an image size.
 
     Raises:
-        ClcaError: With the nearest sizes that fit.
+        ClcaError: If they do not; the message names the nearest sizes that fit.
     """
     ratio = patch_embed.feat_ratio(as_scalar=False) if hasattr(patch_embed, "feat_ratio") else patch_embed.patch_size
     ratio = (ratio, ratio) if isinstance(ratio, int) else tuple(ratio)

@@ -68,7 +68,7 @@ def save_pretrained(model: SavingMixin, folder: str | Path, *, checked: bool = F
         folder.mkdir(parents=True, exist_ok=True)
         content = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         content |= {"format": "clca", **config}
-        tensors = _apart(state)
+        tensors = _separate(state)
         # Both are written before either takes its place: a full disk leaves the old pair as it was.
         with _beside(folder / WEIGHTS) as weights, _beside(folder / CONFIG) as text:
             save_file(tensors, weights, metadata={"format": "pt"})
@@ -114,8 +114,8 @@ def _check_can_be_made(build: Callable[[], nn.Module], state: dict[str, Tensor])
         raise ClcaError(f"the model is no longer what its settings make, and could not be loaded again: {found}")
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, each in memory of its own as the format asks: layers may share a parameter."""
+def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory, as the file format requires: layers may share a parameter."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, value in state.items():

@@ -156,8 +156,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
                 f"the parameters of {config.reduction} depend on the keep rate: make a new model for {rate} "
                 "(topk, evit, tome, ats, dynamicvit and dpcknn can change it at run time)"
             )
-        locations = config.resolved(self.depth).locations
-        self._schedule = KeepSchedule(config.keep_rate, len(locations))
+        self._schedule = KeepSchedule(config.keep_rate, len(config.resolved(self.depth).locations))
         self.config = config
 
     @property
@@ -188,20 +187,21 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         return self.forward_head(self._features(x, trace)), trace
 
     def _features(self, x: Tensor, trace: Trace | None) -> Tensor:
-        x, state = self._embed(x, trace is not None)
+        """Embedding, blocks with reduction and cache, and what the head reads; the numbers are METHOD's sections."""
+        x, state = self._embed(x, trace is not None)  # 1
         cache = CrossLayerCache(self.recover_at, self.num_clr, self.config.clc_gap, x.shape[1])
         cls_tokens = []
         if len(self.reductions):
             cast(Reduction, self.reductions[0]).begin(x, state)
         for i, block in enumerate(self.blocks):
             tokens = x.shape[1]
-            x = self._run_block(i, block, x, state)
+            x = self._run_block(i, block, x, state)  # 4
             if trace is not None:
                 trace.record(tokens if self._only_cls_is_read_after(i) else x.shape[1], state)
             if self.recover_at:
-                x = cache.after_block(i, x, state)
+                x = cache.after_block(i, x, state)  # 2
             if self.cla_head is not None and (i in self.locations or i == len(self.blocks) - 1):
-                cls_tokens.append(x[:, 0])
+                cls_tokens.append(x[:, 0])  # 3
         self.auxiliary_loss = torch.stack(state.losses).mean() if state.losses else x.new_zeros(())
         if self.cla_head is not None:
             return torch.stack(cls_tokens, dim=1)
@@ -211,7 +211,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
     def _embed(self, x: Tensor, tracing: bool) -> tuple[Tensor, TokenState]:
         """Patches with prefix, carriers and position embedding (METHOD section 1). [B, N, C]"""
         self._check_images(x)
-        x = self.patch_embed(x) if not self._may_round_differently else embed_patches(self.patch_embed, x)
+        x = embed_patches(self.patch_embed, x) if self._may_round_differently else self.patch_embed(x)
         pos_embed = self._position_table(x)
         if self.dynamic_img_size:
             x = x.flatten(1, 2)

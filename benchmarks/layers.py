@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.kernels import onednn as products
+from clca.kernels import dispatch
 from clca.kernels.linear import feed_forward, linear
 from clca.kernels.tiled_attention import packed_attention
-from clca.models.block import attention_half, mlp_half
+from clca.models.block import attention_branch, mlp_branch
 from clca.reductions.dpcknn import assign_clusters
 from clca.system.timing import Spread, interleaved, machine, versions
 
@@ -49,7 +49,7 @@ def main() -> None:
             print(f"four layers, {rows} rows: " + ", ".join(f"{k} {_ms(v):.2f} ms" for k, v in times.items()))
         for tokens in (786, 87, 17):
             x = torch.randn(1, tokens, WIDTH)
-            times = interleaved({"block": lambda x=x: mlp_half(block, attention_half(block, x)[0])}, repeats=40)
+            times = interleaved({"block": lambda x=x: mlp_branch(block, attention_branch(block, x)[0])}, repeats=40)
             macs = 12 * WIDTH**2 * tokens + 2 * tokens**2 * WIDTH
             milliseconds = _ms(times["block"])
             print(f"block, {tokens} tokens: {milliseconds:.2f} ms, {macs / milliseconds / 1e6:.0f} GMAC/s")
@@ -73,7 +73,7 @@ def _both_ways(block: Any) -> None:
         "feed-forward part": (x, mlp, lambda x: feed_forward(mlp, x)),
         "attention": (qkv, fused, packed_attention),
     }
-    print(f"products of this library in training: {products.BY_ONEDNN}")
+    print(f"oneDNN in training: {dispatch.TRAIN_WITH_ONEDNN}")
     for name, (argument, torch_own, ours) in pairs.items():
         ways = {"torch": torch_own, "here": ours}
         forward = interleaved({k: partial(_forward, way, argument) for k, way in ways.items()}, repeats=15)

@@ -25,7 +25,7 @@ from clca import data
 from clca.data.transforms import from_preprocess
 from clca.export import load_exported
 from clca.export.onnx_file import build_onnx, save_onnx
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.system.timing import Spread, command, interleaved, machine, versions
 from clca.training.preflight import same_classes
 from clca.training.run_folder import stored_config

@@ -5,11 +5,14 @@ import os
 # One thread a test process: the processes of pytest-xdist would fight over the same cores. Before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from shared_data import shared_folder
+
+import clca
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +28,13 @@ def shared() -> Path:
     if folder is None:
         pytest.skip("no shared folder: set CLCA_SHARED to the folder that holds golden/ and data/")
     return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fast kernels", "plain kernels"])
+def either_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the tests of a module with this machine's fast paths, and again with plain modules alone."""
+    with clca.fast_kernels(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

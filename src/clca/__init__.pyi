@@ -3,7 +3,8 @@ from .errors import ClcaError as ClcaError
 from .errors import WorkError as WorkError
 from .evaluation.evaluator import evaluate
 from .evaluation.predictor import predict
-from .kernels.linear import prepacked
+from .kernels.dispatch import fast_kernels
+from .kernels.prepack import prepacked
 from .models.backbones import list_backbones
 from .models.config import ModelConfig
 from .models.cost import Cost, cost
@@ -27,6 +28,7 @@ __all__ = [
     "create_model",
     "data",
     "evaluate",
+    "fast_kernels",
     "from_pretrained",
     "list_backbones",
     "list_reductions",

@@ -1,19 +1,23 @@
-"""What every reduction promises, checked on small random models, as scikit-learn's `check_estimator` does."""
+"""Checks of what every reduction and every backbone promises, in the manner of scikit-learn's `check_estimator`."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clca.errors import ClcaError
+from clca.kernels.dispatch import can_split
+from clca.models.backbones import build_backbone, check_architecture, check_fits, resolve
+from clca.models.config import validated
 from clca.models.cost import cost
-from clca.models.factory import create_model
+from clca.models.factory import create_model, reduce_tokens
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions.registry import reduction_class
 from clca.study.plan.cost_model import forward_gmacs
@@ -32,19 +36,19 @@ _RATES: tuple[Any, ...] = (1.0, 0.6, (0.9, 0.3), 0.01)
 def check_reduction(name: str) -> None:
     """Check that a registered reduction keeps what every reduction promises; takes seconds.
 
-    With and without the head and the cache, with one and several prefix tokens, at keep rates from 0.01 to 1: a batch
-    gives what its images give alone, and the same twice; the prefix stays in front, and a token behind it; every patch
-    is owned by a token that is there, or by none from then on; a lower rate keeps no more; the keep rate can be set at
-    run time, unless `fixed_counts`; `tokens_after` and `macs`, if it has them, agree with what is measured; gradients
-    are finite and reach its parameters; double precision, bfloat16 and autocast work. It cannot know the formula:
-    compare that with a plain loop.
+    With and without the head and the cache, with one and several prefix tokens, at keep rates from 0.01 to 1: the
+    result of an image does not depend on its batch, and repeats; the prefix stays in front, followed by at least one
+    token; every patch is owned by a token that exists, or by none from then on; a lower rate keeps no more; the keep
+    rate can be set at run time, unless `fixed_counts`; `tokens_after` and `macs`, if it has them, agree with what is
+    measured; gradients are finite and reach its parameters; double precision, bfloat16 and autocast work. It cannot
+    check the formula: compare that with a plain loop.
 
     Args:
-        name: As it is registered.
+        name: Its registered name.
 
     Raises:
-        AssertionError: A promise is not kept; the message says which, and with which settings.
-        ClcaError: There is no such reduction.
+        AssertionError: If a promise is not kept; the message names it and the settings.
+        ClcaError: If there is no such reduction.
     """
     if reduction_class(name) is None:
         raise ClcaError(f"reduction {name!r} reduces nothing: there is nothing to check")
@@ -52,23 +56,105 @@ def check_reduction(name: str) -> None:
         for prefix in _PREFIXES:
             for rate in _RATES:
                 settings = {"keep_rate": rate, **modules, **prefix}
-                with _told(name, settings):
+                with _naming(f"reduction {name!r}", settings):
                     _check_evaluation(name, settings)
             settings = {"keep_rate": 0.6, **modules, **prefix}
-            with _told(name, settings):
+            with _naming(f"reduction {name!r}", settings):
                 _check_training(name, settings)
                 _check_precisions(name, settings)
                 _check_run_time(name, settings)
                 _check_cost(name, settings)
     for grid in (2, 3):
-        with _told(name, {"patches": f"{grid}×{grid}", "keep_rate": 0.01}):
+        with _naming(f"reduction {name!r}", {"patches": f"{grid}×{grid}", "keep_rate": 0.01}):
             _check_evaluation(name, {"keep_rate": 0.01}, grid)
 
 
+def check_backbone(backbone: str | nn.Module) -> None:
+    """Check that a backbone works with token reduction and Cross-Layer Cache Aggregation.
+
+    Without reduction, head and cache, and at a keep rate of 1, the outputs are those of timm's model to the last bit.
+    With a reduction, and with and without head and cache, the result of an image does not depend on its batch, and
+    gradients are finite and reach every parameter. Takes as long as a few training steps on four images. A model given
+    is copied, not changed.
+
+    Args:
+        backbone: A timm VisionTransformer; or the name of one, which is made with random weights.
+
+    Raises:
+        AssertionError: If a promise is not kept; the message names it and the settings.
+        ClcaError: If the backbone does not fit at all, with the reason.
+
+    Example:
+        >>> clca.testing.check_backbone(timm.create_model("vit_tiny_patch16_224", reg_tokens=4))
+    """
+    name, vit = _backbone_of(backbone)
+    check_fits(vit, name)
+    images = _random_images(vit)
+    reductions = ("evit", "tome") if all(map(can_split, vit.get_submodule("blocks"))) else ("patchmerger",)
+    with _naming(f"backbone {name!r}", {"reduction": "none", "cla": False, "clc": False}):
+        _check_identity(vit, images, {})
+    if "evit" in reductions:
+        for reduction in ("topk", "evit"):
+            settings: dict[str, Any] = {"reduction": reduction, "keep_rate": 1.0}
+            with _naming(f"backbone {name!r}", settings):
+                _check_identity(vit, images, settings)
+    vit, images = vit.double(), images.double()
+    for reduction in reductions:
+        for modules in (True, False):
+            settings = {"reduction": reduction, "keep_rate": 0.5, "cla": modules, "clc": modules}
+            with _naming(f"backbone {name!r}", settings), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = reduce_tokens(vit, **settings)
+                _check_batch_independence(model.eval(), images)
+                _check_gradients(model.train(), images)
+
+
+def _backbone_of(backbone: str | nn.Module) -> tuple[str, nn.Module]:
+    if not isinstance(backbone, str):
+        return type(backbone).__name__, copy.deepcopy(backbone).eval()
+    source = resolve(backbone)
+    check_architecture(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return backbone, build_backbone(source, validated(backbone=backbone, cla=False)).eval()
+
+
+def _random_images(vit: Any) -> Tensor:
+    """Four images of the model's own size, on its device and in its precision."""
+    like = next(vit.parameters())
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(4, vit.in_chans, *vit.patch_embed.img_size, generator=generator).to(like.device, like.dtype)
+
+
+def _check_identity(vit: nn.Module, images: Tensor, settings: dict[str, Any]) -> None:
+    model = reduce_tokens(vit, cla=False, clc=False, **settings).eval()
+    with torch.no_grad():
+        own, ours = vit(images), model(images)
+    _require(torch.isfinite(own).all(), "the outputs of timm's model are not finite")
+    _require(torch.equal(own, ours), "the outputs are not those of timm's model to the last bit")
+
+
+def _check_batch_independence(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    close = torch.allclose(alone, together, rtol=1e-7, atol=1e-9 * float(together.abs().max()))
+    _require(close, "an image alone gives another result than in a batch")
+
+
+def _check_gradients(model: nn.Module, images: Tensor) -> None:
+    model.zero_grad()
+    model(images).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            _require(parameter.grad is not None, f"no gradient reaches the parameter {name}")
+            _require(torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite")
+
+
 @contextmanager
-def _told(name: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Say with which settings something went wrong."""
-    where = f"reduction {name!r}, {', '.join(f'{key}={value}' for key, value in settings.items())}"
+def _naming(subject: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Name the settings in errors."""
+    where = f"{subject}, {', '.join(f'{key}={value}' for key, value in settings.items())}"
     try:
         yield
     except AssertionError as broken:
@@ -116,11 +202,11 @@ def _check_evaluation(name: str, settings: dict[str, Any], grid: int = _GRID) ->
     with torch.no_grad():
         logits, trace = model.forward_trace(images)
         _require(torch.isfinite(logits).all(), "the outputs are not finite")
-        _require(torch.equal(model(images), logits), "the same images give something else the second time")
+        _require(torch.equal(model(images), logits), "the same images give another result the second time")
         for b in range(len(images)):
             alone, own = model.forward_trace(images[b : b + 1])
             close = torch.allclose(alone[0], logits[b], rtol=1e-7, atol=1e-9)
-            _require(close, "an image alone gives something else than in a batch")
+            _require(close, "an image alone gives another result than in a batch")
             same = all(torch.equal(one[b], other[0]) for one, other in zip(trace.owner, own.owner, strict=True))
             _require(same, "the owners of an image's patches depend on the images beside it")
     prefix, patches = model.num_prefix_tokens, grid * grid
@@ -129,7 +215,7 @@ def _check_evaluation(name: str, settings: dict[str, Any], grid: int = _GRID) ->
         _require(torch.as_tensor(tokens).min() > prefix, "no token stays behind the prefix")
         _require(owner.shape == dropped.shape, "the owner map has lost its shape: call state.move with [B, N]")
         there = (owner >= prefix) & (owner < torch.as_tensor(tokens).view(-1, 1))
-        _require((there | (owner == -1)).all(), "a patch is owned by the prefix, or by a token that is not there")
+        _require((there | (owner == -1)).all(), "a patch is owned by the prefix, or by a token that does not exist")
         _require((owner[dropped] == -1).all(), "a patch that was dropped is owned again")
         dropped = owner == -1
 
@@ -183,6 +269,9 @@ def _check_run_time(name: str, settings: dict[str, Any]) -> None:
             if not cls.fixed_counts:
                 model.keep_rate = rate
                 again = model(images)
-                _require(torch.equal(again, logits), "the keep rate at run time is not what it is when made with it")
+                _require(
+                    torch.equal(again, logits),
+                    "a keep rate set at run time gives another result than at construction",
+                )
         kept.append(int(torch.as_tensor(trace.tokens[model.locations[0]]).max()))
     _require(kept == sorted(kept, reverse=True), f"lower keep rates keep more tokens: {kept} at 0.9, 0.5 and 0.2")

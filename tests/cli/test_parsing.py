@@ -11,7 +11,7 @@ from clca.cli.parsing import _reworded, value_of
 from clca.data.transforms import preprocess_dict
 from clca.errors import ClcaError
 from clca.evaluation import evaluate
-from clca.models.pretrained import save_pretrained
+from clca.models.saving import save_pretrained
 
 
 def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:

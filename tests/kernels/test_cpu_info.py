@@ -4,8 +4,8 @@ import platform
 
 import pytest
 
-from clca.kernels import onednn as products
-from clca.kernels.cpu_info import Cpu, described, this_cpu
+from clca.kernels import cpu_info
+from clca.kernels.cpu_info import Cpu, parse_cpu, this_cpu
 
 LINUX = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -38,7 +38,7 @@ WINDOWS = "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
 def test_a_processor_as_it_is_described(
     told: str, name: str, family: int | None, model: int | None, flags: set[str]
 ) -> None:
-    assert described(told) == (name, family, model, flags)
+    assert parse_cpu(told) == (name, family, model, flags)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_processor_as_it_is_described(
     ],
 )
 def test_which_processors_multiply_512_bits_at_once(family: int | None, model: int | None, wide: bool) -> None:
-    assert products.is_wide(Cpu("AMD", family, model, frozenset())) == wide
+    assert cpu_info.has_wide_avx512(Cpu("AMD", family, model, frozenset())) == wide
 
 
 def test_this_machines_processor_has_a_name() -> None:

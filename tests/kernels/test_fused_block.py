@@ -12,24 +12,22 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from clca.kernels import fused_block as halves
-from clca.kernels import onednn as products
-from clca.kernels import tiled_attention as pieces
-from clca.models.block import attend_selected, attention_half, mlp_half, project
+from clca.kernels import dispatch, fused_block, onednn, tiled_attention
+from clca.models.block import attend_selected, attention_branch, mlp_branch, project
 from clca.reductions.base import Selection, behind_prefix
 
-pytestmark = pytest.mark.skipif(not products.ONEDNN, reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="this torch has no oneDNN")
 
 
 @pytest.fixture(autouse=True)
 def suited() -> Iterator[None]:
     """As on a CPU for which it is meant, and for blocks of any size: the arithmetic is there on every one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "BY_ONEDNN", True)
-        patch.setattr(products, "TWICE_AS_FAST", True)
-        patch.setattr(products, "FEWEST", 0)
-        patch.setattr(pieces, "FEWEST", 1)
-        patch.setattr(pieces, "FEWEST_IN_FLOAT32", 1)
+        patch.setattr(dispatch, "TRAIN_WITH_ONEDNN", True)
+        patch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", True)
+        patch.setattr(dispatch, "MIN_MULTIPLICATIONS", 0)
+        patch.setattr(dispatch, "MIN_QUERIES_BFLOAT16", 1)
+        patch.setattr(dispatch, "MIN_QUERIES_FLOAT32", 1)
         yield
 
 
@@ -44,8 +42,8 @@ def drawn_block(width: int = 12, heads: int = 3, **options: Any) -> Block:
 def plainly(run: Callable[[], Tensor]) -> Tensor:
     """What `run` gives by PyTorch's own layers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "BY_ONEDNN", False)
-        patch.setattr(products, "TWICE_AS_FAST", False)
+        patch.setattr(dispatch, "TRAIN_WITH_ONEDNN", False)
+        patch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", False)
         return run()
 
 
@@ -86,14 +84,14 @@ def test_attention_and_what_is_around_it(
     x = torch.randn(*shape, 12).requires_grad_()
     bias = key_bias_of(*shape) if hidden else None
     of = [x, *block.norm1.parameters(), *block.attn.parameters(), *block.ls1.parameters()]
-    expected = plainly(lambda: attention_half(block, x, bias)[0])
-    assert halves.suits_attention(block, x)
+    expected = plainly(lambda: attention_branch(block, x, bias)[0])
+    assert dispatch.use_fused_attention_branch(block, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", piece)
-        assert_same(attention_half(block, x, bias)[0], expected, of)
+        patch.setattr(tiled_attention, "TILE_SIZE", piece)
+        assert_same(attention_branch(block, x, bias)[0], expected, of)
         with torch.no_grad():
-            assert halves.suits_attention(block.eval(), x)
-            torch.testing.assert_close(attention_half(block, x, bias)[0], expected, atol=2e-5, rtol=1e-4)
+            assert dispatch.use_fused_attention_branch(block.eval(), x)
+            torch.testing.assert_close(attention_branch(block, x, bias)[0], expected, atol=2e-5, rtol=1e-4)
 
 
 @given(
@@ -107,15 +105,15 @@ def test_the_mlp_and_what_is_around_it(shape: tuple[int, int], biases: bool, sca
     block = drawn_block(proj_bias=biases, init_values=scale)
     x = torch.randn(*shape, 12).requires_grad_()
     of = [x, *block.norm2.parameters(), *block.mlp.parameters(), *block.ls2.parameters()]
-    expected = plainly(lambda: mlp_half(block, x))
-    assert halves.suits_mlp(block, x)
+    expected = plainly(lambda: mlp_branch(block, x))
+    assert dispatch.use_fused_mlp_branch(block, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "WIDE", wide)
-        patch.setattr(halves, "WIDE_IN_INFERENCE", wide)
-        assert_same(mlp_half(block, x), expected, of)
+        patch.setattr(onednn, "MAX_HIDDEN", wide)
+        patch.setattr(fused_block, "MAX_HIDDEN_IN_INFERENCE", wide)
+        assert_same(mlp_branch(block, x), expected, of)
         with torch.no_grad():
-            assert halves.suits_mlp(block.eval(), x)
-            torch.testing.assert_close(mlp_half(block, x), expected, atol=2e-5, rtol=1e-4)
+            assert dispatch.use_fused_mlp_branch(block.eval(), x)
+            torch.testing.assert_close(mlp_branch(block, x), expected, atol=2e-5, rtol=1e-4)
 
 
 @given(
@@ -148,7 +146,7 @@ def test_tokens_fused_before_the_product_with_the_values(
 
     expected = plainly(answer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", piece)
+        patch.setattr(tiled_attention, "TILE_SIZE", piece)
         assert_same(answer(), expected, of)
         with torch.no_grad():
             torch.testing.assert_close(answer(), expected, atol=2e-5, rtol=1e-4)
@@ -178,7 +176,7 @@ def test_what_is_frozen_gets_no_gradient() -> None:
         of = [value for value in (x, *block.parameters()) if value.requires_grad]
 
         def both() -> Tensor:
-            return mlp_half(block, attention_half(block, x)[0])
+            return mlp_branch(block, attention_branch(block, x)[0])
 
         assert_same(both(), plainly(both), of)
 
@@ -191,9 +189,9 @@ def test_stochastic_depth_drops_the_same_images(rate: float) -> None:
 
     def both() -> Tensor:
         torch.manual_seed(1)
-        return mlp_half(block, attention_half(block, x)[0])
+        return mlp_branch(block, attention_branch(block, x)[0])
 
-    assert halves.suits_attention(block, x)
+    assert dispatch.use_fused_attention_branch(block, x)
     assert_same(both(), plainly(both), [x, *block.parameters()])
 
 
@@ -202,15 +200,15 @@ def test_large_scores_do_not_overflow() -> None:
     with torch.no_grad():
         block.attn.qkv.weight *= 40
     x = torch.randn(2, 15, 12).requires_grad_()
-    expected = plainly(lambda: attention_half(block, x)[0])
-    found = attention_half(block, x)[0]
+    expected = plainly(lambda: attention_branch(block, x)[0])
+    found = attention_branch(block, x)[0]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert all(grad.isfinite().all() for grad in gradients(found, [x, *block.attn.parameters()]))
 
 
 def test_the_graph_can_be_walked_twice() -> None:
     block, x = drawn_block(), torch.randn(2, 9, 12).requires_grad_()
-    loss = mlp_half(block, attention_half(block, x)[0]).square().sum()
+    loss = mlp_branch(block, attention_branch(block, x)[0]).square().sum()
     first, second = (torch.autograd.grad(loss, [x, *block.parameters()], retain_graph=True) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
@@ -233,37 +231,37 @@ def _with_hook(module: nn.Module) -> None:
 )
 def test_what_is_not_plain_is_left_alone(options: dict[str, Any], change: Callable[[Block], Any] | None) -> None:
     x = torch.randn(2, 9, 12)
-    assert halves.suits_attention(drawn_block(), x)
+    assert dispatch.use_fused_attention_branch(drawn_block(), x)
     block = drawn_block(**options)
     if change is not None:
         change(block)
-    assert not halves.suits_attention(block, x.to(block.norm1.weight.dtype))
+    assert not dispatch.use_fused_attention_branch(block, x.to(block.norm1.weight.dtype))
 
 
 def test_in_inference_only_where_no_image_is_dropped_and_in_float32() -> None:
     block, x = drawn_block(drop_path=0.5), torch.randn(2, 9, 12)
     with torch.no_grad():
-        assert not halves.suits_attention(block, x)
-        assert not halves.suits_mlp(block, x)
+        assert not dispatch.use_fused_attention_branch(block, x)
+        assert not dispatch.use_fused_mlp_branch(block, x)
         block.eval()
-        assert halves.suits_attention(block, x)
-        assert halves.suits_mlp(block, x)
+        assert dispatch.use_fused_attention_branch(block, x)
+        assert dispatch.use_fused_mlp_branch(block, x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not halves.suits_attention(block, x)
-            assert not halves.suits_mlp(block, x)
+            assert not dispatch.use_fused_attention_branch(block, x)
+            assert not dispatch.use_fused_mlp_branch(block, x)
 
 
 def test_where_products_are_no_faster_only_mlps_are_in_one_and_only_in_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "TWICE_AS_FAST", False)
+    monkeypatch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", False)
     block, x = drawn_block().eval(), torch.randn(2, 9, 12)
-    assert halves.suits_mlp(block, x)
-    assert not halves.suits_attention(block, x)
-    assert not pieces.in_pieces(x, 9)
+    assert dispatch.use_fused_mlp_branch(block, x)
+    assert not dispatch.use_fused_attention_branch(block, x)
+    assert not dispatch.use_tiled_attention(x, 9)
     with torch.no_grad():
-        assert not halves.suits_mlp(block, x)
-        assert not halves.suits_attention(block, x)
+        assert not dispatch.use_fused_mlp_branch(block, x)
+        assert not dispatch.use_fused_attention_branch(block, x)
 
 
 @pytest.mark.parametrize("norm", ["hooked", "without weights", "another"])
@@ -277,11 +275,11 @@ def test_a_norm_that_is_not_plain_is_called(norm: str) -> None:
     x = torch.randn(2, 9, 12).requires_grad_()
 
     def both() -> Tensor:
-        return mlp_half(block, attention_half(block, x)[0])
+        return mlp_branch(block, attention_branch(block, x)[0])
 
-    assert halves.suits_attention(block, x)
+    assert dispatch.use_fused_attention_branch(block, x)
     assert_same(both(), plainly(both), [x, *block.parameters()])
     with torch.no_grad():  # a few rows at a time it is not called
-        assert not halves.suits_attention(block, x)
-        assert not halves.suits_mlp(block, x)
+        assert not dispatch.use_fused_attention_branch(block, x)
+        assert not dispatch.use_fused_mlp_branch(block, x)
     assert len(called) == (4 if norm == "hooked" else 0)

@@ -14,15 +14,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clca
-from clca.kernels import linear as room
-from clca.kernels.linear import feed_forward, fuses, is_product, linear, patches_by_product, prepacked
+from clca.kernels import prepack
+from clca.kernels.dispatch import is_matmul_embedding, use_fused_linear
+from clca.kernels.linear import embed_by_matmul, feed_forward, linear
+from clca.kernels.prepack import prepacked
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 
 
 def kept(model: nn.Module) -> list[int]:
     """How many layouts are kept of each weight of the model that is held open."""
-    return [len(room._packs[weight].layouts) for weight in model.parameters() if weight in room._packs]
+    return [len(prepack._packs[weight].layouts) for weight in model.parameters() if weight in prepack._packs]
 
 
 @given(
@@ -48,21 +50,21 @@ def test_same_as_the_plain_layer(shape: tuple[int, int, int], outputs: int, bias
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_where_it_is_used() -> None:
     x = torch.randn(2, 3, 8)
-    assert not fuses(x)  # a gradient may be wanted
+    assert not use_fused_linear(x)  # a gradient may be wanted
     with torch.no_grad():
-        assert fuses(x)
-        assert not fuses(x.double())
-        assert not fuses(x.to("meta"))
+        assert use_fused_linear(x)
+        assert not use_fused_linear(x.double())
+        assert not use_fused_linear(x.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
-            assert fuses(x) == fuses(x.bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            assert use_fused_linear(x) == use_fused_linear(x.bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
         with torch.autocast("cpu", torch.float16):
-            assert not fuses(x)
-        assert not fuses(x.bfloat16())  # a model cast as a whole: its weights are not float32
+            assert not use_fused_linear(x)
+        assert not use_fused_linear(x.bfloat16())  # a model cast as a whole: its weights are not float32
         with FlopCounterMode(display=False):
-            assert not fuses(x)
+            assert not use_fused_linear(x)
         with torch.backends.mkldnn.flags(enabled=False):
-            assert not fuses(x)
-        torch.func.vmap(lambda row: pytest.fail("fused under vmap") if fuses(row) else row)(x)
+            assert not use_fused_linear(x)
+        torch.func.vmap(lambda row: pytest.fail("fused under vmap") if use_fused_linear(row) else row)(x)
 
 
 def test_a_hook_still_sees_its_layer() -> None:
@@ -165,7 +167,7 @@ def test_changed_weights_are_laid_out_again() -> None:
         follows()
 
 
-@pytest.mark.skipif(not room._PACKS, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not prepack.HAS_PREPACKING, reason="this torch has no oneDNN")
 def test_weights_are_laid_out_once_and_let_go_at_the_end() -> None:
     layer, x = nn.Linear(16, 24), torch.randn(5, 16)
     twin = nn.Linear(16, 24)
@@ -183,10 +185,10 @@ def test_weights_are_laid_out_once_and_let_go_at_the_end() -> None:
     prepacked(layer).__enter__()  # never left, as by an endpoint
     with torch.no_grad():
         linear(layer, x)
-    before = len(room._packs)
+    before = len(prepack._packs)
     del layer, twin, module
     gc.collect()
-    assert len(room._packs) < before
+    assert len(prepack._packs) < before
 
 
 @given(
@@ -205,9 +207,9 @@ def test_patches_by_a_product_are_those_of_the_convolution(
     size = patch[0] * grid[0], patch[1] * grid[1]
     embed = PatchEmbed(size, patch, 3, 7, norm_layer=nn.LayerNorm if norm else None, bias=bias).double()  # type: ignore[arg-type]
     images = torch.randn(batch, 3, *size, dtype=torch.float64).contiguous(memory_format=order)
-    assert is_product(embed, images)
+    assert is_matmul_embedding(embed, images)
     results = []
-    for function in (embed, lambda x: patches_by_product(embed, x)):
+    for function in (embed, lambda x: embed_by_matmul(embed, x)):
         embed.zero_grad()
         result = function(images)
         result.square().sum().backward()
@@ -217,21 +219,21 @@ def test_patches_by_a_product_are_those_of_the_convolution(
 
 def test_what_is_no_product_of_patches() -> None:
     embed, images = PatchEmbed(8, 4, 3, 6), torch.randn(1, 3, 8, 8)
-    assert is_product(embed, images)
-    assert not is_product(embed, images[..., :7])
-    assert not is_product(PatchEmbed(8, 4, 3, 6, flatten=False), images)
-    assert not is_product(nn.Sequential(embed), images)
+    assert is_matmul_embedding(embed, images)
+    assert not is_matmul_embedding(embed, images[..., :7])
+    assert not is_matmul_embedding(PatchEmbed(8, 4, 3, 6, flatten=False), images)
+    assert not is_matmul_embedding(nn.Sequential(embed), images)
     for changes in ({"stride": 2}, {"padding": 1}, {"dilation": 2}, {"groups": 3}):
         other = PatchEmbed(8, 4, 3, 6)
         other.proj = nn.Conv2d(3, 6, 4, **({"stride": 4} | changes))  # type: ignore[arg-type]
-        assert not is_product(other, images), changes
+        assert not is_matmul_embedding(other, images), changes
     embed.proj.register_forward_hook(lambda *_: None)
-    assert not is_product(embed, images)
+    assert not is_matmul_embedding(embed, images)
 
 
 def test_patches_by_a_product_compile_into_one_graph() -> None:
     embed, images = PatchEmbed(8, 4, 3, 6), torch.randn(2, 3, 8, 8)
     compiled = torch.compile(
-        lambda x: patches_by_product(embed, x) if is_product(embed, x) else None, backend="eager", fullgraph=True
+        lambda x: embed_by_matmul(embed, x) if is_matmul_embedding(embed, x) else None, backend="eager", fullgraph=True
     )
     torch.testing.assert_close(compiled(images), embed(images))

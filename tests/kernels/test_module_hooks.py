@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 import clca
-from clca.kernels import onednn as products
+from clca.kernels import dispatch, onednn
 from clca.kernels.linear import linear
 from clca.models.config import validated
 
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
 FROM_THE_FIRST_ON = (
-    "clca.kernels.onednn.FEWEST",
-    "clca.kernels.tiled_attention.FEWEST",
-    "clca.kernels.tiled_attention.FEWEST_IN_FLOAT32",
+    "clca.kernels.dispatch.MIN_MULTIPLICATIONS",
+    "clca.kernels.dispatch.MIN_QUERIES_BFLOAT16",
+    "clca.kernels.dispatch.MIN_QUERIES_FLOAT32",
 )
 
 
@@ -28,12 +28,12 @@ FROM_THE_FIRST_ON = (
 def fast_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's way, and that of the processors that go through oneDNN even with few tokens."""
     if request.param == "all fast paths":
-        if not products.ONEDNN:
+        if not onednn.HAS_ONEDNN:
             pytest.skip("this PyTorch has no oneDNN")
         for name in FROM_THE_FIRST_ON:
             monkeypatch.setattr(name, 1)
-        monkeypatch.setattr(products, "BY_ONEDNN", True)
-        monkeypatch.setattr(products, "TWICE_AS_FAST", True)
+        monkeypatch.setattr(dispatch, "TRAIN_WITH_ONEDNN", True)
+        monkeypatch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", True)
 
 
 def _model(reduction: str, **more: Any) -> clca.TokenReducedViT:
@@ -47,7 +47,7 @@ def _plain(model: clca.TokenReducedViT, images: Tensor) -> Tensor:
     """The model's logits by PyTorch's own layers, all rows of them."""
     model.economical = False
     try:
-        with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
+        with clca.fast_kernels(False), torch.no_grad():
             return model(images)
     finally:
         model.economical = True
@@ -196,11 +196,11 @@ def test_a_gradient_of_a_gradient_is_right_or_refused(images: Tensor) -> None:
         with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
             return torch.autograd.functional.hvp(lambda x: model(x).square().sum(), x, torch.ones_like(x))[1]
 
-    with torch.backends.mkldnn.flags(enabled=False):
+    with clca.fast_kernels(False):
         expected = product(images)
     assert expected.norm() > 0
-    if products.TWICE_AS_FAST or products.FEWEST == 1:
-        with pytest.raises(RuntimeError, match=r"no gradients of gradients.*mkldnn"):
+    if dispatch.ONEDNN_TWICE_AS_FAST or dispatch.MIN_MULTIPLICATIONS == 1:
+        with pytest.raises(RuntimeError, match=r"gradients of gradients.*clca\.fast_kernels"):
             product(images)
     else:
         torch.testing.assert_close(product(images), expected)

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clca
-from clca.kernels import fused_block as halves
-from clca.kernels import onednn as products
-from clca.kernels import tiled_attention as pieces
-from clca.kernels.linear import feed_forward, linear, trains_by_products
+from clca.kernels import dispatch, fused_block, onednn, tiled_attention
+from clca.kernels.dispatch import use_onednn_in_training
+from clca.kernels.linear import feed_forward, linear
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available(),
@@ -28,28 +27,33 @@ SIZES: dict[str, Any] = {"img_size": 48, "patch_size": 4, "embed_dim": 24, "num_
 @pytest.fixture
 def suited(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU for which it is meant, and for layers of any size: the arithmetic is there on every one."""
-    monkeypatch.setattr(products, "BY_ONEDNN", True)
-    monkeypatch.setattr(products, "TWICE_AS_FAST", True)
-    monkeypatch.setattr(products, "FEWEST", 0)
-    monkeypatch.setattr(pieces, "FEWEST", 1)
-    monkeypatch.setattr(pieces, "FEWEST_IN_FLOAT32", 1)
+    monkeypatch.setattr(dispatch, "TRAIN_WITH_ONEDNN", True)
+    monkeypatch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", True)
+    monkeypatch.setattr(dispatch, "MIN_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(dispatch, "MIN_QUERIES_BFLOAT16", 1)
+    monkeypatch.setattr(dispatch, "MIN_QUERIES_FLOAT32", 1)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is computed apart, in its order."""
-    told: list[str] = []
-    kinds: list[Any] = [products._Linear, products._FeedForward, pieces._Apart, pieces._Packed]
-    kinds += [halves._AttentionHalf, halves._Projection, halves._AttendFused, halves._Select]
+    """The names of the kernels that ran, in order."""
+    ran: list[str] = []
+    kinds: list[Any] = [
+        onednn._Linear,
+        onednn._FeedForward,
+        tiled_attention._SeparateAttention,
+        tiled_attention._PackedAttention,
+    ]
+    kinds += [fused_block._AttentionBranch, fused_block._Projection, fused_block._AttendFused, fused_block._Select]
     for kind in kinds:
         run = kind.apply
 
         def noted(*args: Any, run: Callable[..., Any] = run, name: str = kind.__name__) -> Any:
-            told.append(name)
+            ran.append(name)
             return run(*args)
 
         monkeypatch.setattr(kind, "apply", noted)
-    return told
+    return ran
 
 
 def gradients(out: Tensor, of: list[Tensor]) -> list[Tensor]:
@@ -68,7 +72,7 @@ def test_a_linear_layer_both_ways(shape: tuple[int, int, int], outputs: int, bia
     x = torch.randn(shape[0], shape[1] + 1, shape[2], requires_grad=True)
     layer = nn.Linear(shape[2], outputs, bias=bias)
     of = [x, *layer.parameters()]
-    found = products.linear(x[:, 1:], layer.weight, layer.bias)  # not contiguous
+    found = onednn.linear(x[:, 1:], layer.weight, layer.bias)  # not contiguous
     torch.testing.assert_close(found, layer(x[:, 1:]), atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(gradients(found, of), gradients(layer(x[:, 1:]), of), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -89,8 +93,8 @@ def test_a_feed_forward_part_both_ways(rows: int, width: int, hidden: int, bias:
     of = [x, *first.parameters(), *second.parameters()]
     expected = second(F.gelu(first(x)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "WIDE", wide)
-        found = products.feed_forward(x, first.weight, first.bias, second.weight, second.bias)
+        patch.setattr(onednn, "MAX_HIDDEN", wide)
+        found = onednn.feed_forward(x, first.weight, first.bias, second.weight, second.bias)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         for mine, theirs in zip(gradients(found, of), gradients(expected, of), strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -105,15 +109,15 @@ def test_what_is_frozen_gets_no_gradient(frozen: int) -> None:
     of = [value for value in values if value.requires_grad]
     x, w1, b1, w2, b2 = values
     expected = gradients(F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2), of)
-    for mine, theirs in zip(gradients(products.feed_forward(*values), of), expected, strict=True):
+    for mine, theirs in zip(gradients(onednn.feed_forward(*values), of), expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_a_second_operand_may_lie_anyhow() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(5, 7), torch.randn(9, 14)[:, ::2]
-    torch.testing.assert_close(products.product(a, b.mT), a @ b.mT)
-    torch.testing.assert_close(products.product(a.mT.contiguous().mT, b.mT), a @ b.mT)
+    torch.testing.assert_close(onednn.matmul(a, b.mT), a @ b.mT)
+    torch.testing.assert_close(onednn.matmul(a.mT.contiguous().mT, b.mT), a @ b.mT)
 
 
 @given(
@@ -139,8 +143,8 @@ def test_attention_in_pieces_both_ways(
     logits = q.double() @ k.double().mT / width**0.5
     expected = (logits if bias is None else logits + bias.double()).softmax(-1) @ v.double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", piece)
-        found = pieces.attention(q, k, v, bias)
+        patch.setattr(tiled_attention, "TILE_SIZE", piece)
+        found = tiled_attention.attention(q, k, v, bias)
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
         of = [q, k, v]
         for mine, theirs in zip(gradients(found, of), gradients(expected, of), strict=True):
@@ -153,8 +157,8 @@ def test_packed_it_is_the_same(hidden: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     qkv = torch.randn(2, 9, 3, 4, 8).to(dtype).requires_grad_()
     bias = torch.rand(2, 1, 1, 9).log() if hidden else None
-    apart = pieces.attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), bias)
-    packed = pieces.packed_attention(qkv, bias)
+    apart = tiled_attention.attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0), bias)
+    packed = tiled_attention.packed_attention(qkv, bias)
     assert torch.equal(apart, packed)
     assert torch.equal(gradients(apart, [qkv])[0], gradients(packed, [qkv])[0])
 
@@ -172,7 +176,7 @@ def test_a_model_learns_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(products, "TWICE_AS_FAST", attention_too)
+    monkeypatch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", attention_too)
     rate = 1.0 if reduction == "none" else 0.5
     model = clca.create_model(
         "deit_tiny_patch16_224", **SIZES, num_classes=5, reduction=reduction, keep_rate=rate, cla=False, qk_norm=qk_norm
@@ -189,14 +193,14 @@ def test_a_model_learns_the_same(
 
     logits, grads = answer()
     assert "_FeedForward" in calls
-    in_halves = attention_too and not qk_norm
-    assert "_Linear" in calls or in_halves
-    assert ("_AttentionHalf" in calls) == in_halves
-    assert ("_AttendFused" in calls) == (reduction == "evit" and in_halves)
-    assert attention_too or not {"_Apart", "_Packed"} & set(calls)
+    fused = attention_too and not qk_norm
+    assert "_Linear" in calls or fused
+    assert ("_AttentionBranch" in calls) == fused
+    assert ("_AttendFused" in calls) == (reduction == "evit" and fused)
+    assert attention_too or not {"_SeparateAttention", "_PackedAttention"} & set(calls)
     del calls[:]
-    monkeypatch.setattr(products, "BY_ONEDNN", False)
-    monkeypatch.setattr(products, "TWICE_AS_FAST", False)
+    monkeypatch.setattr(dispatch, "TRAIN_WITH_ONEDNN", False)
+    monkeypatch.setattr(dispatch, "ONEDNN_TWICE_AS_FAST", False)
     expected, theirs = answer()
     assert not calls
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
@@ -208,19 +212,19 @@ def test_a_model_learns_the_same(
 @pytest.mark.usefixtures("suited")
 def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3, 8)
-    assert trains_by_products(x)
-    assert not trains_by_products(x.double())
-    assert not trains_by_products(x.to("meta"))
+    assert use_onednn_in_training(x)
+    assert not use_onednn_in_training(x.double())
+    assert not use_onednn_in_training(x.to("meta"))
     with torch.no_grad():
-        assert not trains_by_products(x)
+        assert not use_onednn_in_training(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not trains_by_products(x)
+        assert not use_onednn_in_training(x)
     with FlopCounterMode(display=False):
-        assert not trains_by_products(x)
+        assert not use_onednn_in_training(x)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not trains_by_products(x)
-    monkeypatch.setattr(products, "BY_ONEDNN", False)
-    assert not trains_by_products(x)
+        assert not use_onednn_in_training(x)
+    monkeypatch.setattr(dispatch, "TRAIN_WITH_ONEDNN", False)
+    assert not use_onednn_in_training(x)
 
 
 @pytest.mark.usefixtures("suited")
@@ -241,7 +245,7 @@ def test_what_is_no_plain_layer_stays_as_it_is(calls: list[str]) -> None:
 
 
 def test_small_layers_are_left_to_torch(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
-    monkeypatch.setattr(products, "BY_ONEDNN", True)
+    monkeypatch.setattr(dispatch, "TRAIN_WITH_ONEDNN", True)
     layer = nn.Linear(64, 64)
     linear(layer, torch.randn(1, 8191, 64))
     assert not calls

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import clca
-from clca.kernels import tiled_attention as pieces
-from clca.kernels.tiled_attention import attention, in_pieces
+from clca.kernels import dispatch, tiled_attention
+from clca.kernels.dispatch import use_tiled_attention
+from clca.kernels.tiled_attention import attention
 
 SIZES: dict[str, Any] = {"img_size": 48, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 
@@ -20,7 +21,7 @@ SIZES: dict[str, Any] = {"img_size": 48, "patch_size": 4, "embed_dim": 24, "num_
 @pytest.fixture
 def suited(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU for which it is meant: the arithmetic is there on every one."""
-    monkeypatch.setattr(pieces, "_SUITS", True)
+    monkeypatch.setattr(dispatch, "TILED_BFLOAT16", True)
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,7 +53,7 @@ def test_as_exact_as_bfloat16_is(
         bias = torch.rand(heads[0], 1, 1, keys).log().masked_fill(torch.rand(heads[0], 1, 1, keys) < 0.3, -torch.inf)
         bias[..., 0] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", piece)
+        patch.setattr(tiled_attention, "TILE_SIZE", piece)
         result = attention(q, k, v, bias)
     assert result.dtype == torch.bfloat16
     expected = exact(q, k, v, bias)
@@ -61,7 +62,7 @@ def test_as_exact_as_bfloat16_is(
     assert (result - expected).square().mean().sqrt() < 0.02
     direction = torch.randn(result.shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE", piece)
+        patch.setattr(tiled_attention, "TILE_SIZE", piece)
         found = torch.autograd.grad(result, (q, k, v), direction.bfloat16())
     for gradient, true in zip(found, torch.autograd.grad(expected, (q, k, v), direction), strict=True):
         assert (gradient.double() - true.double()).norm() <= 0.03 * true.double().norm() + 0.02
@@ -102,8 +103,8 @@ def test_pieces_cover_all_and_stay_small(queries: int, keys: int) -> None:
     heads = 2 if queries * keys > 10**6 else 96
     q, k = torch.zeros(heads, queries, 1).bfloat16(), torch.zeros(heads, keys, 1).bfloat16()
     seen = torch.zeros(heads, queries, dtype=torch.long)
-    for these, those, weights, buffer in pieces._pieces(q, k, None):
-        assert weights.untyped_storage().size() <= 2 * max(pieces.PIECE, keys)
+    for these, those, weights, buffer in tiled_attention._tiles(q, k, None):
+        assert weights.untyped_storage().size() <= 2 * max(tiled_attention.TILE_SIZE, keys)
         assert buffer.shape == weights.shape == (these.stop - these.start, those.stop - those.start, keys)
         seen[these, those] += 1
     assert (seen == 1).all()
@@ -132,12 +133,12 @@ def test_a_model_answers_as_with_the_fused_kernel(
         return logits, logits
 
     calls: list[int] = []
-    for kind in (pieces._Apart, pieces._Packed):
+    for kind in (tiled_attention._SeparateAttention, tiled_attention._PackedAttention):
         run = kind.apply
         monkeypatch.setattr(kind, "apply", lambda *args, run=run: calls.append(1) or run(*args))
     found = answer()
     assert calls
-    monkeypatch.setattr(pieces, "_SUITS", False)
+    monkeypatch.setattr(dispatch, "TILED_BFLOAT16", False)
     del calls[:]
     expected = answer()
     assert not calls
@@ -148,19 +149,19 @@ def test_a_model_answers_as_with_the_fused_kernel(
 @pytest.mark.usefixtures("suited")
 def test_where_it_is_used() -> None:
     x = torch.randn(2, 3, 40, 8)
-    assert not in_pieces(x, 40)
+    assert not use_tiled_attention(x, 40)
     with torch.autocast("cpu", torch.bfloat16):
-        assert in_pieces(x, 40)
-        assert in_pieces(x.bfloat16(), 40)
-        assert not in_pieces(x, 3)
-        assert not in_pieces(x.double(), 40)
-        assert not in_pieces(x.to("meta"), 40)
+        assert use_tiled_attention(x, 40)
+        assert use_tiled_attention(x.bfloat16(), 40)
+        assert not use_tiled_attention(x, 3)
+        assert not use_tiled_attention(x.double(), 40)
+        assert not use_tiled_attention(x.to("meta"), 40)
         with FlopCounterMode(display=False):
-            assert not in_pieces(x, 40)
+            assert not use_tiled_attention(x, 40)
         with torch.backends.mkldnn.flags(enabled=False):
-            assert not in_pieces(x, 40)
+            assert not use_tiled_attention(x, 40)
     with torch.autocast("cpu", torch.float16):
-        assert not in_pieces(x, 40)
+        assert not use_tiled_attention(x, 40)
 
 
 @pytest.mark.usefixtures("suited")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import clca
-from clca.models.block import selects_rows
+from clca.kernels.dispatch import use_row_selection
 from clca.models.cost import flop_counter
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
@@ -71,13 +71,13 @@ def test_same_with_gradient_checkpointing(reduction: str, checkpointing: bool) -
 
 def test_falls_back_where_fusing_first_is_not_the_same() -> None:
     normed, dropping = _model("evit", "scale-norm").blocks[0], _model("evit", "dropout").blocks[0]
-    assert selects_rows(normed, fuses=False)
-    assert not selects_rows(normed, fuses=True)
-    assert not selects_rows(dropping.train(), fuses=True)
-    assert selects_rows(dropping.eval(), fuses=True)
+    assert use_row_selection(normed, fuses=False)
+    assert not use_row_selection(normed, fuses=True)
+    assert not use_row_selection(dropping.train(), fuses=True)
+    assert use_row_selection(dropping.eval(), fuses=True)
     wrapped = _model("evit", "deit").blocks[0]
     wrapped.attn.qkv = torch.nn.Sequential(wrapped.attn.qkv)
-    assert not selects_rows(wrapped, fuses=False)
+    assert not use_row_selection(wrapped, fuses=False)
 
 
 @pytest.mark.parametrize("reduction", ["topk", "ats"])

@@ -20,6 +20,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("device", DEVICES)
 def test_logits(golden_file: Path, device: str) -> None:
     golden = read_golden(golden_file)
@@ -29,6 +30,7 @@ def test_logits(golden_file: Path, device: str) -> None:
     assert relative_error(logits.cpu(), golden.logits) < 1e-4
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("device", DEVICES)
 def test_token_counts_of_each_image_alone(golden_file: Path, device: str) -> None:
     golden = read_golden(golden_file)
@@ -40,6 +42,7 @@ def test_token_counts_of_each_image_alone(golden_file: Path, device: str) -> Non
         assert [int(torch.as_tensor(count).max()) for count in trace.tokens] == wanted_tokens
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradients(golden_file: Path, device: str) -> None:
     golden = read_golden(golden_file)

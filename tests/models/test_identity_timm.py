@@ -117,6 +117,7 @@ def test_identity_of_every_family(name: str) -> None:
         )
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_identity_of_settings(variant: str) -> None:
     vit = small_vit("vit_tiny_patch16_224", **VARIANTS[variant])
@@ -127,6 +128,7 @@ def test_identity_of_settings(variant: str) -> None:
             assert torch.equal(model.train(mode)(images), vit.train(mode)(images)), f"{reduction}, training {mode}"
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize(
     "name", ["deit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"]
 )
@@ -146,6 +148,7 @@ def test_identity_with_every_kind_of_dropout(name: str) -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("name", PARALLEL)
 def test_blocks_that_cannot_be_opened(name: str) -> None:
     """Whole they run as timm's; what would act inside them is refused by name; what acts before them works."""

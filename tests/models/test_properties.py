@@ -32,6 +32,7 @@ def small(reduction: str, style: str = "deit", **more: Any) -> tuple[clca.TokenR
     return pair.model, pair.images.to(pair.model.cls_token.dtype)
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 @every_setting
 @pytest.mark.parametrize("style", ["deit", "registers", "average"])
@@ -51,6 +52,7 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(reduction: str, setting: 
             assert counts == [int(torch.as_tensor(count).max()) for count in alone.tokens]
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 def test_padding_does_not_carry_gradient_between_images(reduction: str) -> None:
     model, images = small(reduction, images=3)
@@ -106,6 +108,7 @@ CONSTANT = {"cla_head.depthwise.bias", "cla_head.norm_in.bias"}
 SHIFTED = {"sit": ".weight.3.bias", "dpcknn": ".score.bias"}
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 @every_setting
 @pytest.mark.parametrize("style", ["distilled", "registers"])
@@ -164,6 +167,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("either_kernels")
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_any_setting_runs_and_stays_finite(case: dict[str, Any]) -> None:
@@ -189,6 +193,7 @@ def test_any_setting_runs_and_stays_finite(case: dict[str, Any]) -> None:
         assert (owner < tokens[:, None]).all()
 
 
+@pytest.mark.usefixtures("either_kernels")
 @every_reduction
 @every_setting
 def test_precisions(reduction: str, setting: str) -> None:
@@ -229,6 +234,7 @@ def test_a_model_of_half_precision_runs(reduction: str, setting: str) -> None:
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.usefixtures("either_kernels")
 @pytest.mark.parametrize("reduction", [name for name in REDUCTIONS if name not in (*FIXED, "none")])
 @pytest.mark.parametrize("rate", [0.25, 1.0, [0.9, 0.5, 0.3]])
 def test_keep_rate_at_run_time(reduction: str, rate: Any) -> None:
@@ -291,7 +297,7 @@ def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any], message: 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_images_that_do_not_fit_are_refused_in_one_line(dynamic: bool) -> None:
     model = clca.create_model("deit_tiny_patch16_224", depth=4, img_size=32, dynamic_img_size=dynamic)
-    with pytest.raises(ClcaError, match=r"images are \[B, 3, H, W\], and these \[3, 32, 32\]: give a batch"):
+    with pytest.raises(ClcaError, match=r"expected images \[B, 3, H, W\], got \[3, 32, 32\]; add a batch dimension"):
         model(torch.zeros(3, 32, 32))
     with pytest.raises(ClcaError, match=r"40 is not a multiple of .*: use 32 or 48|of 32×40 pixels given"):
         model(torch.zeros(2, 3, 32, 40))

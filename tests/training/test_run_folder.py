@@ -53,10 +53,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from clca.models.pretrained import _read_config
+from clca.models.saving import read_config
 from clca.training.run_folder import read_config
 folder = Path(sys.argv[1])
-print(ascii([read_config(folder), _read_config(folder / "config.json")]))
+print(ascii([read_config(folder), read_config(folder / "config.json")]))
 """
     ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import clca
 from clca.errors import ClcaError, WorkError
-from clca.models import pretrained as hub
+from clca.models import saving
 from clca.training import TrainConfig, device, resume, train
 from clca.training import trainer as loop_of
 from clca.training.progress import Display
@@ -351,8 +351,8 @@ def _never_better(self: Any, numbers: dict[str, Any]) -> bool:
 def test_that_the_weights_can_be_loaded_is_checked_once_a_run(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks, check = [], hub._check_can_be_made
-    monkeypatch.setattr(hub, "_check_can_be_made", lambda *given: (checks.append(given), check(*given)))
+    checks, check = [], saving._check_can_be_made
+    monkeypatch.setattr(saving, "_check_can_be_made", lambda *given: (checks.append(given), check(*given)))
     monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)  # but saved each time
     result = train(make_config(epochs=3), quiet=True)
     assert len(checks) == 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clca.errors import ClcaError
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.models.backbones import resolve
 from clca.models.compile import compiled_call
 from clca.models.config import spelled

@@ -16,7 +16,7 @@ from clca.data.images import EXTENSIONS
 from clca.data.sources.walk import visible_files
 from clca.data.transforms import Normalization, from_preprocess, transformed
 from clca.errors import ClcaError, reason
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.models.pretrained import from_pretrained
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT

@@ -11,7 +11,8 @@ import torch
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
-from clca.models.block import attend, attention_half, project, splits
+from clca.kernels.dispatch import can_split
+from clca.models.block import attend, attention_branch, project
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.trace import Trace
 from clca.reductions import TokenState
@@ -44,7 +45,7 @@ class _Watched(TokenReducedViT):
         return super()._run_block(index, block, x, state)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        if function in (attention_half, project):
+        if function in (attention_branch, project):
             self._look(args[1])
         elif isinstance(function, nn.Module):
             self._look(args[0])
@@ -90,7 +91,7 @@ def watch(model: TokenReducedViT, image: Tensor) -> Watch:
 @torch.no_grad()
 def cls_attention(block: Any, sight: Sight) -> Tensor | None:
     """The CLS row of a block's attention, mean over the heads, [N]; None for a block that clca does not know."""
-    if not splits(block):
+    if not can_split(block):
         return None
     tokens = sight.tokens
     x = tokens if type(block) is ResPostBlock else block.norm1(tokens)

@@ -1,1 +1,4 @@
-"""Processor-specific ways to compute what the models compute, and the one place that decides when they run."""
+"""Kernels for inference and training that compute what timm's and PyTorch's modules compute, faster on some processors.
+
+`dispatch` decides which one runs, and holds the switch that turns all of them off.
+"""

@@ -1,4 +1,4 @@
-"""What others have attached to a module, for code that computes a module's result without calling it."""
+"""Hooks and other changes users attach to a module, for code that computes its result without calling it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch.nn.modules.module import _has_any_global_hook
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether this module has what others do not: a hook, a parametrisation, a forward in place of its class's."""
+    """Whether the module has a hook, a parametrisation, or a forward that is not that of its class."""
     return _has_own_hooks(module) or is_replaced(module) or hasattr(module, "parametrizations")
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of it would run hooks, its own or those of every module."""
+    """Whether a call of the module runs hooks, its own or global ones."""
     return _has_own_hooks(module) or has_global_hooks()
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Whether this one module has another forward than its class, as accelerate's offloading gives it."""
+    """Whether the forward of this instance is replaced, as by accelerate's offloading."""
     return "forward" in module.__dict__
 
 
 def has_global_hooks() -> bool:
-    """Whether every module's call runs a hook; a counter of FLOPs is one who sets such."""
+    """Whether there are hooks for the calls of all modules, as FLOP counters register them."""
     return _has_any_global_hook()
 
 
@@ -38,30 +38,30 @@ def _has_own_hooks(module: nn.Module) -> bool:
 def with_hooks(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`forward(x)` in place of the module's own forward, with the hooks that a call of the module runs.
 
-    The hooks are handed a twin that shares the module's parameters and parts: were the forward of the module itself
-    replaced meanwhile, other threads would call it too.
+    The hooks receive a copy that shares the module's parameters and submodules: if the forward of the module itself
+    were replaced meanwhile, other threads would call it too.
     """
     if not is_hooked(module):
         return forward(x)
     if torch.compiler.is_compiling():
         return _traced(module, forward, x)
-    twin: Any = object.__new__(type(module))
-    twin.__dict__ = {**module.__dict__, "forward": forward, "_compiled_call_impl": None}
-    return twin(x)
+    copy: Any = object.__new__(type(module))
+    copy.__dict__ = {**module.__dict__, "forward": forward, "_compiled_call_impl": None}
+    return copy(x)
 
 
 def _traced(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`with_hooks` for the compiler, which sees no hooks of a module that was not there before; forward hooks alone."""
-    given: Any = (x,)
+    """`with_hooks` for the compiler, which ignores hooks of a module created while tracing; forward hooks alone."""
+    args: Any = (x,)
     for key, hook in module._forward_pre_hooks.items():
         if key in module._forward_pre_hooks_with_kwargs:
-            told = hook(module, given, {})
-            given = given if told is None else told[0]
+            result = hook(module, args, {})
+            args = args if result is None else result[0]
         else:
-            told = hook(module, given)
-            given = given if told is None else told if isinstance(told, tuple) else (told,)
-    out = forward(*given)
+            result = hook(module, args)
+            args = args if result is None else result if isinstance(result, tuple) else (result,)
+    out = forward(*args)
     for key, hook in module._forward_hooks.items():
-        told = hook(module, given, {}, out) if key in module._forward_hooks_with_kwargs else hook(module, given, out)
-        out = out if told is None else told
+        result = hook(module, args, {}, out) if key in module._forward_hooks_with_kwargs else hook(module, args, out)
+        out = out if result is None else result
     return out

@@ -1,10 +1,10 @@
-"""Linear layers of a training step in float32 on a CPU: both ways through oneDNN, in pieces that stay in the cache.
+"""Linear and feed-forward layers of a float32 training step on a CPU through oneDNN, in slices that stay in the cache.
 
-PyTorch multiplies float32 by MKL, which gives AMD's processors AVX2 kernels; oneDNN, which PyTorch brings too, goes by
-what the processor says it can do. Where AVX-512 is 512 bits wide in silicon (from Zen 5 on) that is twice as fast; Zen
-4 and Zen 5 in laptops split it into halves, and there is nothing in it but less memory. And what a feed-forward part
-writes, four times the width of the tokens, is made a few rows at a time, so that it is still in the cache when it is
-read again; its activation is computed anew in the backward pass instead of being kept. The numbers agree to rounding.
+PyTorch multiplies float32 by MKL, which uses AVX2 kernels on AMD's processors; oneDNN, which PyTorch ships too, uses
+whatever instructions the processor has. Where AVX-512 runs at full width (from Zen 5 on) that is twice as fast; Zen 4
+and Zen 5 in laptops split its instructions, and gain memory alone. The hidden activation of a feed-forward layer, four
+times as wide as the tokens, is computed a few rows at a time, so that it is still in the cache when it is read again;
+GELU is recomputed in the backward pass instead of being stored. The numbers agree to rounding.
 """
 
 from __future__ import annotations
@@ -17,52 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.kernels.cpu_info import Cpu, this_cpu
-
-WIDE = 2**19
-"""The most entries of a wide activation that are made at once: 2 MiB of them."""
-FEWEST = 2**25
-"""Products of fewer multiplications are left to PyTorch: what a call costs here counts there."""
-ZEN_5 = 26
-"""The family of AMD's processors that is the first to multiply 512 bits at once."""
-ZEN_5_IN_HALVES = frozenset([*range(0x20, 0x30), *range(0x60, 0x70)])
-"""Its models that do not: Strix Point and Krackan Point, for laptops."""
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+MAX_HIDDEN = 2**19
+"""The most entries of a hidden activation that are computed at once: 2 MiB."""
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether this PyTorch has oneDNN's linear layers."""
 
 
-def _mkl_is_held_back() -> bool:
-    """Whether this is a processor on which MKL does not use the instructions that oneDNN uses."""
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return (
-        ONEDNN
-        and torch.backends.mkl.is_available()
-        and "AMD" in str(told.get("cpu_name", ""))
-        and bool(told.get("avx512_f"))
-    )
-
-
-def is_wide(cpu: Cpu) -> bool:
-    """Whether a processor of AMD's multiplies 512 bits at once; those to come are taken to."""
-    family = cpu.family or 0
-    return family > ZEN_5 or (family == ZEN_5 and cpu.model not in ZEN_5_IN_HALVES)
-
-
-BY_ONEDNN = _mkl_is_held_back()
-"""Whether linear layers of a float32 training step go through oneDNN; at least an MLP in pieces takes less memory."""
-TWICE_AS_FAST = BY_ONEDNN and is_wide(this_cpu())
-"""Whether that is so much faster than MKL that attention gains by it too, and halves of blocks in inference."""
-
-
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [M, K] times b [K, N], plus a bias [N]; either may be the transpose of a contiguous tensor."""
-    if not (b.is_contiguous() or b.mT.is_contiguous()):  # oneDNN would take a thousand times as long
+    if not (b.is_contiguous() or b.mT.is_contiguous()):  # otherwise oneDNN is a thousand times slower
         b = b.contiguous()
     return torch.ops.mkldnn._linear_pointwise(a, b.mT, dense(bias), "none", [], "")
 
 
 def dense(bias: Tensor | None) -> Tensor | None:
-    """A bias [N] as oneDNN reads it: one entry behind the other, whatever its strides say."""
+    """A contiguous bias [N]: oneDNN ignores strides."""
     return None if bias is None else bias.contiguous()
 
 
@@ -70,10 +39,10 @@ _Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
 def first_order(backward: _Backward) -> _Backward:
-    """A backward pass that computes a gradient, in the precision of its operands, but no gradient of it.
+    """Decorate a backward pass that supports first-order gradients alone; it runs without autocast.
 
-    PyTorch's `once_differentiable` refuses too late: with `torch.autograd.grad(..., inputs)` it counts the second
-    derivative as zero.
+    PyTorch's `once_differentiable` raises too late: `torch.autograd.grad(..., inputs)` then takes the second
+    derivative for zero.
     """
 
     @wraps(backward)
@@ -82,17 +51,16 @@ def first_order(backward: _Backward) -> _Backward:
         if torch.is_grad_enabled() or batched:
             what = "batched gradients" if batched else "gradients of gradients (create_graph=True)"
             raise RuntimeError(
-                f"clca's own layers compute no {what}: run the forward pass inside "
-                "torch.backends.mkldnn.flags(enabled=False), and PyTorch's layers are used instead"
+                f"clca's fast kernels do not support {what}: run the forward pass inside clca.fast_kernels(False)"
             )
-        with torch.autocast("cpu", enabled=False):  # a backward pass inside of autocast is still that of its forward
+        with torch.autocast("cpu", enabled=False):  # also where backward() is called inside autocast
             return backward(ctx, *grads)
 
     return checked
 
 
 class Norm(NamedTuple):
-    """Layer norm over the last dimension; with no eps, none at all."""
+    """Layer norm over the last dimension; the identity where eps is None."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -102,7 +70,7 @@ class Norm(NamedTuple):
         return self.both(x)[0]
 
     def both(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Rows x [M, C], normed, and what `backward` wants to know of them."""
+        """Normalised rows x [M, C], and the statistics that `backward` needs."""
         if self.eps is None:
             return x, None
         out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
@@ -113,19 +81,19 @@ class Norm(NamedTuple):
         grad: Tensor,
         x: Tensor,
         statistics: tuple[Tensor, Tensor] | None,
-        sums: Sums,
-        more: Tensor | None,
+        sums: GradientSums,
+        residual_grad: Tensor | None,
         grad_x: Tensor,
     ) -> None:
-        """Write the gradient of x into `grad_x`, with `more` on it, and add those of the norm to "gamma" and "beta".
+        """Write the gradient of x plus `residual_grad` to `grad_x`; add those of the norm to "gamma" and "beta".
 
         Args:
-            grad: Gradient of the normed rows, [M, C].
-            x: Rows before, [M, C].
+            grad: Gradient of the normalised rows, [M, C].
+            x: Rows before the norm, [M, C].
             statistics: From `both`.
-            sums: Where the norm's own gradients go.
-            more: The residual's gradient, [M, C], or None.
-            grad_x: What is written, [M, C].
+            sums: Collects the gradients of the norm's parameters.
+            residual_grad: The residual's gradient, [M, C], or None.
+            grad_x: Written, [M, C].
         """
         if statistics is not None:
             grad, gamma, beta = torch.ops.aten.native_layer_norm_backward(
@@ -133,7 +101,7 @@ class Norm(NamedTuple):
             )
             sums.add("gamma", lambda: gamma)
             sums.add("beta", lambda: beta)
-        write(grad, more, grad_x)
+        write_sum(grad, residual_grad, grad_x)
 
 
 NO_NORM = Norm(None, None, None)
@@ -153,7 +121,7 @@ def feed_forward(
     norm: Norm = NO_NORM,
     residual: bool = False,
 ) -> Tensor:
-    """linear(gelu(linear(norm(x), w1, b1)), w2, b2) with the exact GELU, and x on it if asked for; x [..., C]."""
+    """linear(gelu(linear(norm(x), w1, b1)), w2, b2) with the exact GELU, plus x for a residual; x [..., C]."""
     rows = x.reshape(-1, x.shape[-1])
     return _FeedForward.apply(rows, *norm, w1, b1, w2, b2, residual).view(*x.shape[:-1], -1)
 
@@ -162,7 +130,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight.mT, bias)
+        return matmul(x, weight.mT, bias)
 
     @staticmethod
     @first_order
@@ -170,8 +138,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            product(grad, weight) if for_x else None,
-            outer(grad, x) if for_weight else None,
+            matmul(grad, weight) if for_x else None,
+            transposed_matmul(grad, x) if for_weight else None,
             grad.sum(0) if for_bias else None,
         )
 
@@ -192,64 +160,64 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         norm = Norm(gamma, beta, eps)
         out = x.new_empty(len(x), len(w2))
-        wide = []
-        for rows in pieces(len(x), WIDE // len(w1)):
-            wide.append(product(norm(x[rows]), w1.mT, b1))
-            write(product(F.gelu(wide[-1]), w2.mT, b2), x[rows] if residual else None, out[rows])
-        ctx.save_for_backward(x, gamma, beta, w1, w2, *wide)
+        hidden = []
+        for rows in row_slices(len(x), MAX_HIDDEN // len(w1)):
+            hidden.append(matmul(norm(x[rows]), w1.mT, b1))
+            write_sum(matmul(F.gelu(hidden[-1]), w2.mT, b2), x[rows] if residual else None, out[rows])
+        ctx.save_for_backward(x, gamma, beta, w1, w2, *hidden)
         ctx.eps, ctx.residual = eps, residual
         return out
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, beta, w1, w2, *wide = ctx.saved_tensors
+        x, gamma, beta, w1, w2, *hidden = ctx.saved_tensors
         norm = Norm(gamma, beta, ctx.eps)
-        sums = Sums(_FEED_FORWARD, ctx.needs_input_grad)
+        sums = GradientSums(_FEED_FORWARD, ctx.needs_input_grad)
         grad_x = torch.empty_like(x)
-        for rows, before in zip(pieces(len(x), WIDE // len(w1)), wide, strict=True):
-            sums.add("w2", lambda: outer(grad[rows], F.gelu(before)))  # noqa: B023  (called at once)
-            if not sums.wants("x", "gamma", "beta", "w1", "b1"):
+        for rows, before in zip(row_slices(len(x), MAX_HIDDEN // len(w1)), hidden, strict=True):
+            sums.add("w2", lambda: transposed_matmul(grad[rows], F.gelu(before)))  # noqa: B023  (called at once)
+            if not sums.needs("x", "gamma", "beta", "w1", "b1"):
                 continue
-            inner = product(grad[rows], w2)
+            inner = matmul(grad[rows], w2)
             torch.ops.aten.gelu_backward.grad_input(inner, before, grad_input=inner)
             normed, statistics = norm.both(x[rows])
-            sums.add("w1", lambda: outer(inner, normed))  # noqa: B023
+            sums.add("w1", lambda: transposed_matmul(inner, normed))  # noqa: B023
             sums.add("b1", lambda: inner.sum(0))  # noqa: B023
-            if sums.wants("x", "gamma", "beta"):
-                more = grad[rows] if ctx.residual else None
-                norm.backward(product(inner, w1), x[rows], statistics, sums, more, grad_x[rows])
+            if sums.needs("x", "gamma", "beta"):
+                residual_grad = grad[rows] if ctx.residual else None
+                norm.backward(matmul(inner, w1), x[rows], statistics, sums, residual_grad, grad_x[rows])
         sums.add("b2", lambda: grad.sum(0))
-        return grad_x if sums.wants("x") else None, *(sums.get(name) for name in _FEED_FORWARD[1:]), None
+        return grad_x if sums.needs("x") else None, *(sums.get(name) for name in _FEED_FORWARD[1:]), None
 
 
 _FEED_FORWARD = "x", "gamma", "beta", "eps", "w1", "b1", "w2", "b2"
 
 
-def outer(a: Tensor, b: Tensor) -> Tensor:
+def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ b of a [M, N] and b [M, K]: [N, K]. oneDNN is best where the result has fewer rows than columns."""
-    return product(a.mT, b) if a.shape[1] <= b.shape[1] else product(b.mT, a).mT
+    return matmul(a.mT, b) if a.shape[1] <= b.shape[1] else matmul(b.mT, a).mT
 
 
-class Sums:
-    """Sums of terms, by name.
+class GradientSums:
+    """GradientSums of terms, by name.
 
     Args:
         names: Of what may get a gradient.
         wanted: Which of them does; a term of any other is not even computed.
     """
 
-    def __init__(self, names: Iterable[str], wanted: Iterable[bool]) -> None:
-        self._wanted = {name for name, needed in zip(names, wanted, strict=False) if needed}
+    def __init__(self, names: Iterable[str], needed: Iterable[bool]) -> None:
+        self._needed = {name for name, is_needed in zip(names, needed, strict=False) if is_needed}
         self._totals: dict[str, Tensor] = {}
 
-    def wants(self, *names: str) -> bool:
-        """Whether one of them is wanted."""
-        return not self._wanted.isdisjoint(names)
+    def needs(self, *names: str) -> bool:
+        """Whether one of these inputs needs a gradient."""
+        return not self._needed.isdisjoint(names)
 
     def add(self, name: str, term: Callable[[], Tensor]) -> None:
-        """What `term` gives, which becomes this object's own."""
-        if not self.wants(name):
+        """Add the tensor that `term` returns, which may be changed in place afterwards."""
+        if not self.needs(name):
             return
         if name in self._totals:
             self._totals[name] += term()
@@ -257,20 +225,20 @@ class Sums:
             self._totals[name] = term()
 
     def get(self, name: str) -> Tensor | None:
-        """The sum; None if it was not wanted."""
+        """The sum; None if no gradient is needed."""
         return self._totals.get(name)
 
 
-def write(x: Tensor, more: Tensor | None, out: Tensor) -> None:
-    """x, with `more` on it if there is any, into `out`."""
-    if more is None:
+def write_sum(x: Tensor, other: Tensor | None, out: Tensor) -> None:
+    """Write x, plus `other` if given, to `out`."""
+    if other is None:
         out.copy_(x)
     else:
-        torch.add(x, more, out=out)
+        torch.add(x, other, out=out)
 
 
-def pieces(rows: int, most: int) -> Iterator[slice]:
-    """Slices of `rows` rows, each of at most `most`, about equal; of one row where `most` is less."""
+def row_slices(rows: int, most: int) -> Iterator[slice]:
+    """Slices of `rows` rows of about equal size, at most `most` rows each and at least one."""
     count = -(-rows // max(1, most))
     for i in range(count):
         yield slice(rows * i // count, rows * (i + 1) // count)

@@ -1,10 +1,10 @@
-"""Softmax attention on CPUs for which PyTorch's fused kernel multiplies by the wrong means.
+"""Tiled attention for CPUs on which PyTorch's fused kernel is slow.
 
-In bfloat16 it is written for tiles (AMX): on a CPU that multiplies bfloat16 without them (AVX-512 BF16) its products
-run at less than the rate of plain ones. In float32 it multiplies by MKL, which uses half of some processors
-(`products`). So there heads are attended to a few at a time by plain products, into two buffers that stay in the cache
-and are never larger than `PIECE`, whatever the number of tokens. The backward pass makes the weights anew instead of
-keeping them.
+In bfloat16 that kernel is written for AMX: on a CPU that multiplies bfloat16 without it (AVX-512 BF16) it is slower
+than plain matrix products. In float32 it multiplies by MKL, which uses half the width of some processors (see
+`onednn`). There attention is computed for a few heads and queries at a time by plain products, in two buffers that
+stay in the cache and hold at most `TILE_SIZE` entries, whatever the number of tokens. The backward pass recomputes the
+weights instead of storing them.
 """
 
 from __future__ import annotations
@@ -16,34 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clca.kernels import onednn as products
-from clca.kernels.linear import unobserved
-from clca.kernels.onednn import first_order, product
+from clca.kernels.onednn import first_order, matmul, row_slices
 
-PIECE = 2**21
-"""The most attention weights that are held at once: 4 MiB of them in bfloat16; of float32 half as many."""
-FEWEST = 32
-"""Queries below which the fused kernel is left alone in bfloat16: there is nothing to win."""
-FEWEST_IN_FLOAT32 = 256
-"""The same in float32, where every head is a call of its own."""
-_SUITS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-
-
-def in_pieces(x: Tensor, queries: int) -> bool:
-    """Whether attention of `queries` tokens, computed from x, is better done here than by PyTorch's fused kernel."""
-    if queries < FEWEST or not unobserved(x):
-        return False
-    if not torch.is_autocast_enabled("cpu"):
-        return products.TWICE_AS_FAST and queries >= FEWEST_IN_FLOAT32 and x.dtype == torch.float32
-    return _SUITS and torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
+TILE_SIZE = 2**21
+"""The most attention weights that are held at once in bfloat16, 4 MiB; in float32 half as many."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d + key_bias) v: outside of autocast in float32; in it with scores rounded to bfloat16.
 
-    What all keys have in common adds the same to all scores of a query, which changes no weight but would cost the
-    scores their last digits (in a DINOv2 ViT-S they reach 288, where bfloat16 counts in steps of 2). So the mean of the
-    keys is taken off first, as SageAttention does before it quantises them (Zhang et al., ICLR 2025).
+    A component shared by all keys adds a constant to all scores of a query. It changes no weight, but costs precision:
+    in a DINOv2 ViT-S scores reach 288, where bfloat16 has steps of 2. So the mean of the keys is subtracted first, as
+    SageAttention does before quantisation (Zhang et al., ICLR 2025).
 
     Args:
         q: Queries, [B, H, M, d].
@@ -53,22 +37,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -
     Returns:
         [B, H, M, d], in bfloat16 in autocast.
     """
-    return _Apart.apply(q, k, v, key_bias)
+    return _SeparateAttention.apply(q, k, v, key_bias)
 
 
 def packed_attention(qkv: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """`attention` of what one layer gives, [B, N, 3, H, d]: [B, H, N, d]. Its gradient need not be put together."""
-    return _Packed.apply(qkv, key_bias)
+    """`attention` of queries, keys and values in one tensor [B, N, 3, H, d], as its gradient is: [B, H, N, d]."""
+    return _PackedAttention.apply(qkv, key_bias)
 
 
-class _Apart(torch.autograd.Function):
+class _SeparateAttention(torch.autograd.Function):
     """On q [B, H, M, d], k and v [B, H, N, d] and bias [B, 1, 1, N]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.rounds = _rounds(q)
-        out, *kept = _attended(q, k, v, bias, ctx.rounds)
-        ctx.save_for_backward(q, k, v, bias, *kept)
+        ctx.bfloat16 = _is_bfloat16(q)
+        out, *saved = _forward(q, k, v, bias, ctx.bfloat16)
+        ctx.save_for_backward(q, k, v, bias, *saved)
         return out
 
     @staticmethod
@@ -76,18 +60,18 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *others = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        _write_gradients(ctx.rounds)(q, k, v, *others, grad, *grads)
+        _backward(ctx.bfloat16)(q, k, v, *others, grad, *grads)
         return *grads, None
 
 
-class _Packed(torch.autograd.Function):
+class _PackedAttention(torch.autograd.Function):
     """On [B, N, 3, H, d] and bias [B, 1, 1, N]."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.rounds = _rounds(qkv)
-        out, *kept = _attended(*_parts(qkv), bias, ctx.rounds)
-        ctx.save_for_backward(qkv, bias, *kept)
+        ctx.bfloat16 = _is_bfloat16(qkv)
+        out, *saved = _forward(*_unpack(qkv), bias, ctx.bfloat16)
+        ctx.save_for_backward(qkv, bias, *saved)
         return out
 
     @staticmethod
@@ -95,27 +79,27 @@ class _Packed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, *others = ctx.saved_tensors
         grads = torch.empty_like(qkv)
-        _write_gradients(ctx.rounds)(*_parts(qkv), *others, grad, *_parts(grads))
+        _backward(ctx.bfloat16)(*_unpack(qkv), *others, grad, *_unpack(grads))
         return grads, None
 
 
-def _rounds(x: Tensor) -> bool:
+def _is_bfloat16(x: Tensor) -> bool:
     return x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rounds: bool) -> tuple[Tensor, ...]:
-    """What was attended to, and what else its gradients are made of."""
-    if rounds:
-        return (_attended_in_bfloat16(q, k, v, bias),)
-    out, log_sums = _attended_in_float32(q, k, v, bias)
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, bfloat16: bool) -> tuple[Tensor, ...]:
+    """The output of attention, and what else the backward pass needs."""
+    if bfloat16:
+        return (_forward_bfloat16(q, k, v, bias),)
+    out, log_sums = _forward_float32(q, k, v, bias)
     return out, out, log_sums
 
 
-def _write_gradients(rounds: bool) -> Callable[..., None]:
-    return _write_gradients_in_bfloat16 if rounds else _write_gradients_in_float32
+def _backward(bfloat16: bool) -> Callable[..., None]:
+    return _backward_bfloat16 if bfloat16 else _backward_float32
 
 
-def _parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
@@ -123,37 +107,37 @@ def _parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # -- in bfloat16 -------------------------------------------------------------------------------------------------------
 
 
-def _rounded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _to_bfloat16(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Queries [G, M, d], keys without their mean and values [G, N, d], bias [G, 1, N]; all in bfloat16."""
     heads = q.shape[:2]
     if bias is not None:
         bias = bias.to(torch.bfloat16).expand(*heads, 1, -1).flatten(0, 1)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    middle = k.mean(dim=1, keepdim=True, dtype=torch.float32)  # its gradient is none: those of the keys sum to zero
-    return q.to(torch.bfloat16), (k - middle).to(torch.bfloat16), v.to(torch.bfloat16), bias
+    mean_key = k.mean(dim=1, keepdim=True, dtype=torch.float32)  # has no gradient: those of the keys sum to zero
+    return q.to(torch.bfloat16), (k - mean_key).to(torch.bfloat16), v.to(torch.bfloat16), bias
 
 
-def _attended_in_bfloat16(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _forward_bfloat16(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     shape = q.shape[:2]
     with torch.autocast("cpu", enabled=False):
-        q, k, v, bias = _rounded(q, k, v, bias)
+        q, k, v, bias = _to_bfloat16(q, k, v, bias)
         out = torch.empty_like(q)
-        for heads, rows, weights, _ in _pieces(q, k, bias):
+        for heads, rows, weights, _ in _tiles(q, k, bias):
             out[heads, rows] = weights @ v[heads]
     return out.unflatten(0, shape)
 
 
-def _write_gradients_in_bfloat16(
+def _backward_bfloat16(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grad: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
 ) -> None:
     shape, scale = q.shape[:2], q.shape[-1] ** -0.5
     with torch.autocast("cpu", enabled=False):
-        q, k, v, bias = _rounded(q, k, v, bias)
+        q, k, v, bias = _to_bfloat16(q, k, v, bias)
         grad = grad.flatten(0, 1).to(torch.bfloat16)
         for_q = torch.empty_like(q)
-        # Rows of one head can come in several pieces, whose sums would suffer from rounding.
+        # The queries of a head can span several tiles, whose sums would lose precision in bfloat16.
         for_k, for_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
-        for heads, rows, weights, scores in _pieces(q, k, bias):
+        for heads, rows, weights, scores in _tiles(q, k, bias):
             for_v[heads] += weights.mT @ grad[heads, rows]
             torch.bmm(grad[heads, rows], v[heads].mT, out=scores)
             torch.ops.aten._softmax_backward_data.out(scores, weights, -1, scores.dtype, grad_input=scores)
@@ -164,44 +148,46 @@ def _write_gradients_in_bfloat16(
         grad_v.copy_(for_v.unflatten(0, shape))
 
 
-def _pieces(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Some heads, some of their queries, the attention weights [heads, queries, N] of those, and a buffer as large."""
+def _tiles(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Tiles: slices of heads and queries, their attention weights [heads, queries, N], and a buffer as large."""
     count, queries, width = q.shape
     keys, scale = k.shape[1], width**-0.5
-    rows = min(queries, max(1, PIECE // keys))
-    heads = min(count, max(1, PIECE // (keys * rows)))
-    weights, spare = (q.new_empty(heads * rows * keys) for _ in range(2))
+    rows = min(queries, max(1, TILE_SIZE // keys))
+    heads = min(count, max(1, TILE_SIZE // (keys * rows)))
+    weights, scratch = (q.new_empty(heads * rows * keys) for _ in range(2))
     for i in range(0, count, heads):
-        these = slice(i, min(i + heads, count))
+        some_heads = slice(i, min(i + heads, count))
         for j in range(0, queries, rows):
-            those = slice(j, min(j + rows, queries))
-            shape = these.stop - these.start, those.stop - those.start, keys
+            some_rows = slice(j, min(j + rows, queries))
+            shape = some_heads.stop - some_heads.start, some_rows.stop - some_rows.start, keys
             size = shape[0] * shape[1] * shape[2]
-            scores, buffer = weights[:size].view(shape), spare[:size].view(shape)
+            scores, buffer = weights[:size].view(shape), scratch[:size].view(shape)
             if bias is not None:
-                scores.copy_(bias[these])
-            torch.baddbmm(scores, q[these, those], k[these].mT, beta=bias is not None, alpha=scale, out=scores)
+                scores.copy_(bias[some_heads])
+            torch.baddbmm(
+                scores, q[some_heads, some_rows], k[some_heads].mT, beta=bias is not None, alpha=scale, out=scores
+            )
             torch.softmax(scores, -1, out=scores)
-            yield these, those, scores, buffer
+            yield some_heads, some_rows, scores, buffer
 
 
 # -- in float32 --------------------------------------------------------------------------------------------------------
 #
-# Scores are counted in powers of two: PyTorch's exp2 is faster than its exp, which MKL computes. For the
-# backward pass the logarithm of each query's sum is kept. With keys as rows and queries as columns it is then the
-# bias of a product, as is what softmax's gradient takes off, and no product has the transpose of weights in front, at
-# which oneDNN is slow.
+# Scores are to base 2: PyTorch's exp2 is faster than its exp, which MKL computes. The logarithm of each query's sum
+# is saved for the backward pass. There keys are rows and queries columns, so that this logarithm is the bias of a
+# product, as is the term that softmax's gradient subtracts, and no product has transposed weights as its first
+# operand, for which oneDNN is slow.
 
 LOG2_E = 1 / math.log(2)
 
 
-def base_2(width: int) -> float:
-    """What queries of `width` channels are multiplied by, for scores that are powers of two."""
+def query_scale(width: int) -> float:
+    """The factor for queries of `width` channels that gives scores to base 2."""
     return width**-0.5 * LOG2_E
 
 
-def bias_of(key_bias: Tensor | None, image: int) -> Tensor | None:
-    """What scores in powers of two of one image's keys are raised by, [N], of [B, 1, 1, N]."""
+def scaled_bias(key_bias: Tensor | None, image: int) -> Tensor | None:
+    """The key bias [B, 1, 1, N] of one image, for scores to base 2: [N]."""
     return None if key_bias is None else key_bias[image].flatten().to(torch.float32) * LOG2_E
 
 
@@ -209,21 +195,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lo
     """Attention of one image.
 
     Args:
-        q: Queries times `base_2`, [H, M, d].
+        q: Queries times `query_scale`, [H, M, d].
         k, v: Keys and values, [H, N, d], each head contiguous.
-        bias: From `bias_of`.
-        out: What is written, [H, M, d].
-        log_sums: Written for `write_gradients`, [H, M].
+        bias: From `scaled_bias`.
+        out: Written, [H, M, d].
+        log_sums: Written for `attend_backward`, [H, M].
     """
     for j in range(len(q)):
-        for rows in row_pieces(q.shape[1], k.shape[1]):
-            weights, total = unnormalised(q[j, rows], k[j], bias, log_sums[j, rows])
-            torch.div(product(weights, v[j]), total, out=out[j, rows])
+        for rows in query_slices(q.shape[1], k.shape[1]):
+            weights, total = unnormalised_weights(q[j, rows], k[j], bias, log_sums[j, rows])
+            torch.div(matmul(weights, v[j]), total, out=out[j, rows])
 
 
-def unnormalised(q: Tensor, k: Tensor, bias: Tensor | None, log_sums: Tensor) -> tuple[Tensor, Tensor]:
+def unnormalised_weights(q: Tensor, k: Tensor, bias: Tensor | None, log_sums: Tensor) -> tuple[Tensor, Tensor]:
     """Attention weights of queries [M, d] over keys [N, d] and their sums [M, 1]; writes `log_sums` [M]."""
-    weights = product(q, k.mT, bias)
+    weights = matmul(q, k.mT, bias)
     largest = weights.amax(-1, keepdim=True)
     weights.sub_(largest).exp2_()
     total = weights.sum(-1, keepdim=True)
@@ -231,7 +217,7 @@ def unnormalised(q: Tensor, k: Tensor, bias: Tensor | None, log_sums: Tensor) ->
     return weights, total
 
 
-def write_gradients(
+def attend_backward(
     parts: tuple[Tensor, ...],
     bias: Tensor | None,
     out: Tensor,
@@ -239,58 +225,58 @@ def write_gradients(
     grad: Tensor,
     grads: tuple[Tensor, ...],
 ) -> None:
-    """The gradients of `attend`.
+    """Gradients of `attend`.
 
     Args:
         parts: q [H, M, d], k and v [H, N, d], as there.
         bias, out, log_sums: As there.
         grad: Gradient of `out`, [H, M, d].
-        grads: What is written, shaped as `parts`.
+        grads: Written, shaped as `parts`.
     """
     (q, k, v), (grad_q, grad_k, grad_v) = parts, grads
-    taken_off = (out * grad).sum(-1).mul_(-math.log(2))
-    turned_k, scaled_v = k.mT.contiguous(), v * math.log(2)
+    delta = (out * grad).sum(-1).mul_(-math.log(2))
+    k_transposed, scaled_v = k.mT.contiguous(), v * math.log(2)
     log_sums = -log_sums
     for j in range(len(q)):
-        for rows in row_pieces(q.shape[1], k.shape[1]):
-            queries, given = q[j, rows].contiguous(), grad[j, rows].contiguous()
+        for rows in query_slices(q.shape[1], k.shape[1]):
+            queries, grad_rows = q[j, rows].contiguous(), grad[j, rows].contiguous()
             weights = transposed_weights(queries, k[j], bias, log_sums[j, rows])
-            put(grad_v[j], product(weights, given), rows)
-            scores = product(scaled_v[j], given.mT, taken_off[j, rows]).mul_(weights)
-            put(grad_k[j], product(scores, queries), rows)
-            grad_q[j, rows] = product(turned_k[j], scores).mT
+            accumulate(grad_v[j], matmul(weights, grad_rows), rows)
+            scores = matmul(scaled_v[j], grad_rows.mT, delta[j, rows]).mul_(weights)
+            accumulate(grad_k[j], matmul(scores, queries), rows)
+            grad_q[j, rows] = matmul(k_transposed[j], scores).mT
 
 
 def transposed_weights(q: Tensor, k: Tensor, bias: Tensor | None, negative_log_sums: Tensor) -> Tensor:
     """Attention weights of queries [M, d] over keys [N, d], from the sums that `attend` wrote: [N, M]."""
-    scores = product(k, q.mT, negative_log_sums)
+    scores = matmul(k, q.mT, negative_log_sums)
     return (scores if bias is None else scores.add_(bias.unsqueeze(1))).exp2_()
 
 
-def row_pieces(queries: int, keys: int) -> Iterator[slice]:
-    """Slices of queries, whose weights over all keys are made at once."""
-    return products.pieces(queries, PIECE // 2 // keys)
+def query_slices(queries: int, keys: int) -> Iterator[slice]:
+    """Slices of queries whose weights over all keys are computed at once."""
+    return row_slices(queries, TILE_SIZE // 2 // keys)
 
 
-def put(total: Tensor, part: Tensor, rows: slice) -> None:
-    """Add to the total what these rows give; the first rows begin it."""
+def accumulate(total: Tensor, part: Tensor, rows: slice) -> None:
+    """Add the part of these rows to the total; the first rows initialise it."""
     if rows.start:
         total += part
     else:
         total.copy_(part)
 
 
-def _attended_in_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _forward_float32(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, heads, queries, width = q.shape
     out = q.new_empty(batch, queries, heads, width).transpose(1, 2)
     log_sums = q.new_empty(batch, heads, queries)
     for i in range(batch):
-        dense_q, dense_k, dense_v = _dense(q[i], base_2(width)), _dense(k[i]), _dense(v[i])
-        attend(dense_q, dense_k, dense_v, bias_of(bias, i), out[i], log_sums[i])
+        dense_q, dense_k, dense_v = _dense(q[i], query_scale(width)), _dense(k[i]), _dense(v[i])
+        attend(dense_q, dense_k, dense_v, scaled_bias(bias, i), out[i], log_sums[i])
     return out, log_sums
 
 
-def _write_gradients_in_float32(
+def _backward_float32(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -302,11 +288,11 @@ def _write_gradients_in_float32(
     grad_k: Tensor,
     grad_v: Tensor,
 ) -> None:
-    factor = base_2(q.shape[-1])
+    factor = query_scale(q.shape[-1])
     for i in range(len(q)):
         dense = _dense(q[i], factor), _dense(k[i]), _dense(v[i])
         grads = grad_q[i], grad_k[i], grad_v[i]
-        write_gradients(dense, bias_of(bias, i), out[i], log_sums[i], grad[i], grads)
+        attend_backward(dense, scaled_bias(bias, i), out[i], log_sums[i], grad[i], grads)
         grad_q[i] *= factor
 
 

@@ -1,8 +1,9 @@
-"""Which timm models fit, and the nine backbones of the paper."""
+"""The paper's nine backbones, which timm models fit, and building them."""
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from clca.errors import ClcaError
+from clca.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Backbone:
     Attributes:
         name: What `clca.create_model` takes.
         architecture: timm's name of the model to build.
-        url: Where the weights are if timm does not carry them, else None.
+        url: URL of the weights if timm does not have them, otherwise None.
         source: The publication.
     """
 
@@ -67,7 +69,7 @@ def resolve(name: str) -> Backbone:
     """The backbone of that name, one of the paper's or any of timm's.
 
     Raises:
-        ClcaError: If there is no such model, or no such pretrained tag; the message says what comes close.
+        ClcaError: If there is no such model, or no such pretrained tag; the message suggests similar names.
     """
     if name in PAPER_BACKBONES:
         return PAPER_BACKBONES[name]
@@ -86,22 +88,22 @@ def resolve(name: str) -> Backbone:
 
 @cache
 def check_architecture(backbone: Backbone) -> None:
-    """Refuse a timm model that does not fit before any weights are made for it.
+    """Check that a timm model fits, before its weights are allocated.
 
     Raises:
-        ClcaError: With one sentence that says why.
+        ClcaError: If it does not; the message gives the reason.
     """
-    # On the meta device nothing is allocated, so that refusing a giant costs milliseconds.
+    # The meta device allocates nothing, so that checking a very large model takes milliseconds.
     with torch.device("meta"):
         model = timm.create_model(backbone.architecture.partition(".")[0])
     check_fits(model, backbone.name)
 
 
 def check_fits(model: nn.Module, name: str) -> None:
-    """Refuse what is not a plain timm VisionTransformer with a CLS token.
+    """Check that a model is a plain timm VisionTransformer with a CLS token.
 
     Raises:
-        ClcaError: With one sentence that says why.
+        ClcaError: If it does not; the message gives the reason.
     """
     if not isinstance(model, VisionTransformer):
         kind = type(model)
@@ -119,7 +121,7 @@ def check_fits(model: nn.Module, name: str) -> None:
 
 
 def has_fc_norm(model: nn.Module) -> bool:
-    """Whether the final norm of a model comes behind the pool; its place is a setting of timm's of its own."""
+    """Whether the final norm of a model follows the pooling; its position is a setting of timm."""
     return not isinstance(model.fc_norm, nn.Identity)
 
 
@@ -137,10 +139,10 @@ def _why_not(model: nn.Module) -> str:
 
 
 def check_img_size(name: str, size: tuple[int, int], patch_embed: Any) -> None:
-    """Refuse an image size that patches do not tile.
+    """Check that patches tile an image size.
 
     Raises:
-        ClcaError: With the nearest sizes that fit.
+        ClcaError: If they do not; the message names the nearest sizes that fit.
     """
     ratio = patch_embed.feat_ratio(as_scalar=False) if hasattr(patch_embed, "feat_ratio") else patch_embed.patch_size
     ratio = (ratio, ratio) if isinstance(ratio, int) else tuple(ratio)
@@ -149,3 +151,55 @@ def check_img_size(name: str, size: tuple[int, int], patch_embed: Any) -> None:
             below = max(patch, pixels // patch * patch)
             near = str(below) if pixels < patch else f"{below} or {below + patch}"
             raise ClcaError(f"{name}: image size {pixels} is not a multiple of the patch size {patch}: use {near}")
+
+
+def backbone_arguments(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of `timm.create_model` for the backbone of a model with these settings."""
+    size = {} if config.img_size is None else {"img_size": config.img_size}
+    # With CLA the backbone's head is left out: none is made, and none is fetched.
+    return {**config.backbone_kwargs, **size, "num_classes": 0 if config.cla else config.num_classes}
+
+
+def build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool = False) -> VisionTransformer:
+    """The timm model of a backbone, with its settings.
+
+    Args:
+        source: From `resolve`.
+        config: Settings of the model that the backbone becomes part of.
+        pretrained: Whether timm fetches its weights; errors of fetching are passed on.
+
+    Raises:
+        ClcaError: If the backbone does not take these settings.
+    """
+    kwargs = backbone_arguments(config)
+    if config.img_size is not None:
+        _check_size_before(source, config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return timm.create_model(source.architecture, pretrained=pretrained, **kwargs)  # type: ignore[return-value]
+    except (TypeError, ZeroDivisionError) as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {error}") from None
+    except KeyError as error:  # timm's tables of layers
+        raise ClcaError(f"{config.backbone} does not take these settings: timm has no layer {error}") from None
+    except AssertionError as error:
+        raise ClcaError(f"{config.backbone} does not take these settings: {str(error) or kwargs}") from None
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        if pretrained:
+            raise
+        raise ClcaError(f"{config.backbone} cannot be made with {kwargs}: {error}") from None
+
+
+def _check_size_before(source: Backbone, config: ModelConfig) -> None:
+    """Patches must tile the image; timm itself would silently cut off the rest."""
+    architecture = source.architecture.partition(".")[0]
+    patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
+    try:
+        with torch.device("meta"):
+            patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ClcaError(f"{config.backbone} does not take these settings: {patch} ({first})") from None
+    size = config.img_size
+    assert size is not None
+    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)

@@ -1,38 +1,115 @@
-"""The two halves of a timm block, with fused attention and, beside it, the evidence that a reduction asks for."""
+"""One timm block with a reduction inside, and the evidence that the reduction needs of its attention."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+import warnings
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers import Attention
-from timm.models.vision_transformer import Block, ResPostBlock
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clca.kernels import fused_block as halves
-from clca.kernels.linear import does_nothing, feed_forward, fuses, linear, trains_by_products
-from clca.kernels.module_hooks import has_hooks, is_hooked, with_hooks
-from clca.kernels.tiled_attention import attention, in_pieces, packed_attention
-from clca.reductions.base import Evidence, Selection, exact, take
+from clca.errors import ClcaError
+from clca.kernels import dispatch, fused_block
+from clca.kernels.linear import feed_forward, linear
+from clca.kernels.module_hooks import is_hooked, is_replaced, with_hooks
+from clca.kernels.selection import Selection, exact, take
+from clca.kernels.tiled_attention import attention, packed_attention
+from clca.reductions.base import Evidence, Reduction, TokenState
+
+_NOTHING: frozenset[str] = frozenset()
 
 
-def splits(block: nn.Module) -> bool:
-    """Whether this module understands the block, so that a reduction can act between attention and MLP."""
-    # By the forward, not the class: fully_shard makes a class of its own of every block that it shards.
-    return type(block).forward in (Block.forward, ResPostBlock.forward) and type(block.attn) is Attention
+class BlockOptions(NamedTuple):
+    """How a block may be run.
+
+    Attributes:
+        number: Position of the block, for messages.
+        only_cls: Whether only the CLS token is read after it.
+        skip_unread: Whether what is not read after it may be left out.
+        bit_exact: Whether its output must be that of timm's forward to the last bit.
+        call: Calls a function with its arguments, with gradient checkpointing where that is on.
+    """
+
+    number: int
+    only_cls: bool
+    skip_unread: bool
+    bit_exact: bool
+    call: Callable[..., Any]
 
 
-def faster_here(block: Any, x: Tensor) -> bool:
-    """Whether a block that reads x [B, N, C] is faster by this module than by timm's own forward, and nobody minds."""
-    if not splits(block) or has_hooks(block) or has_hooks(block.attn):
-        return False
-    return fuses(x) or trains_by_products(x) or in_pieces(x, x.shape[1])
+def run_block(
+    block: nn.Module, x: Tensor, state: TokenState, reduction: Reduction | None, options: BlockOptions
+) -> Tensor:
+    """Attention, reduction, MLP (METHOD section 4); without a reduction timm's block as it is.
+
+    Args:
+        block: A block of timm.
+        x: Tokens, [B, N, C].
+        state: What follows the tokens; the reduction updates it.
+        reduction: Reduces between attention and MLP; None for none.
+        options: How the block may be run.
+
+    Returns:
+        Tokens [B, M, C].
+
+    Raises:
+        ClcaError: If the block was replaced by one inside which no tokens can be reduced.
+    """
+    policy = state.policy if state.masked else None
+    if options.skip_unread and policy is None:
+        if reduction is not None and reduction.selects and dispatch.use_row_selection(block, reduction.fuses):
+            return _run_selected(block, x, state, reduction, options.call)
+        if options.only_cls and dispatch.use_row_selection(block, fuses=False):
+            return _run_selected(block, x, state, None, options.call)
+    unchanged = reduction is None and state.key_bias is None and policy is None
+    if unchanged and (options.bit_exact or not dispatch.use_fast_path(block, x)):
+        return options.call(block, x)
+    _check_can_split(block, options.number)
+    needs = reduction.needs if reduction is not None else _NOTHING
+
+    def branches(x: Tensor) -> Tensor:
+        x, evidence = options.call(attention_branch, block, x, state.key_bias, policy, needs)
+        if reduction is not None:
+            x = reduction.reduce(x, evidence, state)
+        return options.call(mlp_branch, block, x)
+
+    return with_hooks(block, branches, x)
 
 
-def attention_half(
+def _check_can_split(block: Any, index: int) -> None:
+    if not dispatch.can_split(block):
+        raise ClcaError(
+            f"block {index} has become a {type(block).__name__}, inside which no tokens can be reduced: wrap the "
+            "whole model, or shard by torch.distributed.fsdp.fully_shard, which leaves a block what it is"
+        )
+    if is_replaced(block) or is_replaced(block.attn):
+        warnings.warn(
+            f"a new forward of block {index} or of its attention is not called: it is reduced inside", stacklevel=2
+        )
+
+
+def _run_selected(
+    block: nn.Module, x: Tensor, state: TokenState, reduction: Reduction | None, call: Callable[..., Any]
+) -> Tensor:
+    """A block whose output is a selection of its tokens: that of the reduction, or CLS alone without one."""
+    key_bias = state.key_bias  # of the tokens before the selection, which changes it
+    needs, every_query = (_NOTHING, False) if reduction is None else (reduction.needs, reduction.fuses)
+    projected = call(project, block, x, key_bias, needs, every_query)
+    if reduction is None:
+        selection = Selection(torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device))
+    else:
+        selection = reduction.select(x.shape[1], projected.evidence, state)
+        state.note(selection)
+    x = call(attend_selected, block, x, projected, selection, key_bias)
+    return call(mlp_branch, block, x)
+
+
+def attention_branch(
     block: Any,
     x: Tensor,
     key_bias: Tensor | None = None,
@@ -42,7 +119,7 @@ def attention_half(
     """x + attention(norm1(x)) as timm's block runs it, layer scale and stochastic depth included.
 
     Args:
-        block: A block for which `splits` holds.
+        block: A block for which `dispatch.can_split` holds.
         x: Tokens, [B, N, C].
         key_bias: Added to the logits of each key, [B, 1, 1, N].
         policy: Masks the softmax as DynamicViT trains with (METHOD section 4), [B, N].
@@ -51,8 +128,8 @@ def attention_half(
     Returns:
         Tokens [B, N, C], and the evidence.
     """
-    if policy is None and not needs and halves.suits_attention(block, x):
-        return halves.attention_half(block, x, key_bias), Evidence()
+    if policy is None and not needs and dispatch.use_fused_attention_branch(block, x):
+        return fused_block.attention_branch(block, x, key_bias), Evidence()
     if isinstance(block, ResPostBlock):
         attended, evidence = attend(cast(Attention, block.attn), x, key_bias, policy, needs)
         return x + block.drop_path1(block.norm1(attended)), evidence
@@ -62,14 +139,14 @@ def attention_half(
 
 @dataclass
 class Projected:
-    """Keys and values of every token of a block, for which the queries may not be known yet.
+    """Keys and values of every token of a block, and the queries where they are known before the selection.
 
     Attributes:
-        x: What attention reads, after the norm, [B, N, C].
-        q: Queries [B, H, N, d]; None where they wait for the selection, and where they are in `parts`.
+        x: The input of attention, after the norm, [B, N, C].
+        q: Queries [B, H, N, d]; None where they are computed after the selection, or are in `qkv`.
         k, v: Keys and values, [B, H, N, d].
-        evidence: What was asked for.
-        parts: The three of every token in one, where `halves` made them.
+        evidence: What the reduction needs.
+        qkv: All three in one tensor, where `fused_block` computed them.
     """
 
     x: Tensor
@@ -77,39 +154,23 @@ class Projected:
     k: Tensor
     v: Tensor
     evidence: Evidence
-    parts: halves.Parts | None = None
-
-
-def selects_rows(block: nn.Module, fuses: bool) -> bool:
-    """Whether `project` and `attend_selected` may stand for `attention_half` and a selection behind it.
-
-    The projections must be plain linear layers, and nobody may wait for what is not computed; to fuse tokens before the
-    output projection it must be the next thing that happens to them, without dropout of single entries.
-    """
-    if type(block) is not Block or type(block.attn) is not Attention:
-        return False
-    attn = block.attn
-    if attn.gate is not None or type(attn.qkv) is not nn.Linear or type(attn.proj) is not nn.Linear:
-        return False
-    if any(map(has_hooks, (block, attn, attn.qkv, attn.proj))):
-        return False
-    return not fuses or (isinstance(attn.norm, nn.Identity) and does_nothing(attn.proj_drop))
+    qkv: fused_block.QKV | None = None
 
 
 def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], every_query: bool) -> Projected:
-    """The part of attention that comes before a selection, for a block for which `selects_rows` holds.
+    """The part of attention that comes before a selection, for a block for which `dispatch.use_row_selection` holds.
 
     Args:
         block: The block.
         x: Tokens, [B, N, C].
         key_bias: Added to the logits of each key, [B, 1, 1, N].
         needs: Names of the `Evidence` fields to compute.
-        every_query: Whether all queries are needed; else only that of the CLS token is computed here, for evidence.
+        every_query: Whether all queries are needed; otherwise only that of CLS is computed here, for the evidence.
     """
-    if every_query and needs <= {"cls_attention"} and halves.suits_attention(block, x):
-        parts = halves.project(block, x, key_bias)
-        _, k, v = parts.all.unbind(1)
-        return Projected(x, None, k, v, Evidence(cls_attention=parts.cls_attention), parts)
+    if every_query and needs <= {"cls_attention"} and dispatch.use_fused_attention_branch(block, x):
+        qkv = fused_block.project(block, x, key_bias)
+        _, k, v = qkv.all.unbind(1)
+        return Projected(x, None, k, v, Evidence(cls_attention=qkv.cls_attention), qkv)
     attn, x = block.attn, block.norm1(x)
     if every_query:
         q, k, v = _heads(attn, linear(attn.qkv, x), 3)
@@ -117,7 +178,7 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], eve
         return Projected(x, q, k, v, _evidence(q, k, v, attn.scale, key_bias, needs))
     k, v = _heads(attn, linear(attn.qkv, x, slice(attn.attn_dim, None)), 2)
     k = attn.k_norm(k)
-    # Of the CLS token as a matrix [B, C]: the compiler would treat one row of a sequence apart for a batch of one.
+    # Of the CLS token as a matrix [B, C]: the compiler would specialise one row of a sequence for a batch of one.
     q = _queries(attn, x[:, 0]).unsqueeze(2) if "cls_attention" in needs else k[:, :, :0]
     return Projected(x, None, k, v, _evidence(q, k, v, attn.scale, key_bias, needs))
 
@@ -125,27 +186,27 @@ def project(block: Any, x: Tensor, key_bias: Tensor | None, needs: Set[str], eve
 def attend_selected(
     block: Any, x: Tensor, projected: Projected, selection: Selection, key_bias: Tensor | None = None
 ) -> Tensor:
-    """`selection.of(attention_half(block, x))` without computing what is not selected.
+    """`selection.of(attention_branch(block, x))` without computing what is not selected.
 
-    Attention rows are computed for the selected tokens alone. Tokens that are fused must attend, but as all that
-    follows is linear in them they are fused before the output projection instead of behind it.
+    Attention rows are computed for the selected tokens alone. Tokens that are fused need theirs too, but as all that
+    follows is linear they are fused before the output projection instead of after it.
 
     Args:
         block: The block.
         x: Tokens before the block, [B, N, C].
         projected: From `project`.
-        selection: What stays; a fused token needs every query in `projected`.
+        selection: The tokens that stay; a fused token needs every query in `projected`.
         key_bias: The same as in `project`.
 
     Returns:
         Tokens [B, M, C].
     """
     attn = block.attn
-    parts = projected.parts
-    if parts is not None and selection.fused is not None:
-        attended, x = halves.attend_fused(parts, selection, key_bias), halves.select(x, selection)
+    qkv = projected.qkv
+    if qkv is not None and selection.fused is not None:
+        attended, x = fused_block.attend_fused(qkv, selection, key_bias), fused_block.select(x, selection)
     else:
-        every = projected.q if parts is None else parts.queries()
+        every = projected.q if qkv is None else qkv.queries()
         q = every if every is not None else _queries(attn, take(projected.x, selection.kept))
         attended = _attention(attn, q, projected.k, projected.v, key_bias)
         attended = attended.transpose(1, 2).flatten(2)  # [B, M or N, C]
@@ -172,10 +233,10 @@ def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
     return x.unflatten(2, (parts, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def mlp_half(block: Any, x: Tensor) -> Tensor:
+def mlp_branch(block: Any, x: Tensor) -> Tensor:
     """x + mlp(norm2(x)) as timm's block runs it. x: [B, N, C]"""
-    if halves.suits_mlp(block, x):
-        return halves.mlp_half(block, x)
+    if dispatch.use_fused_mlp_branch(block, x):
+        return fused_block.mlp_branch(block, x)
     if isinstance(block, ResPostBlock):
         return x + block.drop_path2(block.norm2(feed_forward(block.mlp, x)))
     return x + block.drop_path2(block.ls2(feed_forward(block.mlp, block.norm2(x))))
@@ -188,7 +249,7 @@ def attend(
     policy: Tensor | None = None,
     needs: Set[str] = frozenset(),
 ) -> tuple[Tensor, Evidence]:
-    """timm's `Attention.forward` with a key bias, and evidence that never needs [B, H, N, N]; see `attention_half`."""
+    """timm's `Attention.forward` with a key bias and evidence, never [B, H, N, N]; see `attention_branch`."""
     if not is_hooked(attn):
         return _attend(attn, x, key_bias, policy, needs)
     found: list[Evidence] = []
@@ -224,18 +285,18 @@ def _attend(
 
 
 def _stays_packed(attn: Attention, q: Tensor) -> bool:
-    """Whether attention is in pieces, and nothing happens to queries and keys before it."""
-    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) and _in_pieces(attn, q)
+    """Whether tiled attention reads the output of qkv as it is: without norms of queries and keys."""
+    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) and _use_tiles(attn, q)
 
 
-def _in_pieces(attn: Attention, q: Tensor) -> bool:
+def _use_tiles(attn: Attention, q: Tensor) -> bool:
     dropout = attn.training and attn.attn_drop.p > 0
-    return not dropout and in_pieces(q, q.shape[2])
+    return not dropout and dispatch.use_tiled_attention(q, q.shape[2])
 
 
 def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None) -> Tensor:
-    """Of queries [B, H, M, d] over keys and values [B, H, N, d]: [B, H, M, d]."""
-    if _in_pieces(attn, q):
+    """Attention of queries [B, H, M, d] over keys and values [B, H, N, d]: [B, H, M, d]."""
+    if _use_tiles(attn, q):
         return attention(q, k, v, key_bias)
     dropout = attn.attn_drop.p if attn.training else 0.0
     mask = None if key_bias is None else key_bias.to(q.dtype)
@@ -249,7 +310,7 @@ def _evidence(q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | 
     if unknown:
         raise TypeError(f"no such evidence: {', '.join(sorted(unknown))}")
     evidence = Evidence()
-    # Ranks decide what is kept: half precision would make ties of tokens that differ.
+    # Ranks decide which tokens stay: half precision would make ties of tokens that differ.
     precise = torch.promote_types(q.dtype, torch.float32)
     with exact(q):
         if "cls_attention" in needs:

@@ -13,28 +13,28 @@ from clca.errors import WorkError
 
 
 def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
-    """The module's call, compiled by the first images given and again only where what they are changes, not how many.
+    """The module's call, compiled once for all batch sizes.
 
-    Training and evaluation, another precision and another keep rate are compiled once each.
+    Training, evaluation, each precision and each keep rate are compiled once each.
 
     Args:
         module: Takes images [B, 3, H, W].
-        options: For `torch.compile`; `fullgraph` is on if not said otherwise.
+        options: For `torch.compile`; `fullgraph` is on by default.
     """
-    # Their types do not say that they can be patched.
+    # Their types do not declare `patch`.
     shapes, dynamo = cast(Any, torch.fx.experimental._config), cast(Any, torch._dynamo.config)
     call = torch.compile(module._call_impl, **{"fullgraph": True, **options})
 
     def run(images: Tensor) -> Tensor:
         torch._dynamo.maybe_mark_dynamic(images, 0)
-        # Without the first a batch of one is a case of its own, and compiled apart; without the second a keep rate that
+        # Without the first a batch of one is specialised and compiled separately; without the second a keep rate that
         # was changed once becomes a variable, and with it the number of tokens.
         with shapes.patch(backed_size_oblivious=True), dynamo.patch(specialize_float=True):
             try:
                 return call(images)
             except torch._dynamo.exc.TorchDynamoException as error:
                 with torch.no_grad():
-                    module.forward(images)  # images that do not fit are told by the model itself
+                    module.forward(images)  # raises the model's own error if the images do not fit
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise WorkError(f"torch.compile failed ({reason}): go on without --compile") from error
 

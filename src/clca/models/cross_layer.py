@@ -1,4 +1,4 @@
-"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache past reductions, and the head over depths."""
+"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): a cache that bypasses reductions, an aggregation head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CrossLayerAggregationHead(nn.Module):
         dim: Embedding width C.
         depths: G, how many CLS tokens are aggregated.
         num_classes: K; 0 returns the features before the classifier.
-        width: How many features each channel becomes.
+        width: Number of features per channel.
     """
 
     def __init__(self, dim: int, depths: int, num_classes: int, width: int = 2) -> None:
@@ -52,7 +52,7 @@ class CrossLayerAggregationHead(nn.Module):
         if self.training and len(cls_tokens) == 1 and type(self.norm_out) is nn.BatchNorm1d:
             raise ClcaError("the aggregation head normalises over the batch: train on at least two images at once")
         x = self.norm_in(cls_tokens.transpose(1, 2))  # [B, C, G]
-        # A convolution whose kernel is as long as its input is a sum of products, without a convolution's preparations.
+        # A convolution whose kernel is as long as its input is a sum of products; this avoids a convolution's overhead.
         weight = self.depthwise.weight.view(x.shape[1], -1, x.shape[2])  # [C, width, G]
         x = (x.unsqueeze(2) * weight).sum(dim=-1).flatten(1) + cast(Tensor, self.depthwise.bias)
         x = self.act(self.norm_out(x))  # [B, width · C]
@@ -64,7 +64,7 @@ class CrossLayerAggregationHead(nn.Module):
 
 
 class CrossLayerCache:
-    """Carries one average and the carriers of every block past the next reduction (METHOD section 2).
+    """Carries the average and the carriers of every block past the next reduction (METHOD section 2).
 
     One object serves one forward pass.
 
@@ -82,7 +82,7 @@ class CrossLayerCache:
         self.valid: list[Tensor | None] = []  # None: all of them
 
     def after_block(self, index: int, x: Tensor, state: TokenState) -> Tensor:
-        """Recover at a recovery block, then store for the next one; x [B, N, C] comes back with what was recovered."""
+        """Recover at a recovery block, then store for the next one; returns x [B, N, C] with what was recovered."""
         if index in self.recover_at:
             self.num_pooled = x.shape[1]
             if self.tokens:
@@ -102,7 +102,7 @@ class CrossLayerCache:
         if state.valid is None:
             self._push(x[:, -self.num_clr :], None)
             return
-        # Where the batch is padded, the last tokens of an image are not the last places of its row.
+        # In a padded batch the last tokens of an image are not at the last positions of its row.
         order = state.valid.to(torch.uint8).argsort(dim=1, stable=True)[:, -self.num_clr :]
         carriers = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         self._push(carriers, state.valid.gather(1, order))

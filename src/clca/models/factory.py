@@ -6,7 +6,6 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from timm.models import VisionTransformer
 from torch import nn
 
 from clca.errors import ClcaError
-from clca.models.backbones import Backbone, check_architecture, check_img_size, has_fc_norm, resolve
+from clca.models.backbones import Backbone, backbone_arguments, build_backbone, check_architecture, has_fc_norm, resolve
 from clca.models.config import ModelConfig, validated
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weights import load_weights
@@ -109,7 +108,7 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
     fetch = pretrained and weights is None
     if fetch:
         _check_reachable(source)
-    vit = _build_backbone(source, config, pretrained=fetch and source.url is None)
+    vit = _build_pretrained(source, config) if fetch and source.url is None else build_backbone(source, config)
     kept = {k: v for k, v in config.backbone_kwargs.items() if k not in OF_THIS_MACHINE}
     model = TokenReducedViT(vit, config.model_copy(update={"backbone_kwargs": kept}))
     if weights is not None:
@@ -160,44 +159,16 @@ def reduce_tokens(
     return model if weights is None else load_weights(model, weights)
 
 
-def _build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool) -> VisionTransformer:
-    kwargs = dict(config.backbone_kwargs)
-    if config.img_size is not None:
-        _check_size_before(source, config)
-        kwargs["img_size"] = config.img_size
-    # With CLA the backbone's head is left out: none is made, and none is fetched.
-    kwargs["num_classes"] = 0 if config.cla else config.num_classes
+def _build_pretrained(source: Backbone, config: ModelConfig) -> VisionTransformer:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return timm.create_model(source.architecture, pretrained=pretrained, **kwargs)  # type: ignore[return-value]
-    except (TypeError, ZeroDivisionError) as error:
-        raise ClcaError(f"{config.backbone} does not take these settings: {error}") from None
-    except KeyError as error:  # timm's tables of layers
-        raise ClcaError(f"{config.backbone} does not take these settings: timm has no layer {error}") from None
-    except AssertionError as error:
-        raise ClcaError(f"{config.backbone} does not take these settings: {str(error) or kwargs}") from None
+        return build_backbone(source, config, pretrained=True)
     except _UNREACHABLE as error:
-        if not pretrained:
-            raise ClcaError(f"{config.backbone} cannot be made with {kwargs}: {error}") from None
+        if isinstance(error, ClcaError):
+            raise
         if "loading state_dict" in str(error):
+            kwargs = backbone_arguments(config)
             raise ClcaError(f"the pretrained weights of {config.backbone} do not fit the settings {kwargs}") from None
         raise ClcaError(_how_to_get(source, error)) from None
-
-
-def _check_size_before(source: Backbone, config: ModelConfig) -> None:
-    """Patches must tile the image; timm itself would cut off the rest without a word."""
-    architecture = source.architecture.partition(".")[0]
-    patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
-    try:
-        with torch.device("meta"):
-            patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
-    except (TypeError, ZeroDivisionError, RuntimeError) as error:
-        first = str(error).partition("\n")[0]
-        raise ClcaError(f"{config.backbone} does not take these settings: {patch} ({first})") from None
-    size = config.img_size
-    assert size is not None
-    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)
 
 
 def _check_reachable(source: Backbone) -> None:

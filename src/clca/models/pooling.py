@@ -1,4 +1,4 @@
-"""Pooling of tokens where a batch is padded."""
+"""Pooling over the tokens of a padded batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 def pool_padded(x: Tensor, global_pool: str, attn_pool: nn.Module | None) -> Tensor:
-    """Pool tokens as timm does, and leave out padding (METHOD section 3).
+    """Pool tokens as timm does, leaving out padding (METHOD section 3).
 
     Args:
-        x: Tokens after the final norm, [B, N, C]; padded places are zero, which no norm puts out.
+        x: Tokens after the final norm, [B, N, C]; padded positions are zero, which a norm never returns.
         global_pool: "avg", "max", "avgmax" or "map".
         attn_pool: The module that "map" pools with.
 

@@ -1,121 +1,28 @@
-"""A model in a folder or on the Hugging Face hub: `config.json` and `model.safetensors`."""
+"""Load a saved model from a folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clca.errors import ClcaError, WorkError, reason
-from clca.models.backbones import PAPER_BACKBONES
+from clca.errors import ClcaError
 from clca.models.config import ModelConfig
 from clca.models.factory import build
+from clca.models.saving import CONFIG, WEIGHTS, on_meta, read_config
 from clca.models.stored_model import (
     LARGEST_STORED_SIDE,
     MOST_PATCHES,
     check_classes,
     check_preprocess,
-    check_storable,
     stored_config,
 )
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weight_headers import TensorHeader, check_memory
 from clca.models.weights import differences, load_strict, read_header, read_state_dict
-from clca.reductions.registry import SHIPPED
-from clca.system.files import MOST_BYTES, parse_json, read_bounded, temporary_beside
 from clca.system.paths import expanded
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool = False) -> None:
-    """Write a model so that `from_pretrained` gives it back.
-
-    Args:
-        model: What to save, with its `classes` and `preprocess`.
-        folder: Made if it is missing, `~` is the home folder; what else its `config.json` says is kept.
-        checked: Whether this very model was saved before and nothing but the values of its parameters has changed: then
-            none is made to compare it with, which takes longer than a small one takes to write.
-
-    Raises:
-        ClcaError: If the model was not made by name and cannot be made again, has become another since it was made
-            (a block taken out, a head of one's own), `classes` does not name each of its outputs, or the folder cannot
-            be written.
-        WorkError: If writing fails half-way (a full disk); what was there before is then whole.
-    """
-    folder = expanded(folder)
-    config = _as_json(model)
-    state = model.state_dict()
-    if not checked:
-        _check_can_be_made(model.config, state)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = _read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        content |= {"format": "clca", **config}
-        written = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        if len(written) > MOST_BYTES:
-            raise ClcaError(f"{folder / CONFIG} would be larger than {MOST_BYTES / 2**20:g} MiB: shorten the classes")
-        tensors = _apart(state)
-        # Both are written before either takes its place: a full disk leaves the old pair as it was.
-        with temporary_beside(folder / WEIGHTS) as weights, temporary_beside(folder / CONFIG) as text:
-            save_file(tensors, weights, metadata={"format": "pt"})
-            text.write_text(written, encoding="utf-8")
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise ClcaError(f"{folder} cannot be written: {reason(error)}") from None
-    except (OSError, SafetensorError) as error:
-        raise WorkError(f"{folder} could not be written: {reason(error)}") from None
-
-
-def _as_json(model: TokenReducedViT) -> dict[str, Any]:
-    """What `config.json` says of a model, in JSON's types."""
-    check_classes(model.classes, model.num_classes, "the model")
-    try:
-        config = json.loads(model.config.model_dump_json())
-    except (ValueError, TypeError) as error:
-        raise ClcaError(f"the backbone's settings cannot be saved as JSON: {error}") from None
-    if not timm.is_model(config["backbone"].partition(".")[0]) and config["backbone"] not in PAPER_BACKBONES:
-        raise ClcaError(f"{config['backbone']} was not made by timm.create_model and could not be made again by name")
-    check_storable(ModelConfig(**config), "the model")
-    try:
-        content = json.loads(
-            json.dumps({"model": config, "classes": model.classes, "preprocess": model.preprocess}, allow_nan=False)
-        )
-    except (ValueError, TypeError) as error:
-        raise ClcaError(f"the model's classes or preprocess cannot be saved as JSON: {error}") from None
-    check_preprocess(content["preprocess"], max(model.patch_embed.img_size), "the model")
-    return content
-
-
-def _check_can_be_made(config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """Refuse to save what `from_pretrained` would refuse to load: then the model is gone."""
-    again = _on_meta(config)
-    if again.config.reduction != config.reduction:
-        return
-    if max(again.patch_embed.img_size) > LARGEST_STORED_SIDE or again.patch_embed.num_patches > MOST_PATCHES:
-        raise ClcaError(f"images of more than {LARGEST_STORED_SIDE} pixels or {MOST_PATCHES} patches cannot be stored")
-    found = differences(again.state_dict(), state)
-    if found:
-        raise ClcaError(f"the model is no longer what its settings make, and could not be loaded again: {found}")
-
-
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, each in memory of its own as the format asks: layers may share a parameter."""
-    tensors: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, value in state.items():
-        value = value.detach().cpu().contiguous()
-        place = value.untyped_storage().data_ptr()
-        tensors[name] = value.clone() if place in taken else value
-        taken.add(place)
-    return tensors
 
 
 def from_pretrained(
@@ -140,7 +47,7 @@ def from_pretrained(
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ClcaError(f"{folder} is not a finished run or saved model: it has no {file.name}")
-    content = _read_config(config_file)
+    content = read_config(config_file)
     config = stored_config(content.get("model"), str(config_file))
     header = read_header(weights_file)
     try:
@@ -164,7 +71,7 @@ def _check_belongs(
     Raises:
         ClcaError: They are not of one model, or the model is beyond all use or what this machine holds.
     """
-    model = _on_meta(config)
+    model = on_meta(build, config)
     side = max(model.patch_embed.img_size)
     if side > LARGEST_STORED_SIDE or model.patch_embed.num_patches > MOST_PATCHES:
         found = f"{side} pixels and {model.patch_embed.num_patches} patches"
@@ -202,31 +109,6 @@ def _allocated(described: TokenReducedViT) -> TokenReducedViT:
     return model
 
 
-def _on_meta(config: ModelConfig) -> TokenReducedViT:
-    """A model of which nothing is allocated or drawn; without its reduction where that, of a plug-in, computes."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return build(config)
-        except ClcaError:
-            raise
-        except Exception:
-            if config.reduction in (*SHIPPED, "none"):
-                raise
-            return build(config.model_copy(update={"reduction": "none", "keep_rate": 1.0}))
-
-
-def push_to_hub(model: TokenReducedViT, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload a model to the Hugging Face hub; returns the address of the commit."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add a clca model"))
-
-
 def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -249,13 +131,3 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
             f"check the path{hint}"
         ) from None
     return Path(folder)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(read_bounded(file))
-    except (OSError, ValueError) as error:
-        raise ClcaError(f"{file} is not a JSON file: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise ClcaError(f"{file} does not hold settings by name")
-    return content

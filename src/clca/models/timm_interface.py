@@ -1,4 +1,4 @@
-"""What timm's own tools ask of a model, and what they find in a `TokenReducedViT`."""
+"""The methods and attributes that timm's tools expect of a model, for `TokenReducedViT`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from clca.reductions import reduction_class
 
 _POOLS = ("", "token", "avg", "avgmax", "max")
 _NO_MAPS = (
-    "there is no {}: reduced tokens are no map of features; forward_trace(images) tells which token holds each patch, "
-    "and a forward hook on model.blocks[i] gets the tokens of that block"
+    "{} is not supported: reduced tokens form no feature map; forward_trace(images) returns which token holds each "
+    "patch, and a forward hook on model.blocks[i] gets the tokens of that block"
 )
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
 
 
-class TimmContract(nn.Module):
-    """The part of a `TokenReducedViT` that timm's scripts, optimisers and schedulers know by name."""
+class TimmInterface(nn.Module):
+    """The part of a `TokenReducedViT` that timm's scripts, optimizers and schedulers use by name."""
 
     config: ModelConfig
     locations: tuple[int, ...]
@@ -33,6 +33,8 @@ class TimmContract(nn.Module):
     embed_dim: int
     num_prefix_tokens: int
     no_embed_class: bool
+    num_clr: int
+    clr: nn.Parameter | None
     num_classes: int
     global_pool: str
     pretrained_cfg: Any
@@ -46,7 +48,7 @@ class TimmContract(nn.Module):
 
     @property
     def _like(self) -> Tensor:
-        """A parameter whose device and type new ones take."""
+        """A parameter whose device and dtype new ones copy."""
         return cast(Tensor, self.cls_token)
 
     @property
@@ -61,7 +63,7 @@ class TimmContract(nn.Module):
         return cast(Any, (self.head, self.head_dist)) if hasattr(self, "head_dist") else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for `num_classes` classes; 0 leaves it out, and the model then puts out features."""
+        """A new classifier for `num_classes` classes; 0 for none, so that the model returns features."""
         config = validated(**self.config.model_dump() | {"num_classes": num_classes})
         another = global_pool is not None and global_pool != self.global_pool
         if another and self.cla_head is not None:
@@ -85,7 +87,7 @@ class TimmContract(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size from now on. The position table is resampled, nothing is trained.
 
-        The table is then another parameter: make the optimizer afterwards. A `preprocess` for square images follows.
+        This replaces the parameter of the table: create the optimizer afterwards. A square `preprocess` is updated.
 
         Args:
             img_size: Height and width in pixels, or one number for both.
@@ -111,7 +113,7 @@ class TimmContract(nn.Module):
             self.preprocess = self.preprocess | {"img_size": height, "resize": resize}
 
     def _resize_embedding(self, size: tuple[int, int]) -> None:
-        """Patch embedding and position table of its own for images of another size; a backbone keeps the former."""
+        """New patch embedding and position table for another image size; the backbone keeps the old ones."""
         old_grid = self.patch_embed.grid_size
         self.patch_embed = copy.copy(self.patch_embed)  # shares the projection, has its own sizes
         self.patch_embed.set_input_size(img_size=size)
@@ -127,11 +129,11 @@ class TimmContract(nn.Module):
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not to be had: raises `ClcaError` with the way out, as behind a reduction there is no map of features."""
+        """Not supported: raises `ClcaError` with an alternative, as reduced tokens form no feature map."""
         raise ClcaError(_NO_MAPS.format("forward_intermediates()"))
 
     def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not to be had: raises `ClcaError` with the way out, as behind a reduction there is no map of features."""
+        """Not supported: raises `ClcaError` with an alternative, as reduced tokens form no feature map."""
         raise ClcaError(_NO_MAPS.format("get_intermediate_layers()"))
 
     @torch.jit.ignore

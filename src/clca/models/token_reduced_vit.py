@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,21 +15,20 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from clca.errors import ClcaError
+from clca.kernels.dispatch import can_split
 from clca.kernels.linear import embed_patches
-from clca.kernels.module_hooks import is_replaced, with_hooks
 from clca.models.backbones import check_fits, check_img_size
-from clca.models.block import attend_selected, attention_half, faster_here, mlp_half, project, selects_rows, splits
+from clca.models.block import BlockOptions, run_block
 from clca.models.config import ModelConfig, validated
 from clca.models.cross_layer import CrossLayerAggregationHead, CrossLayerCache
 from clca.models.pooling import pool_padded
-from clca.models.timm_interface import PREFIX_TOKENS, TimmContract
+from clca.models.saving import SavingMixin
+from clca.models.timm_interface import PREFIX_TOKENS, TimmInterface
 from clca.models.trace import Trace, first_owner
-from clca.reductions import Evidence, KeepSchedule, Reduction, Selection, TokenState, reduction_class
-
-_NOTHING: frozenset[str] = frozenset()
+from clca.reductions import Evidence, KeepSchedule, Reduction, TokenState, reduction_class
 
 
-class TokenReducedViT(TimmContract):
+class TokenReducedViT(SavingMixin, TimmInterface):
     """A timm VisionTransformer with token reduction and Cross-Layer Cache Aggregation.
 
     Parameters and modules of the backbone are shared with it under timm's own names; the backbone itself is not
@@ -47,7 +45,7 @@ class TokenReducedViT(TimmContract):
     def __init__(self, vit: VisionTransformer, config: ModelConfig) -> None:
         super().__init__()
         check_fits(vit, config.backbone)
-        opaque = next((_describe(block) for block in vit.blocks if not splits(block)), None)
+        opaque = next((_describe(block) for block in vit.blocks if not can_split(block)), None)
         self.depth = len(vit.blocks)
         resolved = config.resolved(self.depth, global_pool=vit.global_pool, opaque_block=opaque)
         self.config = config.model_copy(update={"locations": resolved.locations})
@@ -56,7 +54,7 @@ class TokenReducedViT(TimmContract):
         self.preprocess: dict[str, Any] | None = None
         self.auxiliary_loss: Tensor = torch.zeros(())
         self.grad_checkpointing = False
-        self.economical = True  # False computes also what nothing reads, as the published program does
+        self.economical = True  # False: also compute what is never read, as the published program does
         self.bit_exact = True  # timm's bits where nothing is reduced and no module is on; False: fast kernels there too
         self.num_clr = resolved.num_clr
         self._adopt_embedding(vit, config.img_size)
@@ -159,8 +157,7 @@ class TokenReducedViT(TimmContract):
                 f"the parameters of {config.reduction} depend on the keep rate: make a new model for {rate} "
                 "(topk, evit, tome, ats, dynamicvit and dpcknn can change it at run time)"
             )
-        locations = config.resolved(self.depth).locations
-        self._schedule = KeepSchedule(config.keep_rate, len(locations))
+        self._schedule = KeepSchedule(config.keep_rate, len(config.resolved(self.depth).locations))
         self.config = config
 
     @property
@@ -170,11 +167,11 @@ class TokenReducedViT(TimmContract):
     # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to logits [B, K]; what the reduction adds to the loss is then `auxiliary_loss`."""
+        """Images [B, 3, H, W] to logits [B, K]; sets `auxiliary_loss`, which training adds to the loss."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images to what the head reads.
+        """Images to the input of the head.
 
         Args:
             x: Images, [B, 3, H, W].
@@ -186,25 +183,26 @@ class TokenReducedViT(TimmContract):
         return self._features(x, None)
 
     def forward_trace(self, x: Tensor) -> tuple[Tensor, Trace]:
-        """Like `forward`, and says which token holds each patch after each block. Images: [B, 3, H, W]."""
+        """Like `forward`, and also returns which token holds each patch after each block. Images: [B, 3, H, W]."""
         trace = Trace()
         return self.forward_head(self._features(x, trace)), trace
 
     def _features(self, x: Tensor, trace: Trace | None) -> Tensor:
-        x, state = self._embed(x, trace is not None)
+        """Embedding, blocks with reduction and cache, and what the head reads; the numbers are METHOD's sections."""
+        x, state = self._embed(x, trace is not None)  # 1
         cache = CrossLayerCache(self.recover_at, self.num_clr, self.config.clc_gap, x.shape[1])
+        cls_tokens = []
         if len(self.reductions):
             cast(Reduction, self.reductions[0]).begin(x, state)
-        cls_tokens = []
         for i, block in enumerate(self.blocks):
             tokens = x.shape[1]
-            x = self._run_block(i, block, x, state)
+            x = self._run_block(i, block, x, state)  # 4
             if trace is not None:
                 trace.record(tokens if self._only_cls_is_read_after(i) else x.shape[1], state)
             if self.recover_at:
-                x = cache.after_block(i, x, state)
+                x = cache.after_block(i, x, state)  # 2
             if self.cla_head is not None and (i in self.locations or i == len(self.blocks) - 1):
-                cls_tokens.append(x[:, 0])
+                cls_tokens.append(x[:, 0])  # 3
         self.auxiliary_loss = torch.stack(state.losses).mean() if state.losses else x.new_zeros(())
         if self.cla_head is not None:
             return torch.stack(cls_tokens, dim=1)
@@ -212,41 +210,22 @@ class TokenReducedViT(TimmContract):
         return x if state.valid is None else torch.where(state.valid.unsqueeze(-1), x, x.new_zeros(()))
 
     def _embed(self, x: Tensor, tracing: bool) -> tuple[Tensor, TokenState]:
-        """Patch and position embedding, prefix and carriers (METHOD section 1). [B, N, C]"""
-        if x.ndim != 4:
-            raise ClcaError(f"images are [B, {self.in_chans}, H, W], and these {list(x.shape)}: give a batch")
+        """Patches with prefix, carriers and position embedding (METHOD section 1). [B, N, C]"""
+        self._check_images(x)
+        x = embed_patches(self.patch_embed, x) if self._may_round_differently else self.patch_embed(x)
+        pos_embed = self._position_table(x)
         if self.dynamic_img_size:
-            if type(self.patch_embed) is PatchEmbed and not self.patch_embed.dynamic_img_pad:
-                check_img_size(self.config.backbone, (x.shape[-2], x.shape[-1]), self.patch_embed)
-        elif tuple(x.shape[-2:]) != tuple(self.patch_embed.img_size):
-            raise ClcaError(
-                f"images of {x.shape[-2]}×{x.shape[-1]} pixels given to a model for "
-                f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or call set_input_size"
-            )
-        x = embed_patches(self.patch_embed, x) if self._has_own_rounding else self.patch_embed(x)
-        pos_embed: Tensor | None = self.pos_embed
-        if self.dynamic_img_size:
-            _, height, width, _ = x.shape
-            if pos_embed is not None:
-                pos_embed = resample_abs_pos_embed(
-                    pos_embed,
-                    new_size=[height, width],
-                    old_size=self.patch_embed.grid_size,
-                    num_prefix_tokens=0 if self.no_embed_class else self.num_prefix_tokens,
-                )
             x = x.flatten(1, 2)
         batch, num_patches = x.shape[:2]
+        if pos_embed is not None and self.no_embed_class:  # a table of patches only
+            x, pos_embed = x + pos_embed, None
         prefix = [getattr(self, name).expand(batch, -1, -1) for name in PREFIX_TOKENS if hasattr(self, name)]
-        suffix: list[Tensor] = []
-        if pos_embed is not None and self.no_embed_class:
-            x = x + pos_embed
-        if self.clr is not None:
-            suffix = [self.clr.expand(batch, -1, -1)]
-            if self.clr_pos_embed is not None:
-                pos_embed = torch.cat([cast(Tensor, pos_embed), self.clr_pos_embed], dim=1)
-        x = torch.cat([*prefix, x, *suffix], dim=1)  # once: it is the longest sequence of all
+        carriers = [] if self.clr is None else [self.clr.expand(batch, -1, -1)]
+        x = torch.cat([*prefix, x, *carriers], dim=1)  # once: it is the longest sequence of all
         if pos_embed is not None:
-            x = self.pos_drop(x if self.no_embed_class else x + pos_embed)
+            x = x + pos_embed
+        if self.pos_embed is not None:
+            x = self.pos_drop(x)
         x, kept = self._drop_patches(x)
         state = TokenState(
             prefix=self.num_prefix_tokens,
@@ -260,6 +239,35 @@ class TokenReducedViT(TimmContract):
             state.owner = first_owner(batch, num_patches, kept, self.num_prefix_tokens, x.device)
         return self.norm_pre(x), state
 
+    def _check_images(self, x: Tensor) -> None:
+        if x.ndim != 4:
+            raise ClcaError(
+                f"expected images [B, {self.in_chans}, H, W], got {list(x.shape)}; "
+                f"{'add a batch dimension' if x.ndim == 3 else 'pass a batch of images'}"
+            )
+        if self.dynamic_img_size:
+            if type(self.patch_embed) is PatchEmbed and not self.patch_embed.dynamic_img_pad:
+                check_img_size(self.config.backbone, (x.shape[-2], x.shape[-1]), self.patch_embed)
+        elif tuple(x.shape[-2:]) != tuple(self.patch_embed.img_size):
+            raise ClcaError(
+                f"images of {x.shape[-2]}×{x.shape[-1]} pixels given to a model for "
+                f"{self.patch_embed.img_size[0]}×{self.patch_embed.img_size[1]}: resize them, or call set_input_size"
+            )
+
+    def _position_table(self, patches: Tensor) -> Tensor | None:
+        """The position table for patches [B, N, C] or [B, H, W, C], with the carriers' rows; None without one."""
+        table: Tensor | None = self.pos_embed
+        if table is None:
+            return None
+        if self.dynamic_img_size:
+            table = resample_abs_pos_embed(
+                table,
+                new_size=list(patches.shape[1:3]),
+                old_size=self.patch_embed.grid_size,
+                num_prefix_tokens=0 if self.no_embed_class else self.num_prefix_tokens,
+            )
+        return table if self.clr_pos_embed is None else torch.cat([table, self.clr_pos_embed], dim=1)
+
     def _drop_patches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """timm's patch dropout over the patch tokens only; also the patches kept, [B, M]."""
         drop = self.patch_drop
@@ -270,58 +278,29 @@ class TokenReducedViT(TimmContract):
         return torch.cat([kept_x, x[:, end:]], dim=1), kept
 
     def _run_block(self, index: int, block: nn.Module, x: Tensor, state: TokenState) -> Tensor:
-        reduction: Reduction | None = None
-        if index in self.locations and len(self.reductions):
-            reduction = cast(Reduction, self.reductions[self.locations.index(index)])
-            if reduction.place == "before":
-                x = reduction.reduce(x, Evidence(), state)
-                reduction = None
-            elif reduction.keeps_all(x.shape[1], state):
-                reduction = None
-        policy = state.policy if state.masked else None
-        if self.economical and policy is None:
-            if reduction is not None and reduction.selects and selects_rows(block, reduction.fuses):
-                return self._select(block, x, reduction, state)
-            if self._only_cls_is_read_after(index) and selects_rows(block, fuses=False):
-                return self._select(block, x, None, state)
-        plain = reduction is None and state.key_bias is None and policy is None
-        if plain and not (self._has_own_rounding and faster_here(block, x)):
-            return self._call(block, x)
-        if not splits(block):
-            raise ClcaError(
-                f"block {index} has become a {type(block).__name__}, inside which no tokens can be reduced: wrap the "
-                "whole model, or shard by torch.distributed.fsdp.fully_shard, which leaves a block what it is"
-            )
-        if is_replaced(block) or is_replaced(cast(Any, block).attn):
-            warnings.warn(
-                f"a new forward of block {index} or of its attention is not called: it is reduced inside", stacklevel=2
-            )
-        needs = reduction.needs if reduction is not None else _NOTHING
+        """A block and its reduction, before the block or inside it (METHOD section 4). [B, N, C] to [B, M, C]"""
+        reduction = self._reduction_at(index)
+        if reduction is not None and reduction.place == "before":
+            x, reduction = reduction.reduce(x, Evidence(), state), None
+        elif reduction is not None and reduction.keeps_all(x.shape[1], state):
+            reduction = None
+        options = BlockOptions(
+            number=index,
+            only_cls=self._only_cls_is_read_after(index),
+            skip_unread=self.economical,
+            bit_exact=not self._may_round_differently,
+            call=self._call,
+        )
+        return run_block(block, x, state, reduction, options)
 
-        def halves(x: Tensor) -> Tensor:
-            x, evidence = self._call(attention_half, block, x, state.key_bias, policy, needs)
-            if reduction is not None:
-                x = reduction.reduce(x, evidence, state)
-            return self._call(mlp_half, block, x)
-
-        return with_hooks(block, halves, x)
-
-    def _select(self, block: nn.Module, x: Tensor, reduction: Reduction | None, state: TokenState) -> Tensor:
-        """A block that puts out a selection of its tokens, by the reduction or without one CLS alone."""
-        key_bias = state.key_bias  # of the tokens before the selection, which changes it
-        needs, every_query = (_NOTHING, False) if reduction is None else (reduction.needs, reduction.fuses)
-        projected = self._call(project, block, x, key_bias, needs, every_query)
-        if reduction is None:
-            selection = Selection(torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device))
-        else:
-            selection = reduction.select(x.shape[1], projected.evidence, state)
-            state.note(selection)
-        x = self._call(attend_selected, block, x, projected, selection, key_bias)
-        return self._call(mlp_half, block, x)
+    def _reduction_at(self, index: int) -> Reduction | None:
+        if index not in self.locations or not len(self.reductions):
+            return None
+        return cast(Reduction, self.reductions[self.locations.index(index)])
 
     @property
-    def _has_own_rounding(self) -> bool:
-        """False where the output must be timm's to the last bit: no module, and nothing reduced."""
+    def _may_round_differently(self) -> bool:
+        """False where the output must be timm's to the last bit: without head and cache, and with nothing reduced."""
         reduces = len(self.reductions) > 0 and any(rate < 1 for rate in self._schedule.rates)
         changes = self.cla_head is not None or bool(self.recover_at) or reduces
         return self.economical and (changes or not self.bit_exact)
@@ -331,7 +310,7 @@ class TokenReducedViT(TimmContract):
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            # The reentrant way would cut the gradient of whatever is returned inside of another object.
+            # Reentrant checkpointing would lose the gradient of tensors that are returned inside another object.
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
 
@@ -357,26 +336,14 @@ class TokenReducedViT(TimmContract):
 
     @torch.jit.ignore
     def compile(self, **options: Any) -> None:
-        """Compile this model in place, without graph breaks and for every batch size; the first call then takes long.
+        """Compile this model in place, without graph breaks and for every batch size; the first call takes long.
 
         Args:
-            options: For `torch.compile`, as `mode="reduce-overhead"`.
+            options: Passed to `torch.compile`, such as `mode="reduce-overhead"`.
         """
         from clca.models.compile import compiled_call
 
         self._compiled_call_impl = compiled_call(self, **options)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into the folder; see `clca.from_pretrained`."""
-        from clca.models.pretrained import save_pretrained
-
-        save_pretrained(self, folder)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload to the Hugging Face hub what `save_pretrained` writes; returns the address."""
-        from clca.models.pretrained import push_to_hub
-
-        return push_to_hub(self, repo_id, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # A loss that still holds its graph can be neither copied nor sent to another process.

@@ -1,4 +1,4 @@
-"""Where every patch went: which token holds it after each block."""
+"""Which token holds each patch after each block."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from clca.reductions import TokenState
 
 @dataclass
 class Trace:
-    """Where every patch went.
+    """Which token holds each patch after each block.
 
     Attributes:
-        owner: For each block the index, in the sequence that the block puts out, of the token that holds each patch
+        owner: For each block the index, in its output sequence, of the token that holds each patch
             after the block's reduction, -1 where it was dropped, each [B, P]. A fused or merged token owns all that it
             holds; in a soft merge a token goes to its largest weight.
         fused: For each block whether a patch is in a token that fuses what was dropped, there or before, each [B, P].
-        tokens: For each block how many tokens it puts out, before the cache recovers any: one number, or [B] where it
-            varies by image (ATS).
+        tokens: For each block the number of its output tokens, before the cache recovers any: one number, or [B] where
+            it varies by image (ATS).
     """
 
     owner: list[Tensor] = field(default_factory=list)

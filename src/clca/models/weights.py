@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from clca.errors import ClcaError
-from clca.models.token_reduced_vit import TokenReducedViT
+from clca.models.timm_interface import TimmInterface
 from clca.models.torch_files import check_torch_file
 from clca.models.weight_headers import TensorHeader, check_npz, read_safetensors_header
 from clca.system.paths import expanded, shown
 
 StateDict = dict[str, Tensor]
+Model = TypeVar("Model", bound=TimmInterface)
 
 # The published program's names of what timm does not have, and ours (METHOD section 8).
 _PUBLISHED = (
@@ -53,7 +54,7 @@ _HARMLESS: list[Any] = [
 ]
 
 
-def load_published(model: TokenReducedViT, checkpoint: str | Path | Mapping[str, Any]) -> TokenReducedViT:
+def load_published(model: Model, checkpoint: str | Path | Mapping[str, Any]) -> Model:
     """Load a checkpoint of the published program into a model of the same settings and sizes.
 
     Args:
@@ -73,7 +74,7 @@ def load_published(model: TokenReducedViT, checkpoint: str | Path | Mapping[str,
     return model
 
 
-def load_weights(model: TokenReducedViT, path: str | Path) -> TokenReducedViT:
+def load_weights(model: Model, path: str | Path) -> Model:
     """Start from the weights in a file, in timm's naming, our own or that of the published program.
 
     The position table and the patch embedding are resampled to the model's image and patch size. Every weight of the
@@ -219,7 +220,7 @@ def _is_published(state: Mapping[str, Tensor]) -> bool:
     return not ours and ("clr" in state or any(name.startswith(names) for name in state))
 
 
-def from_published(state: Mapping[str, Tensor], model: TokenReducedViT, strict: bool = True) -> StateDict:
+def from_published(state: Mapping[str, Tensor], model: TimmInterface, strict: bool = True) -> StateDict:
     """A state dict in the authors' naming in ours.
 
     Args:
@@ -241,7 +242,7 @@ def from_published(state: Mapping[str, Tensor], model: TokenReducedViT, strict: 
     return renamed
 
 
-def load_strict(model: TokenReducedViT, state: StateDict, where: str) -> None:
+def load_strict(model: TimmInterface, state: StateDict, where: str) -> None:
     """Load a state dict in our naming that must fit tensor by tensor; `where` is its name in an error.
 
     Raises:
@@ -262,7 +263,7 @@ def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor | TensorHe
     return _differences(absent, unused, wrong, kind)
 
 
-def _is_optional(name: str, model: TokenReducedViT) -> bool:
+def _is_optional(name: str, model: TimmInterface) -> bool:
     """Whether a tensor of a file may go unused: heads, and the final norm that CLA leaves out."""
     if name.startswith((*_ADDED, *_HEADS)) or name in ("mask_token", "n"):
         return True

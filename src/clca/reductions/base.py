@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from clca.kernels.selection import Selection as Selection
+from clca.kernels.selection import exact as exact
+from clca.kernels.selection import take as take
 from clca.reductions.rules import KeepSchedule, ReductionRule, TokenCounts
 
 
@@ -25,26 +27,6 @@ class Evidence:
     cls_attention: Tensor | None = None
     mean_keys: Tensor | None = None
     value_norms: Tensor | None = None
-
-
-@dataclass
-class Selection:
-    """What stays of the tokens, where that is known before their attention is computed.
-
-    Attributes:
-        kept: Positions of the tokens that stay, the prefix first, [B, M].
-        fused: Weights of one more token Σ wᵢ xᵢ behind them, [B, N]; None for none.
-    """
-
-    kept: Tensor
-    fused: Tensor | None = None
-
-    def of(self, x: Tensor) -> Tensor:
-        """The selected rows of x [B, N, C]: [B, M, C], or [B, M + 1, C] with a fused one."""
-        rows = take(x, self.kept)
-        if self.fused is None:
-            return rows
-        return torch.cat([rows, (self.fused.to(x.dtype).unsqueeze(1) @ x).to(x.dtype)], dim=1)
 
 
 @dataclass
@@ -145,16 +127,6 @@ class Reduction(ReductionRule, nn.Module):
     def selects(self) -> bool:
         """Whether the reduction is a selection, defined by `select` alone."""
         return type(self).reduce is Reduction.reduce
-
-
-def exact(x: Tensor) -> AbstractContextManager[None]:
-    """Arithmetic in the precision of its operands, whatever autocast is on around it, on the device of x."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """The tokens [B, M, C] of x [B, N, C] at `index` [B, M]."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def descending(scores: Tensor) -> Tensor:

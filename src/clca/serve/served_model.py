@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.models.cost import Cost, cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT

@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from clca.errors import ClcaError, WorkError
-from clca.kernels import onednn as products
+from clca.kernels import dispatch, onednn
 from clca.kernels.cpu_info import this_cpu
 from clca.system.processes import forked_fresh, usable_cores
 
@@ -246,8 +246,8 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         for shape in shapes
     }
     ways: dict[str, Callable[..., Any]] = {"torch": F.linear}
-    if on_cpu and dtype == torch.float32 and products.BY_ONEDNN:
-        ways["oneDNN"] = lambda a, b: products.product(a, b.mT)
+    if on_cpu and dtype == torch.float32 and dispatch.TRAIN_WITH_ONEDNN:
+        ways["oneDNN"] = lambda a, b: onednn.matmul(a, b.mT)
     calls = {f"{shape} {name}": partial(way, *factors[shape]) for shape in shapes for name, way in ways.items()}
     seconds = _seconds(calls, repeats, device)
     return max(math.prod(shape) / seconds[f"{shape} {name}"] for shape in shapes for name in ways) / 1e9

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.models.pretrained import save_pretrained
+from clca.models.saving import save_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import need_space, write_json
 from clca.training import run_folder as folder_of

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 

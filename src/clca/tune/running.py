@@ -22,7 +22,7 @@ from clca.benchmark.progress import Meter
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.evaluation.stored import by_rate, standard_error
-from clca.kernels.linear import prepacked
+from clca.kernels.prepack import prepacked
 from clca.models.cost import cost
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT

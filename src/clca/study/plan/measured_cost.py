@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from clca.errors import ClcaError
+from clca.kernels.dispatch import can_split
 from clca.models.backbones import check_architecture, check_img_size, resolve
-from clca.models.block import attention_half, mlp_half, splits
+from clca.models.block import attention_branch, mlp_branch
 from clca.models.config import ModelConfig, validated
 from clca.models.cost import cost, flop_counter
 from clca.models.factory import build
@@ -109,9 +110,9 @@ def _measured_backbone(backbone: _Backbone) -> tuple[BackboneCost, TokenReducedV
         return None
     block: Any = model.blocks[0]  # all blocks are alike
     prefix, dim = model.num_prefix_tokens, model.embed_dim
-    opaque = next((type(each).__name__ for each in model.blocks if not splits(each)), None)
-    attention = _fitted(lambda x: attention_half(block, x)[0] if opaque is None else block(x), prefix, dim)
-    mlp = _fitted(lambda x: mlp_half(block, x) if opaque is None else x, prefix, dim)
+    opaque = next((type(each).__name__ for each in model.blocks if not can_split(each)), None)
+    attention = _fitted(lambda x: attention_branch(block, x)[0] if opaque is None else block(x), prefix, dim)
+    mlp = _fitted(lambda x: mlp_branch(block, x) if opaque is None else x, prefix, dim)
     pool = _fitted(lambda x: model.forward_head(x, pre_logits=True), prefix, dim)
     head = _fitted(model.forward_head, prefix, dim)
     if attention is None or mlp is None or pool is None or head is None:

@@ -1,4 +1,4 @@
-"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache that bypasses reductions, and the aggregation head."""
+"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache and the aggregation head."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class CrossLayerCache:
         self.valid: list[Tensor | None] = []  # None: all of them
 
     def after_block(self, index: int, x: Tensor, state: TokenState) -> Tensor:
-        """Recover at a recovery block, then store for the next one; returns x [B, N, C] with the recovered tokens appended."""
+        """Recover at a recovery block, then store for the next one; returns x [B, N, C] with what was recovered."""
         if index in self.recover_at:
             self.num_pooled = x.shape[1]
             if self.tokens:

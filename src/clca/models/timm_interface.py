@@ -17,8 +17,8 @@ from clca.reductions import reduction_class
 
 _POOLS = ("", "token", "avg", "avgmax", "max")
 _NO_MAPS = (
-    "{} is not supported: reduced tokens form no feature map; forward_trace(images) returns which token holds each patch, "
-    "and a forward hook on model.blocks[i] gets the tokens of that block"
+    "{} is not supported: reduced tokens form no feature map; forward_trace(images) returns which token holds each "
+    "patch, and a forward hook on model.blocks[i] gets the tokens of that block"
 )
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the sequence
 

@@ -19,8 +19,8 @@ class Trace:
             after the block's reduction, -1 where it was dropped, each [B, P]. A fused or merged token owns all that it
             holds; in a soft merge a token goes to its largest weight.
         fused: For each block whether a patch is in a token that fuses what was dropped, there or before, each [B, P].
-        tokens: For each block the number of its output tokens, before the cache recovers any: one number, or [B] where it
-            varies by image (ATS).
+        tokens: For each block the number of its output tokens, before the cache recovers any: one number, or [B] where
+            it varies by image (ATS).
     """
 
     owner: list[Tensor] = field(default_factory=list)

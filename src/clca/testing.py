@@ -90,7 +90,8 @@ def check_backbone(backbone: str | nn.Module) -> None:
     name, vit = _backbone_of(backbone)
     check_fits(vit, name)
     images = _random_images(vit)
-    reductions = ("evit", "tome") if all(map(can_split, vit.get_submodule("blocks"))) else ("patchmerger",)
+    splits = all(can_split(block) for block in vit.get_submodule("blocks").children())
+    reductions = ("evit", "tome") if splits else ("patchmerger",)
     with _naming(f"backbone {name!r}", {"reduction": "none", "cla": False, "clc": False}):
         _check_identity(vit, images, {})
     if "evit" in reductions:
@@ -147,8 +148,9 @@ def _check_gradients(model: nn.Module, images: Tensor) -> None:
     model(images).square().mean().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            _require(parameter.grad is not None, f"no gradient reaches the parameter {name}")
-            _require(torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite")
+            grad = parameter.grad
+            _require(grad is not None, f"no gradient reaches the parameter {name}")
+            _require(grad is not None and torch.isfinite(grad).all(), f"the gradient of {name} is not finite")
 
 
 @contextmanager

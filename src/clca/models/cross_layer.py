@@ -1,4 +1,4 @@
-"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): a cache that bypasses reductions, an aggregation head."""
+"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache and the aggregation head."""
 
 from __future__ import annotations
 

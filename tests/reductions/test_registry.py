@@ -94,7 +94,7 @@ def test_only_reductions_are_registered(wrong: Any) -> None:
 @pytest.mark.parametrize("wrong", [FirstHalf, 3, "", None])
 def test_a_name_is_a_name(wrong: Any) -> None:
     """@clca.register_reduction without its brackets would leave a function in the place of the class."""
-    with pytest.raises(clca.ClcaError, match=r'as @clca\.register_reduction\("mine"\), not by'):
+    with pytest.raises(clca.ClcaError, match=r'needs a name, as in @clca\.register_reduction\("mine"\), not '):
         clca.register_reduction(wrong)
     assert all(isinstance(name, str) and name for name in clca.list_reductions())
 

@@ -61,3 +61,8 @@ def test_markdown() -> None:
 def test_a_row_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="every row should have 2 cells"):
         a_table(rows=[["alone"]])
+
+
+def test_whether_it_fits() -> None:
+    assert a_table().fits(Console(file=StringIO(), width=400))
+    assert not a_table().fits(Console(file=StringIO(), width=60))

@@ -25,7 +25,6 @@ from clca.training.run_folder import told_apart
 
 LOSES_BELOW = 0.8
 """Share of the MAC ratio below which a row is listed as falling short."""
-WIDE = 106
 LEGEND = (
     "× timm: speed-up over timm's dense model in the same round, by kernels and reduction; × own: over this library's "
     "dense model, which has the same kernels, so by the reduction alone; of MACs: × own over the ratio of GMACs, 1 "
@@ -154,7 +153,9 @@ class Benchmark:
     def render(self, console: Console) -> None:
         """Print machine, tables, what falls short, and notes."""
         for title, rows in self.groups():
-            replace(_table(rows, console.width >= WIDE), title=title).render(console)
+            wide = _table(rows, wide=True)
+            table = wide if wide.fits(console) else _table(rows, wide=False)
+            replace(table, title=title).render(console)
             for row in rows:
                 if row.error is not None:
                     _print_line(console, f"{row.candidate.setting} failed: {row.error}")
@@ -272,8 +273,9 @@ def _table(rows: list[BenchmarkRow], wide: bool) -> Table:
         names.append("made")
     names += ["ms", "ms range"] if wide else ["ms"]
     weighed = any(row.peak_mib is not None for row in rows)
-    names += (["img/s"] if wide or not (comparing or weighed) else []) + ["× timm", "p10–p90", "× own", "of MACs"]
-    names += comparing
+    names += (["img/s"] if wide or not (comparing or weighed) else []) + ["× timm"]
+    names += ["p10–p90"] if wide or not comparing else []
+    names += ["× own", "of MACs", *comparing]
     names += ["effic."] if wide else []
     if weighed:
         names += ["MiB", "memory"] if wide else ["memory"]

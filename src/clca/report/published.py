@@ -116,8 +116,8 @@ def join(table: pd.DataFrame) -> pd.DataFrame:
     joined["published_top1"] = pd.Series(values, index=joined.index, dtype=float)
     joined["difference"] = (ours - joined["published_top1"]).astype(float)
     for name, theirs in (("published_method", "method"), ("published_note", "note"), ("approximate", "approximate")):
-        values = [None if row is None else row[theirs] for row in matches]
-        joined[name] = pd.Series(values, index=joined.index, dtype=object)
+        found = [None if row is None else row[theirs] for row in matches]
+        joined[name] = pd.Series(found, index=joined.index, dtype=object)
     return joined
 
 

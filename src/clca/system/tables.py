@@ -84,6 +84,10 @@ class Table:
         if self.caption:
             console.print(_plain(self.caption, "table.caption"))
 
+    def fits(self, console: Console) -> bool:
+        """Whether the console is wide enough to show it without wrapping a cell."""
+        return _width(console, self.as_rich()) <= console.width
+
     def as_rich(self) -> RichTable:
         """Columns and rows for a rich display, without title and caption."""
         from rich import box
@@ -116,14 +120,17 @@ def _plain(text: str, style: str = "") -> Text:
     return Text("\n".join(map(shown, text.split("\n"))), style)
 
 
+def _width(console: Console, table: RichTable) -> int:
+    return console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum
+
+
 def _print_whole(console: Console, table: RichTable) -> None:
     """Print to a terminal as wide as it is, elsewhere as wide as the table: a name that is wrapped cannot be copied."""
     if console.is_terminal:
         console.print(table)
         return
     width = console.width
-    needed = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).maximum
-    console.width = max(width, needed)
+    console.width = max(width, _width(console, table))
     try:
         console.print(table)
     finally:

@@ -79,7 +79,7 @@ def gradients(folder: Path, table: pd.DataFrame, *, most: int = 96, points: int 
     pairs = _ratios(by_default(paired_gains(table)))
     by_arm = pd.DataFrame(arms, columns=_ARMS)
     curve = pd.concat(curves, ignore_index=True)[_CURVES] if curves else pd.DataFrame(columns=_CURVES)
-    return Gradients(curve, by_arm, pairs, [*_said_of_pairs(pairs), *_said_of_runs(by_arm)])
+    return Gradients(curve, by_arm, pairs, [*_pair_sentences(pairs), *_run_sentences(by_arm)])
 
 
 def read_steps(run: Path) -> pd.Series | None:
@@ -141,7 +141,7 @@ def _ratios(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[pairs["ratio_max"].notna() | pairs["ratio_median"].notna()].reset_index(drop=True)
 
 
-def _said_of_pairs(pairs: pd.DataFrame) -> list[str]:
+def _pair_sentences(pairs: pd.DataFrame) -> list[str]:
     from scipy.stats import binomtest
 
     if pairs.empty:
@@ -165,7 +165,7 @@ def _said_of_pairs(pairs: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _said_of_runs(arms: pd.DataFrame) -> list[str]:
+def _run_sentences(arms: pd.DataFrame) -> list[str]:
     sentences = []
     fewer = arms[arms["runs"] + arms["unreadable"] < arms["finished"]]
     if len(fewer):

@@ -188,15 +188,15 @@ def setting_gains(pairs: pd.DataFrame) -> pd.DataFrame:
         Indexed by `setting`: `pairs`, `mean`, `low`, `high` (points; the interval NaN of fewer than three pairs).
     """
     own = pairs.sort_values(["setting", "gain"])
-    gains = own.groupby("setting")["gain"].agg(pairs="size", mean="mean").assign(low=np.nan, high=np.nan)
-    for count in sorted(set(gains["pairs"])):
-        names = gains.index[gains["pairs"] == count]
+    by_setting = own.groupby("setting")["gain"].agg(pairs="size", mean="mean").assign(low=np.nan, high=np.nan)
+    for count in sorted(set(by_setting["pairs"])):
+        names = by_setting.index[by_setting["pairs"] == count]
         gains = own.loc[own["setting"].isin(names), "gain"].to_numpy(float).reshape(len(names), count)
         for start in range(0, len(names) if count >= 3 else 0, 256):
             part = gains[start : start + 256]
             bounds = _bootstrap(lambda gains, axis=-1: gains.mean(axis=axis), part)
-            gains.loc[names[start : start + 256], ["low", "high"]] = np.stack(bounds, axis=-1)
-    return gains
+            by_setting.loc[names[start : start + 256], ["low", "high"]] = np.stack(bounds, axis=-1)
+    return by_setting
 
 
 def _bootstrap(statistic: Callable[..., Any], *data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

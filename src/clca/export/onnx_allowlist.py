@@ -18,7 +18,7 @@ from clca.export.metadata import INPUT, OUTPUT, TRUST, check_metadata
 from clca.export.onnx_operators import OPERATORS
 from clca.export.pt2_size import TooLarge, check_operations, memory_limit
 
-_MOST_NODES = 50_000
+_MOST_NODES = 20_000
 _LONGEST = 8 * 2**20
 _GRAPH, _INITIALIZER, _RAW_DATA, _HEADER = 7, 5, 9, 2  # numbers of fields in onnx.proto; bytes before a field, at least
 _SMALL = 64  # elements, up to which a value is computed: shapes, counts and axes

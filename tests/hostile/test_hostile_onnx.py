@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bounded import refused
+from bounded import bounded, refused
 from every_export import KINDS, build
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from pt2_files import load_and_run
+from pt2_files import load_all, load_and_run, mutated
 
-from clca.export import export_onnx
+from clca.errors import ClcaError
+from clca.export import export_onnx, load_exported
+
+MEMORY, SECONDS = 1024, 60
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +44,20 @@ def _loop(model: Any) -> None:
     model.graph.node.append(helper.make_node("Loop", ["", ""], ["x"], body=body))
 
 
+def _aliases(model: Any) -> None:
+    """Each value is the sum of the one before with itself, a billion times as wide in the end."""
+    for number in range(30):
+        model.graph.node.append(
+            helper.make_node("Concat", [f"v{number - 1}" if number else "images"] * 2, [f"v{number}"], axis=0)
+        )
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "external data": _external,
     "huge constant": _huge,
     "loop": _loop,
+    "doubled again and again": _aliases,
+    "unknown sizes": lambda model: model.graph.node.append(helper.make_node("NonZero", ["images"], ["x"])),
     "domain": lambda model: setattr(model.graph.node[0], "domain", "com.stranger"),
     "operator": lambda model: setattr(model.graph.node[0], "op_type", "If"),
     "function": lambda model: model.functions.add(name="f", domain="x"),
@@ -58,4 +73,53 @@ def test_what_no_export_has_is_refused(sound: Path, tmp_path: Path, name: str) -
     CHANGES[name](model)
     path = tmp_path / "evil.onnx"
     path.write_bytes(model.SerializeToString())
-    assert str(path) in refused(load_and_run, str(path), memory_mib=1024, cpu_seconds=60)
+    assert str(path) in refused(load_and_run, str(path), memory_mib=MEMORY, cpu_seconds=SECONDS)
+
+
+def test_a_sound_file_gives_the_logits_of_its_model(sound: Path) -> None:
+    outcome = bounded(load_and_run, str(sound), memory_mib=MEMORY, cpu_seconds=SECONDS)
+    assert not outcome.error, outcome.trace
+    assert len(outcome.value) == 14
+
+
+def test_no_more_work_than_images_explain(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little memory, and much work: products of one weight, over and over."""
+    model, path = onnx.load(sound), tmp_path / "evil.onnx"
+    monkeypatch.setattr("clca.export.pt2_size._OPERATIONS", 10**9)
+    load_exported(sound)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((32, 32), dtype=np.float32), "square"))
+    for number in range(2_000):
+        name = f"v{number - 1}" if number else "images"
+        model.graph.node.append(helper.make_node("MatMul", [name, "square"], [f"v{number}"]))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ClcaError, match="operations an image"):
+        load_exported(path)
+
+
+@pytest.mark.parametrize("part", ["node", "initializer", "value_info"])
+def test_a_file_of_small_parts_is_refused_before_it_is_parsed(tmp_path: Path, part: str) -> None:
+    """Two bytes of a file become a hundred of memory."""
+    number = {"node": 1, "initializer": 5, "value_info": 13}[part]
+    parts = bytes([number << 3 | 2, 0]) * 20_000_000
+    length, left = b"", len(parts)
+    while left:
+        length, left = length + bytes([left & 127 | (128 if left > 127 else 0)]), left >> 7
+    path = tmp_path / "evil.onnx"
+    path.write_bytes(bytes([7 << 3 | 2]) + length + parts)
+    assert "beside its weights" in refused(load_and_run, str(path), memory_mib=MEMORY, cpu_seconds=SECONDS)
+
+
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**20))
+def test_any_change_is_refused_or_harmless(sound: Path, tmp_path: Path, seed: int) -> None:
+    paths = []
+    for number in range(seed * 20, seed * 20 + 20):
+        paths.append(str(tmp_path / f"{number}.onnx"))
+        Path(paths[-1]).write_bytes(mutated(sound.read_bytes(), number))
+    outcome = bounded(load_all, paths, memory_mib=2 * MEMORY, cpu_seconds=10 * SECONDS)
+    assert not outcome.error, outcome.trace
+    for path, result in zip(paths, outcome.value, strict=True):
+        assert result == "loaded" or result.startswith(f"ClcaError {path}"), (path, result)
+        assert "\n" not in result
+        Path(path).unlink()
+    assert not list(tmp_path.iterdir())

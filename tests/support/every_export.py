@@ -8,73 +8,76 @@ import clca
 from clca.reductions.registry import SHIPPED
 
 SIZE, CLASSES = 32, 7
-NARROW: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 3}
+_NARROW: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 2}
+_BLOCKS = {"embed_dim": 24, "num_heads": 3, "depth": 2}
 
 # timm name and further arguments: one for each kind of layer in the timm models that `check_fits` accepts.
 STYLES: dict[str, tuple[str, dict[str, Any]]] = {
-    "deit": ("deit_tiny_patch16_224", {}),
-    "deit3": ("deit3_small_patch16_224", {}),  # LayerScale, position table without CLS
-    "distilled": ("deit_tiny_distilled_patch16_224", {}),
-    "clip": ("vit_base_patch16_clip_224", {}),  # norm before the blocks
-    "quickgelu": ("vit_base_patch16_clip_quickgelu_224", {}),
-    "registers": ("vit_small_patch14_reg4_dinov2", {}),
-    "swiglu": ("vit_giant_patch14_reg4_dinov2", {}),
-    "averaged": ("vit_tiny_patch16_224", {"qk_norm": True, "global_pool": "avg", "init_values": 0.1}),
-    "beit3": ("beit3_base_patch16_224", {}),
-    "one_size_or_another": ("test_vit", {}),
-    "rms": ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}),
-    "gelu_tanh": ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh"}),
-    "silu": ("vit_tiny_patch16_224", {"act_layer": "silu"}),
-    "relu": ("vit_tiny_patch16_224", {"act_layer": "relu"}),
-    "one_channel": ("vit_tiny_patch16_224", {"in_chans": 1}),
-}
-# Their embeddings or blocks take no narrow settings, or their blocks no reduction.
-_BLOCKS = {"embed_dim": 24, "num_heads": 3, "depth": 3}
-PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
-    "parallel": ("vit_small_patch16_18x2_224", {"patch_size": 8, **_BLOCKS}),
-    "parallel_scaling": ("vit_base_patch16_xp_224", {"patch_size": 8, **_BLOCKS}),
-    "conv_stem": ("vit_base_mci_224", {"depth": 2}),
+    "deit": ("deit_tiny_patch16_224", _NARROW),
+    "deit3": ("deit3_small_patch16_224", _NARROW),  # LayerScale, position table without CLS
+    "distilled": ("deit_tiny_distilled_patch16_224", _NARROW),
+    "clip": ("vit_base_patch16_clip_224", _NARROW),  # norm before the blocks
+    "quickgelu": ("vit_base_patch16_clip_quickgelu_224", _NARROW),
+    "registers": ("vit_small_patch14_reg4_dinov2", _NARROW),
+    "swiglu": ("vit_giant_patch14_reg4_dinov2", _NARROW),
+    "qk_norm": ("vit_tiny_patch16_224", {**_NARROW, "qk_norm": True, "global_pool": "avg", "init_values": 0.1}),
+    "beit3": ("beit3_base_patch16_224", _NARROW),
+    "test_vit": ("test_vit", {**_NARROW, "act_layer": "gelu_tanh"}),
+    "rms": ("vit_tiny_patch16_224", {**_NARROW, "norm_layer": "rmsnorm", "act_layer": "silu"}),
+    "one_channel": ("vit_tiny_patch16_224", {**_NARROW, "act_layer": "relu", "in_chans": 1}),
+    # Their embeddings or blocks take no narrow settings, or their blocks no reduction.
+    "parallel": ("vit_small_patch16_18x2_224", _NARROW),
+    "parallel_scaling": ("vit_base_patch16_xp_224", _NARROW),
+    "conv_stem": ("vit_base_mci_224", {"depth": 1}),
     "hybrid_resnetv2": ("vit_tiny_r_s16_p8_224", _BLOCKS),
     "hybrid_resnetv2_stages": ("vit_small_r26_s32_224", _BLOCKS),
-    "hybrid_resnet": ("vit_small_resnet26d_224", _BLOCKS),
+    "hybrid_resnet": ("vit_small_resnet26d_224", {**_BLOCKS, "img_size": 224}),
 }
-_RATE: dict[str, Any] = {"keep_rate": 0.5, "locations": [1]}
+_ALONE = ("parallel", "parallel_scaling", "conv_stem", "hybrid_resnetv2", "hybrid_resnetv2_stages", "hybrid_resnet")
+_BASE: dict[str, Any] = {"cla": False, "clc": False}
+_ONCE: dict[str, Any] = {"keep_rate": 0.5, "locations": [0]}
+_TWICE: dict[str, Any] = {"keep_rate": 0.5, "locations": [0, 1], "depth": 3}
+
+# The style that each reduction is exported with when there is no cache and no aggregation head.
+_STYLE_OF = {
+    "ats": "deit3",
+    "dpcknn": "distilled",
+    "dynamicvit": "clip",
+    "evit": "quickgelu",
+    "patchmerger": "registers",
+    "sit": "swiglu",
+    "tome": "qk_norm",
+    "topk": "beit3",
+}
 
 
 def _kinds() -> dict[str, dict[str, Any]]:
-    kinds: dict[str, dict[str, Any]] = {"none": {}}
+    kinds: dict[str, dict[str, Any]] = {"none": {"depth": 3}}
     for name in SHIPPED:
-        kinds[name] = {"reduction": name, **_RATE}
-    for name in ("none", "ats", "tome"):
-        kinds[f"{name}, plain head"] = {
-            "reduction": name,
-            "cla": False,
-            "clc": False,
-            **(_RATE if name != "none" else {}),
-        }
-    for style in STYLES:
-        kinds[f"{style} with evit"] = {"style": style, "reduction": "evit", **_RATE}
-    for style in ("registers", *PLAIN):
-        kinds[f"{style} alone"] = {"style": style, "cla": False, "clc": False}
+        kinds[name] = {"reduction": name, **_TWICE}
+        kinds[f"{name}, base"] = {"reduction": name, "style": _STYLE_OF[name], **_BASE, **_ONCE}
+    for style in _ALONE:
+        kinds[style] = {"style": style, **_BASE}
+    kinds["test_vit"] = {"style": "test_vit"}
+    kinds["rms"] = {"style": "rms", "reduction": "tome", "keep_rate": [0.7, 0.4], "locations": [0, 1], "depth": 3}
+    kinds["one_channel"] = {"style": "one_channel", "reduction": "sit", "keep_rate": 1.0, "locations": [0]}
     for pool in ("avg", "avgmax", "map"):
-        kinds[f"pool {pool}"] = {"global_pool": pool, "reduction": "topk", "cla": False, **_RATE}
-        kinds[f"pool {pool} of padded tokens"] = {"global_pool": pool, "reduction": "ats", "cla": False, **_RATE}
+        kinds[f"pool {pool} of padded tokens"] = {"global_pool": pool, "reduction": "ats", "cla": False, **_ONCE}
+    kinds["pool map"] = {"global_pool": "map", "reduction": "topk", "cla": False, "img_size": (32, 48), **_ONCE}
     kinds["pool max, three carriers"] = {"global_pool": "max", "num_clr": 3, "cla": False}
-    kinds["no carriers"] = {"num_clr": 0, "reduction": "dpcknn", **_RATE}
-    kinds["carriers not averaged"] = {"clc_gap": False, "clc_recover_at_last": False, "reduction": "ats", **_RATE}
-    kinds["a rate a location"] = {"reduction": "tome", "keep_rate": [0.7, 0.4], "locations": [0, 1]}
-    kinds["all kept"] = {"reduction": "sit", "keep_rate": 1.0, "locations": [0, 1]}
-    kinds["wide"] = {"reduction": "evit", "img_size": (32, 48), "cla_width": 3, **_RATE}
+    kinds["no carriers"] = {"num_clr": 0, "cla_width": 3, "reduction": "dpcknn", **_ONCE}
+    kinds["carriers not averaged"] = {"clc_gap": False, "clc_recover_at_last": False, "reduction": "ats", **_TWICE}
     return kinds
 
 
 KINDS = _kinds()
+INT8 = ("evit", "sit, base", "hybrid_resnetv2")
+"""Kinds that are exported in int8 too: all have the same linear layers."""
 
 
 def build(style: str = "deit", img_size: int | tuple[int, int] = SIZE, **settings: Any) -> clca.TokenReducedViT:
-    """The model of one of `KINDS`, with classes and preprocessing."""
-    backbone, extra = PLAIN[style] if style in PLAIN else (STYLES[style][0], NARROW | STYLES[style][1])
-    size = 224 if style == "hybrid_resnet" else img_size
-    model = clca.create_model(backbone, img_size=size, num_classes=CLASSES, **{**extra, **settings})
+    """The model of one of `KINDS`, with classes."""
+    backbone, extra = STYLES[style]
+    model = clca.create_model(backbone, **{"img_size": img_size, **extra, "num_classes": CLASSES, **settings})
     model.classes = [f"class {number}" for number in range(CLASSES)]
     return model.eval()

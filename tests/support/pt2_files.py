@@ -1,8 +1,9 @@
-"""A sound `.pt2` of a tiny model, and copies of it with one member changed."""
+"""Exported files, changed: copies of a `.pt2` with another member, and any file with other bytes."""
 
 from __future__ import annotations
 
 import json
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from clca.errors import ClcaError
 from clca.export import load_exported
 
 PROGRAM = "models/model.json"
@@ -49,3 +51,33 @@ def load_and_run(path: str) -> list[float]:
     torch.set_num_threads(1)
     logits = load_exported(path, threads=1)(torch.zeros(2, 3, 32, 32))
     return logits.flatten().tolist()
+
+
+def load_all(paths: list[str]) -> list[str]:
+    """What becomes of each file: "loaded", or the refusal; for a child process."""
+    found = []
+    for path in paths:
+        try:
+            logits = load_and_run(path)
+            found.append("loaded" if len(logits) == 14 else f"gave {len(logits)} logits")
+        except ClcaError as error:
+            found.append(f"ClcaError {error}")
+    return found
+
+
+def mutated(content: bytes, seed: int) -> bytes:
+    """Bytes flipped, cut out, repeated or cut off."""
+    rng = random.Random(seed)
+    raw = bytearray(content)
+    for _ in range(rng.choice([1, 1, 3, 20])):
+        at = rng.randrange(len(raw))
+        match rng.randrange(4):
+            case 0:
+                raw[at] ^= 1 << rng.randrange(8)
+            case 1:
+                del raw[at : at + rng.randrange(64)]
+            case 2:
+                raw[at:at] = raw[at : at + rng.randrange(64)]
+            case _:
+                raw = raw[: at + 1] if rng.random() < 0.2 else raw
+    return bytes(raw)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clca.errors import ClcaError
-from clca.export.metadata import INPUT
+from clca.export.metadata import INPUT, TRUST, check_metadata
 from clca.export.onnx_allowlist import checked_model
 from clca.export.onnx_file import OPSET
 from clca.export.program import METADATA_FILE, quiet
@@ -61,25 +61,20 @@ class Exported:
         return logits
 
 
-def load_exported(path: str | Path, threads: int | None = None) -> Exported:
+def load_exported(path: str | Path, threads: int | None = None, *, trusted: bool = False) -> Exported:
     """Load what `export_onnx`, `export_pt2` or `clca export` wrote.
 
     Args:
-        path: The file; its content tells the kind.
+        path: The file; its content decides the kind.
         threads: How many threads it computes on; None: ONNX Runtime's or torch's own number.
+        trusted: Skip the checks of operators, sizes and bytes, and run what the file brings. Files of reductions that
+            do not come with this library may need it. Use it only for files from people whose programs you would run.
 
     Raises:
-        ClcaError: There is no such file, it is not one that clca exported, or it may hold code.
+        ClcaError: There is no such file, it is not one that clca exported, or it may hold code, or asks for more
+            memory or time than such a model needs.
     """
-    return _load(Path(path), threads, trusted=False)
-
-
-def load_own_export(path: Path, threads: int | None = None) -> Exported:
-    """Load a file that this process has just written; a reduction of a third party may bring operators of any kind."""
-    return _load(path, threads, trusted=True)
-
-
-def _load(path: Path, threads: int | None, trusted: bool) -> Exported:
+    path = Path(path)
     if not path.is_file():
         raise ClcaError(f"{path}: no such file")
     return (_load_pt2 if zipfile.is_zipfile(path) else _load_onnx)(path, threads, trusted)
@@ -100,7 +95,7 @@ def _load_onnx(path: Path, threads: int | None, trusted: bool) -> Exported:
     except Exception as error:  # its classes are not public
         raise ClcaError(f"{path}: ONNX Runtime cannot read it ({' '.join(str(error).split())[:200]})") from None
     if trusted:
-        metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+        metadata = _metadata_of(session, path)
 
     def compute(images: Any) -> Any:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
@@ -108,6 +103,15 @@ def _load_onnx(path: Path, threads: int | None, trusted: bool) -> Exported:
         return torch.from_numpy(logits) if isinstance(images, Tensor) else logits
 
     return Exported(path, "onnx", metadata, compute, threads)
+
+
+def _metadata_of(session: Any, path: Path) -> dict[str, Any]:
+    try:
+        metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+        check_metadata(metadata)
+    except (ValueError, RecursionError):
+        raise ClcaError(f"{path}: is an ONNX file, but not one that clca exported") from None
+    return metadata
 
 
 def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
@@ -119,12 +123,13 @@ def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
         with quiet():
             program = torch.export.load(source, extra_files=extra)
             metadata = json.loads(extra[METADATA_FILE])
+            check_metadata(metadata)
             if not trusted:
                 check_size(program, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
             module = program.module()
     except TooLarge as error:
         raise ClcaError(
-            f"{path}: its program asks for {error}, which no model of clca does: it is not loaded"
+            f"{path}: its program asks for {error}, which no model of clca does, so it is not loaded; {TRUST}"
         ) from None
     except Exception:  # a damaged archive raises nearly anything
         raise ClcaError(f"{path}: is not a program that clca exported") from None

@@ -18,6 +18,9 @@ from clca.models.token_reduced_vit import TokenReducedViT
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 _FORMAT = "clca-export-1"
 
+TRUST = "if you trust its source, load_exported(path, trusted=True) loads it"
+"""How a refusal of what may be an honest file ends."""
+
 _Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Channels = Annotated[int, Field(ge=1, le=1024)]
 _Outputs = Annotated[int, Field(ge=0, le=1_000_000)]  # 0: features, of a model without a classifier

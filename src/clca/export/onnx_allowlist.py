@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError
-from clca.export.metadata import INPUT, OUTPUT, check_metadata
+from clca.export.metadata import INPUT, OUTPUT, TRUST, check_metadata
 from clca.export.onnx_operators import OPERATORS
-from clca.export.pt2_size import memory_limit
+from clca.export.pt2_size import TooLarge, check_operations, memory_limit
 
-_MOST_NODES = 50_000
+_MOST_NODES = 20_000
+_LONGEST = 8 * 2**20
+_GRAPH, _INITIALIZER, _RAW_DATA, _HEADER = 7, 5, 9, 2  # numbers of fields in onnx.proto; bytes before a field, at least
 _SMALL = 64  # elements, up to which a value is computed: shapes, counts and axes
 _ROUNDS = 100
 _BATCH = 2
@@ -54,8 +57,12 @@ def checked_model(path: Path, opset: int) -> tuple[bytes, dict[str, Any]]:
         raise ClcaError("ONNX files need onnx and onnxruntime: pip install 'clca[onnx]'") from None
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        content = path.read_bytes()
+        _check_length(memoryview(content))
+        model.ParseFromString(content)
         model.DiscardUnknownFields()
+    except _Refused as error:
+        raise ClcaError(f"{path}: {error}, so it is not loaded") from None
     except Exception:  # protobuf's own classes
         raise ClcaError(f"{path}: ONNX Runtime cannot read it (not an ONNX model)") from None
     try:
@@ -68,11 +75,55 @@ def checked_model(path: Path, opset: int) -> tuple[bytes, dict[str, Any]]:
         _check_shapes(model, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
     except _Refused as error:
         raise ClcaError(
-            f"{path}: {error}, which no export of clca's own reductions does, so it is not loaded"
+            f"{path}: {error}, which no export of clca's own reductions does, so it is not loaded; {TRUST}"
         ) from None
     except Exception as error:  # onnx raises nearly anything on a graph that does not fit together
         raise ClcaError(f"{path}: its graph does not fit together ({type(error).__name__})") from None
     return model.SerializeToString(), metadata
+
+
+def _check_length(content: memoryview) -> None:
+    """Limit what is not weights: parsed, a node without content takes fifty times its bytes."""
+    rest = 0
+    for field, value in _fields(content):
+        for inner, part in _fields(value) if field == _GRAPH else [(0, value)]:
+            for deeper, piece in _fields(part) if inner == _INITIALIZER else [(0, part)]:
+                rest += _HEADER + (0 if deeper == _RAW_DATA else len(piece))
+                if rest > _LONGEST:
+                    raise _Refused(f"it has more than {_LONGEST / 2**20:g} MiB beside its weights")
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a message in protobuf's encoding: number, and content."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        match key & 7:
+            case 0:
+                end = _varint(message, at)[1]
+            case 1:
+                end = at + 8
+            case 2:
+                length, at = _varint(message, at)
+                end = at + length
+            case 5:
+                end = at + 4
+            case _:
+                raise ValueError("groups, which ONNX has none of")
+        yield key >> 3, message[at:end]
+        at = end
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number, and the place behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+    raise ValueError("a number without an end")
 
 
 def _check_parts(model: Any, opset: int) -> None:
@@ -125,6 +176,9 @@ def _width(data_type: int) -> int:
 def _check_shapes(model: Any, shape: tuple[int, ...], outputs: int) -> None:
     """Follow the sizes of two images through the graph; refuse where they are unknown, or too large at one time."""
     graph = _inferred(model, shape)
+    values = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: _shape(value) for value in values} | {t.name: (*t.dims,) for t in graph.initializer}
+    _check_operations(graph, shapes)
     sizes = {value.name: _bytes(value) for value in (*graph.value_info, *graph.output)}
     last = {name: index for index, node in enumerate(graph.node) for name in node.input}
     limit, now = _BATCH * memory_limit(shape), 0
@@ -140,11 +194,35 @@ def _check_shapes(model: Any, shape: tuple[int, ...], outputs: int) -> None:
         raise _Refused(f"it gives {found} for {_BATCH} images")
 
 
+def _check_operations(graph: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    products = elements = 0
+    for node in graph.node:
+        read = [shapes[name] for name in node.input if name]
+        written = sum(math.prod(shapes[name]) for name in node.output if name)
+        elements += written + sum(math.prod(sizes) for sizes in read)
+        if node.op_type in ("MatMul", "MatMulInteger"):
+            products += written * read[0][-1]
+        elif node.op_type == "Gemm":
+            products += written * max(read[0])  # the one or the other side of it, as it is transposed or not
+        elif node.op_type == "Conv":
+            products += written * math.prod(read[1][1:])
+        elif window := [attribute.ints for attribute in node.attribute if attribute.name == "kernel_shape"]:
+            elements += written * math.prod(window[0])
+    try:
+        check_operations(products, elements, _BATCH)
+    except TooLarge as error:
+        raise _Refused(f"it asks for {error}") from None
+
+
 def _bytes(value: Any) -> int:
+    return math.prod(_shape(value)) * _width(value.type.tensor_type.elem_type)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
     kind = value.type.tensor_type
     if not kind.HasField("shape") or any(not dim.HasField("dim_value") for dim in kind.shape.dim):
         raise _Refused("it has tensors whose sizes do not follow from the image's")
-    return math.prod(dim.dim_value for dim in kind.shape.dim) * _width(kind.elem_type)
+    return tuple(dim.dim_value for dim in kind.shape.dim)
 
 
 def _inferred(model: Any, shape: tuple[int, ...]) -> Any:

@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from clca.errors import ClcaError
-from clca.export.metadata import check_metadata
+from clca.export.metadata import TRUST, check_metadata
 from clca.export.program import METADATA_FILE
 from clca.export.pt2_schema import BYTES, Constants, Payload, Program, UnknownOperator, Weights
 
@@ -39,8 +39,9 @@ _FIXED = {
 }
 _TENSOR = re.compile(r"data/weights/weight_[0-9]{1,6}")
 
-_MOST_MEMBERS = 50_000
-_LONGEST_JSON = 16 * 2**20  # a model of 40 blocks, reduced after each, has 4 MiB
+_MOST_MEMBERS = 20_000
+_LONGEST_DIRECTORY = 8 * 2**20
+_LONGEST_JSON = 16 * 2**20  # 12 blocks, reduced after three of them, have 0.6 MiB
 
 
 class _Refused(Exception):
@@ -49,6 +50,17 @@ class _Refused(Exception):
     def __init__(self, member: str, why: str) -> None:
         super().__init__(why)
         self.member = member
+
+
+class _Reader(io.FileIO):
+    """A file whose single reads are limited: `zipfile` reads a directory at once, and takes ten times its bytes."""
+
+    longest: int | None = _LONGEST_DIRECTORY
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.longest is not None and size is not None and size > self.longest:
+            raise _Refused("the directory", f"it has more than {self.longest} bytes")
+        return super().read(-1 if size is None else size)
 
 
 def checked_archive(path: Path) -> tuple[io.BytesIO, dict[str, Any]]:
@@ -65,7 +77,8 @@ def checked_archive(path: Path) -> tuple[io.BytesIO, dict[str, Any]]:
     """
     member = "the directory"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Reader(path) as file, zipfile.ZipFile(file) as archive:
+            file.longest = None
             members = _members(archive, path.stat().st_size)
             parsed = {}
             for member in _READ:
@@ -74,15 +87,14 @@ def checked_archive(path: Path) -> tuple[io.BytesIO, dict[str, Any]]:
             return _copy(archive, members, parsed), parsed[_METADATA]
     except UnknownOperator as error:
         raise ClcaError(
-            f"{path}: {_PROGRAM} in it calls {_short(str(error))}, which no export of clca's own reductions does and "
-            "may hold code, so it is not loaded; if a reduction of yours brings it, and you trust the file, "
-            "torch.export.load reads it"
+            f"{path}: {_PROGRAM} in it calls {_short(str(error))}, which no export of clca's own reductions does "
+            f"and may hold code, so it is not loaded; {TRUST}"
         ) from None
     except Exception as error:  # a damaged archive raises nearly anything
         member = error.member if isinstance(error, _Refused) else member
         raise ClcaError(
             f"{path}: {_short(member)} in it is not as clca writes it ({_why(error)}) and may hold code, so it is not "
-            "loaded"
+            f"loaded; {TRUST}"
         ) from None
 
 

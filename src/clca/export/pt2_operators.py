@@ -3,7 +3,7 @@
 `tests/hostile/test_allowlists.py` exports every reduction, head, pool and backbone style, and fails when a list here is
 too long or too short. After a change of a reduction, or with another torch, write the lists anew:
 
-    python tests/hostile/test_allowlists.py
+    PYTHONPATH=tests/support python tests/hostile/test_allowlists.py
 
 Before adding an operator by hand, be sure that it computes tensors from tensors only, and neither reads nor writes
 files, memory outside of its arguments, other devices or processes.

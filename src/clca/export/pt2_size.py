@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -19,8 +20,11 @@ _LEAST, _PER_PIXEL, _MOST = 256 * 2**20, 8 * 2**10, 16 * 2**30
 """Bytes at one time, beside the weights, that a program may take for an image. Most is needed where all pairs of tokens
 are compared: with patches of 8 × 8 pixels, 1 KiB a pixel at 448 × 448 and 5 at 1024 × 1024."""
 
-_OPERATIONS = 10**14
-"""Multiplications that a program may do for an image; ViT-g at 518 × 518 does 10¹²."""
+_OPERATIONS = 10**13
+"""Multiplications and additions as pairs, for an image, in products; an element of another operator counts as
+`_PER_ELEMENT`."""
+
+_PER_ELEMENT = 10
 
 _BATCHES = (2, 64)  # what grows faster than the batch shows
 
@@ -30,18 +34,23 @@ class TooLarge(Exception):
 
 
 class _Counter(TorchDispatchMode):
-    """Bytes of the tensors alive at one time."""
+    """Bytes of the tensors alive at one time, and elements read and written."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self._limit, self._now = limit, 0
         self._users: dict[int, int] = {}
+        self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value)
+        written = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        for value in written:
+            self._count(value)
+        # A pool reads its window for each element.
+        times = math.prod(args[1]) if func is torch.ops.aten.avg_pool2d.default else 1
+        read = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        self.elements += times * sum(value.numel() for value in written) + sum(value.numel() for value in read)
         return result
 
     def _count(self, tensor: Tensor) -> None:
@@ -64,6 +73,22 @@ class _Counter(TorchDispatchMode):
 def memory_limit(shape: tuple[int, ...]) -> int:
     """Bytes at one time, beside the weights, that a program may take for an image of shape [C, H, W]."""
     return min(_LEAST + _PER_PIXEL * shape[1] * shape[2], _MOST)
+
+
+def check_operations(products: int, elements: int, batch: int) -> None:
+    """Refuse work that takes longer than a model's.
+
+    Args:
+        products: Multiply-accumulates of matrix products and convolutions.
+        elements: That all operators read and write.
+        batch: Images that take it.
+
+    Raises:
+        TooLarge: It is more than the images explain.
+    """
+    found = (products + _PER_ELEMENT * elements) / batch
+    if found > _OPERATIONS:
+        raise TooLarge(f"{found:.2g} operations an image")
 
 
 def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -> None:
@@ -90,10 +115,9 @@ def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -
             )
             for spec in program.graph_signature.input_specs
         ]
-        with torch.no_grad(), mode, flop_counter() as operations, _Counter(batch * limit):
+        with torch.no_grad(), mode, flop_counter() as flops, _Counter(batch * limit) as counter:
             (logits,) = torch.fx.Interpreter(program.graph_module).run(*given)
-        if operations.get_total_flops() > 2 * batch * _OPERATIONS:
-            raise TooLarge(f"{operations.get_total_flops() / batch:.2g} operations an image")
+        check_operations(flops.get_total_flops() // 2, counter.elements, batch)
         if logits.dtype != torch.float32 or logits.ndim != 2 or logits.shape[0] != batch:
             raise TooLarge(f"logits {[*logits.shape]} for {batch} images")
         if outputs and logits.shape[1] != outputs:

@@ -11,7 +11,7 @@ import torch
 
 from clca.errors import ClcaError, WorkError
 from clca.export.check import Agreement, check_exported
-from clca.export.load import load_own_export
+from clca.export.load import Exported, load_exported
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
@@ -46,19 +46,25 @@ class ExportReport:
         kind: "onnx" or "pt2".
         pictures: What it was checked on, in words.
         files: "float32", and where it was asked for "int8".
+        refusal: Why `load_exported` does not load the file without `trusted=True`; empty if it does. A reduction that
+            does not come with clca may use operators that are not on its lists.
     """
 
     path: Path
     kind: str
     pictures: str
     files: dict[str, FileResult]
+    refusal: str = ""
 
     def lines(self) -> list[str]:
         """To print."""
         agreement = next(iter(self.files.values())).agreement
         batches = ", ".join(map(str, agreement.batches))
         told = [f"checked against PyTorch on {agreement.images} images ({self.pictures}), in batches of {batches}"]
-        return told + [f"  {_line(name, result)}" for name, result in self.files.items()] + [f"written to {self.path}"]
+        told += [f"  {_line(name, result)}" for name, result in self.files.items()]
+        if self.refusal:
+            told.append(f"load_exported loads this file only with trusted=True: {self.refusal}")
+        return [*told, f"written to {self.path}"]
 
 
 def _line(name: str, result: FileResult) -> str:
@@ -130,12 +136,25 @@ def export_run(
             for name, file in files.items():
                 save_onnx(model, proto, file, int8=name == "int8")
         tell(f"checking on {len(pictures)} images ({pictures.what})")
-        return ExportReport(path, to, pictures.what, _examined(model, files, pictures))
+        loaded, refusal = _loaded(files)
+        return ExportReport(path, to, pictures.what, _examined(model, files, loaded, pictures), refusal)
 
 
-def _examined(model: TokenReducedViT, files: dict[str, Path], pictures: Pictures) -> dict[str, FileResult]:
+def _loaded(files: dict[str, Path]) -> tuple[dict[str, Exported], str]:
+    """Each file as others load it, or as trusted where they cannot; and why they cannot."""
+    loaded, refusal = {}, ""
+    for name, file in files.items():
+        try:
+            loaded[name] = load_exported(file)
+        except ClcaError as error:
+            loaded[name], refusal = load_exported(file, trusted=True), str(error).removeprefix(f"{file}: ")
+    return loaded, refusal
+
+
+def _examined(
+    model: TokenReducedViT, files: dict[str, Path], loaded: dict[str, Exported], pictures: Pictures
+) -> dict[str, FileResult]:
     """Check every file, and where there are two time them too."""
-    loaded = {name: load_own_export(file) for name, file in files.items()}
     agreements = dict(zip(loaded, check_exported(model, list(loaded.values()), pictures), strict=True))
     agreements["float32"].require("the exported file")
     if "int8" in agreements:

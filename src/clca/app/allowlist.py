@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,11 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clca.app.gradio_queue import Arriving, Calls
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import UploadFolder
-from clca.app.upload_parser import receive_files
+from clca.app.upload_parser import page_limits, receive_files
 from clca.serve.errors import Refusal
 from clca.serve.guard import refuse
 from clca.serve.root_path import path_below
 from clca.serve.settings import MIB, ServeSettings
+from clca.serve.upload_limits import body_chunks, next_message
 
 _API = "/gradio_api"
 _FILE = f"{_API}/file="
@@ -32,7 +33,6 @@ _WRITE = re.compile(rf"{_API}/(cancel|reset)/?")
 _UPLOAD = re.compile(rf"{_API}/upload/?")
 _MESSAGE_BYTES = 2 * MIB
 _PATH_LENGTH = 2000
-_SLOWEST = 4096  # bytes a second of an upload, after its first minute
 _SPARED = 300.0  # seconds for which an upload is kept, however little room there is
 _TOLD = 10.0  # seconds for a page to read that its upload is complete
 _UPLOAD_NAME = re.compile(r"[\w-]{1,64}")
@@ -142,7 +142,7 @@ class Gate:
         more = True
         end = asyncio.get_running_loop().time() + self._settings.upload_seconds
         while more:
-            message = await self._next(receive, end)
+            message = await next_message(receive, self._settings.read_seconds, end)
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > _MESSAGE_BYTES:
@@ -159,27 +159,13 @@ class Gate:
             raise Refusal(400, "broken_message", "the message is nested too deeply") from None
         return bytes(body), content
 
-    async def _next(self, receive: Receive, end: float | None = None) -> Message:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.read_seconds
-        try:
-            async with asyncio.timeout_at(until if end is None else min(until, end)):
-                message = await receive()
-        except TimeoutError:
-            raise Refusal(408, "slow_upload", "the upload did not arrive in time", {"Connection": "close"}) from None
-        if message["type"] == "http.disconnect":
-            raise Refusal(499, "client_gone", "the client closed the connection")
-        return message
-
     # -- uploads ---------------------------------------------------------------------------------------------------
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keep an upload, and answer as Gradio's page expects it: with the paths."""
         page, headers = self._page, Headers(scope=scope)
-        declared = headers.get("content-length", "")
-        length = int(declared) if declared.isdigit() else 0
-        if length > page.upload_bytes:
-            raise _too_long(page.upload_bytes)
+        limits = page_limits(page, self._settings)
+        length = limits.check_declared(headers.get("content-length", ""))
         if self._uploads >= page.uploads:
             raise Refusal(429, "busy", "too many uploads at once: try again later", {"Retry-After": "5"})
         arriving = Arriving(_upload_name(scope))
@@ -189,30 +175,21 @@ class Gate:
             held = await asyncio.to_thread(self._folder.make_room, page.folder_bytes, length, _SPARED)
             if held >= page.folder_bytes:
                 raise _no_room()
-            pieces = self._pieces(receive, page.folder_bytes - held + before)
-            kept = await receive_files(pieces, headers.get("content-type", ""), self._folder.path, arriving.tell)
+            room = page.folder_bytes - held + before
+
+            def hold(received: int) -> None:  # of all uploads together
+                self._received += received
+                if self._received > room:
+                    raise _no_room()
+
+            chunks = body_chunks(receive, limits, hold)
+            content_type = headers.get("content-type", "")
+            kept = await receive_files(chunks, content_type, limits, self._folder.path, arriving.tell)
         finally:
             self._uploads -= 1
             arriving.end()
             asyncio.get_running_loop().call_later(_TOLD, arriving.forget)
         await JSONResponse([str(path) for path in kept])(scope, receive, send)
-
-    async def _pieces(self, receive: Receive, room: int) -> AsyncIterator[bytes]:
-        """The body of an upload, as long as all uploads that arrived together stay below `room`."""
-        loop = asyncio.get_running_loop()
-        began, received, more = loop.time(), 0, True
-        while more:
-            message = await self._next(receive, began + self._settings.upload_seconds + received / _SLOWEST)
-            piece = message.get("body", b"")
-            received += len(piece)
-            self._received += len(piece)
-            if received > self._page.upload_bytes:
-                raise _too_long(self._page.upload_bytes)
-            if self._received > room:
-                raise _no_room()
-            more = message.get("more_body", False)
-            if piece:
-                yield piece
 
 
 def _files_in(content: Any) -> Iterator[Any]:
@@ -269,10 +246,6 @@ def _with_policy(send: Send, content: str = _CONTENT) -> Send:
         await send(message)
 
     return with_header
-
-
-def _too_long(most: int) -> Refusal:
-    return Refusal(413, "upload_too_long", f"the upload is over the limit of {most / MIB:.0f} MiB: send fewer at once")
 
 
 def _no_room() -> Refusal:

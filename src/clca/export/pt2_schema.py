@@ -130,8 +130,8 @@ class _TensorMeta(_Strict):
 class StoredMeta(_TensorMeta):
     """A tensor in a file: type, and where in its bytes."""
 
-    sizes: Annotated[list[_AsSize], Field(max_length=8)]
-    strides: Annotated[list[_AsSize], Field(max_length=8)]
+    sizes: Annotated[list[_AsSize], Field(max_length=8)]  # type: ignore[assignment]
+    strides: Annotated[list[_AsSize], Field(max_length=8)]  # type: ignore[assignment]
 
 
 class Payload(_Strict):
@@ -247,7 +247,7 @@ class _InputOrBody(_Strict):
 
 class _CallOfBody(_Call):
     target: Literal[tuple(sorted(WITH_A_BODY))]  # type: ignore[valid-type,assignment]
-    inputs: Annotated[list[_InputOrBody], Field(max_length=1000)]  # type: ignore[assignment]
+    inputs: Annotated[list[_InputOrBody], Field(max_length=1000)]
     is_hop_single_tensor_return: Literal[False]  # type: ignore[assignment]
 
 

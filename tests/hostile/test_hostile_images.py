@@ -65,9 +65,8 @@ def test_a_format_that_is_not_read_is_named_with_what_to_do(folder: Path, name: 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_photograph_is_is_refused_soon(folder: Path, name: str) -> None:
-    assert refused(read_image, file_of(folder, name), PIXELS, cpu_seconds=2, memory_mib=256).startswith(
-        str(file_of(folder, name))
-    )
+    path = file_of(folder, name)
+    assert refused(read_image, path, PIXELS, cpu_seconds=2, memory_mib=256).startswith(str(path))
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -348,10 +347,10 @@ def test_the_manual_names_the_limits() -> None:
     rows = {line.split("|")[1].strip(): line.split("|")[3] for line in page.splitlines() if line.startswith("| ")}
     serve, app, zips = ServeSettings(), PageSettings(), ArchiveLimits()
     assert rows["photographs"].strip() == (
-        f"{images.MAX_PIXELS // 10**6} million pixels, {images.MAX_BYTES >> 30} GiB, one side {images._NARROWEST} times "
-        f"the other, {image_bounds.PIECES:,} header pieces, PNG chunks or TIFF strips, {image_bounds._SCANS} JPEG scans; "
-        f"{decoding.SECONDS:g} s of processor time and {decoding._BYTES_AT_LEAST >> 20} MiB + {decoding._BYTES_A_PIXEL} "
-        "bytes per pixel of memory"
+        f"{images.MAX_PIXELS // 10**6} million pixels, {images.MAX_BYTES >> 30} GiB, one side {images._NARROWEST} "
+        f"times the other, {image_bounds.PIECES:,} header pieces, PNG chunks or TIFF strips, {image_bounds._SCANS} "
+        f"JPEG scans; {decoding.SECONDS:g} s of processor time and {decoding._BYTES_AT_LEAST >> 20} MiB + "
+        f"{decoding._BYTES_A_PIXEL} bytes per pixel of memory"
     )
     assert rows["uploads to `clca serve` and `clca app`"].strip() == (
         f"{serve.pixels // 10**6} million pixels, {serve.decode_seconds:g} s of processor time (`--decode-seconds`); "

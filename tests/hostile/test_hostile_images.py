@@ -159,7 +159,7 @@ def test_an_image_that_takes_too_long_is_given_up_and_the_next_is_read() -> None
 
 def test_slow_images_hold_up_no_quick_one_and_too_many_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clca.data.decoding._PATIENCE", 0.02)
-    slow, quick = large_png(12_000), noise("PNG")
+    slow, quick = large_png(6_000), noise("PNG")
     codes: list[str] = []
 
     def send() -> None:
@@ -196,7 +196,7 @@ def test_a_decoder_that_dies_takes_no_one_with_it() -> None:
         timer = threading.Timer(0.05, os.kill, (process.pid, signal.SIGSEGV))
         timer.start()
         with pytest.raises(UnreadableImage, match=r"its decoder failed \(SIGSEGV\)"):
-            decoders.image(large_png(12_000))
+            decoders.image(large_png(9_000))
         assert decoders.image(noise("PNG"))[0].size == (24, 16)
         assert process.poll() == -signal.SIGSEGV
 

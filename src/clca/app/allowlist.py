@@ -1,4 +1,4 @@
-"""What of Gradio can be reached over the network: what the page uses, with limits, and nothing else."""
+"""An allow-list of Gradio's addresses: the page's own calls, with limits, and nothing else."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clca.app.gradio_queue import Arriving, Calls
+from clca.app.gradio_queue import AllowedCalls, UploadProgress
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import UploadFolder
 from clca.app.upload_parser import page_limits, receive_files
@@ -33,8 +33,8 @@ _WRITE = re.compile(rf"{_API}/(cancel|reset)/?")
 _UPLOAD = re.compile(rf"{_API}/upload/?")
 _MESSAGE_BYTES = 2 * MIB
 _PATH_LENGTH = 2000
-_SPARED = 300.0  # seconds for which an upload is kept, however little room there is
-_TOLD = 10.0  # seconds for a page to read that its upload is complete
+_KEEP_SECONDS = 300.0  # seconds for which an upload is kept, however little space there is
+_PROGRESS_SECONDS = 10.0  # seconds for a page to read that its upload is complete
 _UPLOAD_NAME = re.compile(r"[\w-]{1,64}")
 _CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -47,11 +47,11 @@ _FILE_CONTENT = "default-src 'none'; sandbox"  # an uploaded page does nothing, 
 _DROPPED = (b"origin", b"range", b"if-range")
 
 
-class Gate:
+class Allowlist:
     """ASGI middleware before Gradio's application.
 
-    Gradio also answers to whoever wants it to fetch an address, or a file by its path: neither is let through. Uploads
-    have limits of bytes, of time and of room on the disk.
+    Gradio would also fetch a URL or a file by its path for any client: neither is allowed. Uploads have limits of
+    bytes, of time and of disk space.
 
     Args:
         app: Gradio's application.
@@ -68,7 +68,7 @@ class Gate:
         folder: UploadFolder,
         page: PageSettings,
         settings: ServeSettings,
-        calls: Calls,
+        calls: AllowedCalls,
         stopping: asyncio.Event,
     ) -> None:
         self.app, self._folder, self._page, self._settings = app, folder, page, settings
@@ -95,7 +95,7 @@ class Gate:
                 body, content = await self._message(receive)
                 if _JOIN.fullmatch(path):
                     self._calls.check(content)
-                await self.app(scope, _again(body, receive), send)
+                await self.app(scope, _replay(body, receive), send)
             elif method == "GET" and _STREAM.fullmatch(path):
                 await self._stream(scope, receive, _with_policy(send))
             elif method in ("GET", "HEAD") and _READ.fullmatch(path):
@@ -111,7 +111,7 @@ class Gate:
         return path.startswith(_FILE) and self._folder.holds(path.removeprefix(_FILE))
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What a page listens to as long as it is open; ended, rather than waited for, when the server stops."""
+        """The event stream of an open page; ended, rather than waited for, when the server stops."""
         begun = False
 
         async def watched(message: Message) -> None:
@@ -137,7 +137,7 @@ class Gate:
     # -- messages --------------------------------------------------------------------------------------------------
 
     async def _message(self, receive: Receive) -> tuple[bytes, Any]:
-        """The body of a message to the page, and what it says, once it names no file but uploaded ones."""
+        """The body of a message to the page, raw and parsed, after a check that it names uploaded files only."""
         body = bytearray()
         more = True
         end = asyncio.get_running_loop().time() + self._settings.upload_seconds
@@ -168,27 +168,27 @@ class Gate:
         length = limits.check_declared(headers.get("content-length", ""))
         if self._uploads >= page.uploads:
             raise Refusal(429, "busy", "too many uploads at once: try again later", {"Retry-After": "5"})
-        arriving = Arriving(_upload_name(scope))
+        progress = UploadProgress(_upload_name(scope))
         self._uploads += 1
         try:
             before = self._received
-            held = await asyncio.to_thread(self._folder.make_room, page.folder_bytes, length, _SPARED)
+            held = await asyncio.to_thread(self._folder.free_space, page.folder_bytes, length, _KEEP_SECONDS)
             if held >= page.folder_bytes:
-                raise _no_room()
-            room = page.folder_bytes - held + before
+                raise _no_space()
+            most = page.folder_bytes - held + before
 
             def hold(received: int) -> None:  # of all uploads together
                 self._received += received
-                if self._received > room:
-                    raise _no_room()
+                if self._received > most:
+                    raise _no_space()
 
             chunks = body_chunks(receive, limits, hold)
             content_type = headers.get("content-type", "")
-            kept = await receive_files(chunks, content_type, limits, self._folder.path, arriving.tell)
+            kept = await receive_files(chunks, content_type, limits, self._folder.path, progress.add)
         finally:
             self._uploads -= 1
-            arriving.end()
-            asyncio.get_running_loop().call_later(_TOLD, arriving.forget)
+            progress.end()
+            asyncio.get_running_loop().call_later(_PROGRESS_SECONDS, progress.forget)
         await JSONResponse([str(path) for path in kept])(scope, receive, send)
 
 
@@ -206,7 +206,7 @@ def _files_in(content: Any) -> Iterator[Any]:
             yield from _files_in(value)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """A body that has been read, once more; then whatever the client does."""
     given = False
 
@@ -223,7 +223,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 def _from_another_site(headers: Headers) -> bool:
     """Whether a browser sends this for a page of another site.
 
-    It says so itself, where it reaches us by https or on its own machine; else its Origin has to be who we are for it.
+    Browsers mark it so over https or on the local machine (Sec-Fetch-Site); otherwise Origin has to be our own host.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
@@ -238,7 +238,7 @@ def _upload_name(scope: Scope) -> str | None:
 
 
 def _with_policy(send: Send, content: str = _CONTENT) -> Send:
-    """A page that loads from, and talks to, nobody but this server, and that no other page frames."""
+    """Add a policy: the page loads from and connects to this server only, and no other page may frame it."""
 
     async def with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -248,5 +248,5 @@ def _with_policy(send: Send, content: str = _CONTENT) -> Send:
     return with_header
 
 
-def _no_room() -> Refusal:
+def _no_space() -> Refusal:
     return Refusal(507, "no_room", "too many photographs are kept: try again later", {"Retry-After": "300"})

@@ -35,7 +35,7 @@ SECONDS = 20.0
 """Processor time that a file of `MAX_PIXELS` may take to decode on a slow machine, several times over."""
 
 _PATIENCE = 0.5  # seconds of processor time after which an image counts as slow
-_WALL = 8  # times the processor time: a process that waits, or shares its core with many
+_WALL = 4  # times the processor time: a process that waits, or shares its core with many
 _STARTING, _ENDING = 60.0, 10.0  # seconds
 _BYTES_A_PIXEL, _BYTES_AT_LEAST = 24, 512 << 20  # decoded, laid on white and turned, each time in four bytes
 _NICE = 10

@@ -46,8 +46,8 @@ def answered_meanwhile(listening: socket.socket, root_path: str = "") -> Iterato
     """Answer every request while the block runs: /health/live with 200, everything else with 503.
 
     Args:
-        listening: What `listen` returned; it listens on afterwards, and connections that come at the end wait for
-            whoever accepts them then.
+        listening: What `listen` returned; it stays open, and connections that come at the end wait for the server that
+            accepts them then.
         root_path: As in `ServeSettings`.
     """
     loop = asyncio.new_event_loop()

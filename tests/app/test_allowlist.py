@@ -245,10 +245,10 @@ def test_for_new_uploads_old_ones_go_but_not_those_of_the_last_minutes(tmp_path:
         path = folder.path / name
         path.write_bytes(bytes(100_000))
         os.utime(path, (time.time() - age, time.time() - age))
-    assert folder.make_room(400_000, 50_000, 300) == 300_000  # there is room
-    assert folder.make_room(300_000, 50_000, 300) == 200_000
+    assert folder.free_space(400_000, 50_000, 300) == 300_000  # there is room
+    assert folder.free_space(300_000, 50_000, 300) == 200_000
     assert {path.name for path in folder.path.iterdir()} == {"older", "new"}
-    assert folder.make_room(100_000, 100_000, 300) == 100_000
+    assert folder.free_space(100_000, 100_000, 300) == 100_000
     assert {path.name for path in folder.path.iterdir()} == {"new"}
     for number in range(10):
         (folder.path / f"empty {number}").touch()
@@ -308,7 +308,7 @@ def test_old_uploads_are_deleted(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
     os.utime(old, (time.time() - 4000, time.time() - 4000))
-    folder.sweep(3600)
+    folder.delete_older(3600)
     assert (old.exists(), new.exists()) == (False, True)
     assert folder.path.stat().st_mode & 0o077 == 0  # nobody else on this machine reads it
 

@@ -22,7 +22,7 @@ def run(vines: Path, tmp_path: Path) -> Path:
 
 def told(run: Path, keep_rate: float | tuple[float, ...] = 0.5) -> str:
     served = SimpleNamespace(folder=run, classes=CLASSES, keep_rate=keep_rate)
-    return evaluation_html(Words().speaker({}), served, evaluations(run))  # type: ignore[arg-type]
+    return evaluation_html(Words().translator({}), served, evaluations(run))  # type: ignore[arg-type]
 
 
 def by_class(html: str) -> list[tuple[str, str]]:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clca.app import html as render
-from clca.app.i18n import Speaker, Words
+from clca.app.i18n import Translator, Words
 from clca.app.inference import Look, Price
 from clca.evaluation.stored import StoredEvaluation
 from clca.explain import DepthShare
 from clca.serve.served_model import Rates
 from clca.serve.service import Ranked
 
-SAY = Speaker(Words(), "en")
+SAY = Translator(Words(), "en")
 NASTY = "<script>alert('x')</script>\"' onerror=y & {0} %s"
 VOID = {"img"}
 TAGS = {"div", "p", "strong", "span", "ol", "li", "i", "img", "h2", "b", "section", "figure", "figcaption", "table",
@@ -105,7 +105,7 @@ def test_names_keep_their_letters() -> None:
 
 def test_a_translation_is_text_too(tmp_path: Path) -> None:
     (tmp_path / "de.json").write_text('{"no_photo_yet": "<b>hier</b>", "no_examples": "<img src=x onerror=y>"}')
-    say = Speaker(Words(tmp_path), "de")
+    say = Translator(Words(tmp_path), "de")
     assert "<b>hier</b>" in Reader(render.waiting(say)).text
     assert "<img src=x onerror=y>" in Reader(render.answer(say, ranked(1.0), {}, 1)).text
 

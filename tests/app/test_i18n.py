@@ -9,11 +9,11 @@ import pytest
 
 from clca.app import i18n as words
 from clca.app import settings
-from clca.app.i18n import Speaker, Words
+from clca.app.i18n import Translator, Words
 from clca.errors import ClcaError
 
 SOURCE = Path(settings.__file__).parent
-CALLS = re.compile(r"""\b(?:say|words|i18n)\(\s*f?["']([a-z_0-9{}]+)["']""")
+CALLS = re.compile(r"""\b(?:tr|words|i18n)\(\s*f?["']([a-z_0-9{}]+)["']""")
 
 
 def test_every_sentence_is_there_and_is_used() -> None:
@@ -32,9 +32,9 @@ def test_every_sentence_is_there_and_is_used() -> None:
 def test_a_translation_replaces_what_it_has_and_leaves_the_rest_english(tmp_path: Path) -> None:
     (tmp_path / "de.json").write_text(json.dumps({"accuracy": "Güte", "batch_progress": "{done} von {total}"}))
     found = Words(tmp_path)
-    german = Speaker(found, "de")
+    german = Translator(found, "de")
     assert (german("accuracy"), german("batch_progress", done=1, total=3)) == ("Güte", "1 von 3")
-    assert german("cost") == Speaker(found, "en")("cost")
+    assert german("cost") == Translator(found, "en")("cost")
 
 
 @pytest.mark.parametrize(

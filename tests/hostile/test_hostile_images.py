@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +20,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from clca.app.settings import PageSettings
+from clca.app.upload_parser import page_limits
+from clca.app.zip_reader import ArchiveLimits
+from clca.data import decoding, image_bounds, images
 from clca.data.checks.decode import BadImage, inspect_images
 from clca.data.decoding import Decoders
 from clca.data.image_formats import EXTENSIONS, FORMATS, UnreadableImage
 from clca.data.images import decode_image, read_image
 from clca.errors import ClcaError
 from clca.models.pretrained import save_pretrained
-
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "serve"), str(TESTS / "app")]  # helpers of the tests there
+from clca.serve import ServeSettings
 
 ALL = {**FOREIGN, **REFUSED, **HARMLESS}
 PIXELS = 50_000_000
@@ -53,14 +54,10 @@ def file_of(folder: Path, name: str) -> Path:
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    return read_image(path, PIXELS).size
-
-
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_format_that_is_not_read_is_named_with_what_to_do(folder: Path, name: str) -> None:
     path = file_of(folder, name)
-    message = refused(size_of, path, cpu_seconds=2, memory_mib=256)
+    message = refused(read_image, path, PIXELS, cpu_seconds=2, memory_mib=256)
     assert message.startswith(f"{path}: is ")
     assert "convert it to JPEG" in message or "is not an image of a known format" in message or "is text" in message
     assert not Path("/tmp/owned").exists()
@@ -68,12 +65,13 @@ def test_a_format_that_is_not_read_is_named_with_what_to_do(folder: Path, name: 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_photograph_is_is_refused_soon(folder: Path, name: str) -> None:
-    assert refused(size_of, file_of(folder, name), cpu_seconds=2, memory_mib=256).startswith(str(file_of(folder, name)))
+    path = file_of(folder, name)
+    assert refused(read_image, path, PIXELS, cpu_seconds=2, memory_mib=256).startswith(str(path))
 
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_costs_nothing_may_be_read_and_nothing_else_is_raised(folder: Path, name: str) -> None:
-    outcome = bounded(size_of, file_of(folder, name), cpu_seconds=10, memory_mib=1024)
+    outcome = bounded(read_image, file_of(folder, name), PIXELS, cpu_seconds=10, memory_mib=1024)
     assert not outcome.error or ClcaError.__name__ in outcome.error, outcome.trace
 
 
@@ -161,7 +159,7 @@ def test_an_image_that_takes_too_long_is_given_up_and_the_next_is_read() -> None
 
 def test_slow_images_hold_up_no_quick_one_and_too_many_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clca.data.decoding._PATIENCE", 0.02)
-    slow, quick = large_png(12_000), noise("PNG")
+    slow, quick = large_png(6_000), noise("PNG")
     codes: list[str] = []
 
     def send() -> None:
@@ -198,7 +196,7 @@ def test_a_decoder_that_dies_takes_no_one_with_it() -> None:
         timer = threading.Timer(0.05, os.kill, (process.pid, signal.SIGSEGV))
         timer.start()
         with pytest.raises(UnreadableImage, match=r"its decoder failed \(SIGSEGV\)"):
-            decoders.image(large_png(12_000))
+            decoders.image(large_png(9_000))
         assert decoders.image(noise("PNG"))[0].size == (24, 16)
         assert process.poll() == -signal.SIGSEGV
 
@@ -339,3 +337,27 @@ def test_the_page_refuses_each_and_goes_on(folder: Path, saved_model: Path) -> N
             assert "convert" in outcome or "limit" in outcome or "damaged" in outcome, (name, outcome)
             assert "/tmp" not in outcome
         assert "birch" in identify(client, "good.jpg", noise("JPEG", (64, 48)))
+
+
+# -- the manual --------------------------------------------------------------------------------------------------------
+
+
+def test_the_manual_names_the_limits() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "strangers-files.md").read_text("utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[3] for line in page.splitlines() if line.startswith("| ")}
+    serve, app, zips = ServeSettings(), PageSettings(), ArchiveLimits()
+    assert rows["photographs"].strip() == (
+        f"{images.MAX_PIXELS // 10**6} million pixels, {images.MAX_BYTES >> 30} GiB, one side {images._NARROWEST} "
+        f"times the other, {image_bounds.PIECES:,} header pieces, PNG chunks or TIFF strips, {image_bounds._SCANS} "
+        f"JPEG scans; {decoding.SECONDS:g} s of processor time and {decoding._BYTES_AT_LEAST >> 20} MiB + "
+        f"{decoding._BYTES_A_PIXEL} bytes per pixel of memory"
+    )
+    assert rows["uploads to `clca serve` and `clca app`"].strip() == (
+        f"{serve.pixels // 10**6} million pixels, {serve.decode_seconds:g} s of processor time (`--decode-seconds`); "
+        f"`serve`: {serve.file_bytes >> 20} MiB a file, {serve.files} files and {serve.request_bytes >> 20} MiB a "
+        f"request; `app`: {page_limits(app, serve).files:,} files and {app.upload_bytes >> 30} GiB an upload"
+    )
+    assert rows["zip uploads of `clca app`"].strip() == (
+        f"{zips.files:,} files, {zips.entries:,} entries, {zips.member_bytes >> 20} MiB a file, "
+        f"{zips.total_bytes >> 30} GiB unpacked, and {zips.ratio} times the size of the zip beyond 256 MiB"
+    )

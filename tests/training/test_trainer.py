@@ -404,8 +404,8 @@ def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: Any) -> None:
         raise AssertionError(f"{path} was decoded")
 
-    for module in ("datasets", "resized_cache", "inspection"):
-        monkeypatch.setattr(f"clca.data.{module}.read_image", refuse)
+    monkeypatch.setattr("clca.data.datasets.read_image", refuse)
+    monkeypatch.setattr("clca.data.decoding.Decoders._ask", lambda _, operation, path, *more: refuse(path))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,9 +1,9 @@
-"""What of Gradio can be reached over the network: what the page uses, with limits, and nothing else."""
+"""An allow-list of Gradio's addresses: the page's own calls, with limits, and nothing else."""
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,15 +11,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clca.app.gradio_queue import Arriving, Calls
+from clca.app.gradio_queue import AllowedCalls, UploadProgress
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import UploadFolder
-from clca.app.upload_parser import receive_files
+from clca.app.upload_parser import page_limits, receive_files
 from clca.serve.errors import Refusal
 from clca.serve.guard import refuse
 from clca.serve.root_path import path_below
 from clca.serve.settings import MIB, ServeSettings
-from clca.system.numerals import is_whole_number
+from clca.serve.upload_limits import body_chunks, next_message
 
 _API = "/gradio_api"
 _FILE = f"{_API}/file="
@@ -33,9 +33,8 @@ _WRITE = re.compile(rf"{_API}/(cancel|reset)/?")
 _UPLOAD = re.compile(rf"{_API}/upload/?")
 _MESSAGE_BYTES = 2 * MIB
 _PATH_LENGTH = 2000
-_SLOWEST = 4096  # bytes a second of an upload, after its first minute
-_SPARED = 300.0  # seconds for which an upload is kept, however little room there is
-_TOLD = 10.0  # seconds for a page to read that its upload is complete
+_KEEP_SECONDS = 300.0  # seconds for which an upload is kept, however little space there is
+_PROGRESS_SECONDS = 10.0  # seconds for a page to read that its upload is complete
 _UPLOAD_NAME = re.compile(r"[\w-]{1,64}")
 _CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -48,11 +47,11 @@ _FILE_CONTENT = "default-src 'none'; sandbox"  # an uploaded page does nothing, 
 _DROPPED = (b"origin", b"range", b"if-range")
 
 
-class Gate:
+class Allowlist:
     """ASGI middleware before Gradio's application.
 
-    Gradio also answers to whoever wants it to fetch an address, or a file by its path: neither is let through. Uploads
-    have limits of bytes, of time and of room on the disk.
+    Gradio would also fetch a URL or a file by its path for any client: neither is allowed. Uploads have limits of
+    bytes, of time and of disk space.
 
     Args:
         app: Gradio's application.
@@ -69,7 +68,7 @@ class Gate:
         folder: UploadFolder,
         page: PageSettings,
         settings: ServeSettings,
-        calls: Calls,
+        calls: AllowedCalls,
         stopping: asyncio.Event,
     ) -> None:
         self.app, self._folder, self._page, self._settings = app, folder, page, settings
@@ -96,7 +95,7 @@ class Gate:
                 body, content = await self._message(receive)
                 if _JOIN.fullmatch(path):
                     self._calls.check(content)
-                await self.app(scope, _again(body, receive), send)
+                await self.app(scope, _replay(body, receive), send)
             elif method == "GET" and _STREAM.fullmatch(path):
                 await self._stream(scope, receive, _with_policy(send))
             elif method in ("GET", "HEAD") and _READ.fullmatch(path):
@@ -112,7 +111,7 @@ class Gate:
         return path.startswith(_FILE) and self._folder.holds(path.removeprefix(_FILE))
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What a page listens to as long as it is open; ended, rather than waited for, when the server stops."""
+        """The event stream of an open page; ended, rather than waited for, when the server stops."""
         begun = False
 
         async def watched(message: Message) -> None:
@@ -138,12 +137,12 @@ class Gate:
     # -- messages --------------------------------------------------------------------------------------------------
 
     async def _message(self, receive: Receive) -> tuple[bytes, Any]:
-        """The body of a message to the page, and what it says, once it names no file but uploaded ones."""
+        """The body of a message to the page, raw and parsed, after a check that it names uploaded files only."""
         body = bytearray()
         more = True
         end = asyncio.get_running_loop().time() + self._settings.upload_seconds
         while more:
-            message = await self._next(receive, end)
+            message = await next_message(receive, self._settings.read_seconds, end)
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > _MESSAGE_BYTES:
@@ -160,60 +159,37 @@ class Gate:
             raise Refusal(400, "broken_message", "the message is nested too deeply") from None
         return bytes(body), content
 
-    async def _next(self, receive: Receive, end: float | None = None) -> Message:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.read_seconds
-        try:
-            async with asyncio.timeout_at(until if end is None else min(until, end)):
-                message = await receive()
-        except TimeoutError:
-            raise Refusal(408, "slow_upload", "the upload did not arrive in time", {"Connection": "close"}) from None
-        if message["type"] == "http.disconnect":
-            raise Refusal(499, "client_gone", "the client closed the connection")
-        return message
-
     # -- uploads ---------------------------------------------------------------------------------------------------
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keep an upload, and answer as Gradio's page expects it: with the paths."""
         page, headers = self._page, Headers(scope=scope)
-        declared = headers.get("content-length", "")
-        length = int(declared) if is_whole_number(declared) else 0
-        if length > page.upload_bytes:
-            raise _too_long(page.upload_bytes)
+        limits = page_limits(page, self._settings)
+        length = limits.check_declared(headers.get("content-length", ""))
         if self._uploads >= page.uploads:
             raise Refusal(429, "busy", "too many uploads at once: try again later", {"Retry-After": "5"})
-        arriving = Arriving(_upload_name(scope))
+        progress = UploadProgress(_upload_name(scope))
         self._uploads += 1
         try:
             before = self._received
-            held = await asyncio.to_thread(self._folder.make_room, page.folder_bytes, length, _SPARED)
+            held = await asyncio.to_thread(self._folder.free_space, page.folder_bytes, length, _KEEP_SECONDS)
             if held >= page.folder_bytes:
-                raise _no_room()
-            pieces = self._pieces(receive, page.folder_bytes - held + before)
-            kept = await receive_files(pieces, headers.get("content-type", ""), self._folder.path, arriving.tell)
+                raise _no_space()
+            most = page.folder_bytes - held + before
+
+            def hold(received: int) -> None:  # of all uploads together
+                self._received += received
+                if self._received > most:
+                    raise _no_space()
+
+            chunks = body_chunks(receive, limits, hold)
+            content_type = headers.get("content-type", "")
+            kept = await receive_files(chunks, content_type, limits, self._folder.path, progress.add)
         finally:
             self._uploads -= 1
-            arriving.end()
-            asyncio.get_running_loop().call_later(_TOLD, arriving.forget)
+            progress.end()
+            asyncio.get_running_loop().call_later(_PROGRESS_SECONDS, progress.forget)
         await JSONResponse([str(path) for path in kept])(scope, receive, send)
-
-    async def _pieces(self, receive: Receive, room: int) -> AsyncIterator[bytes]:
-        """The body of an upload, as long as all uploads that arrived together stay below `room`."""
-        loop = asyncio.get_running_loop()
-        began, received, more = loop.time(), 0, True
-        while more:
-            message = await self._next(receive, began + self._settings.upload_seconds + received / _SLOWEST)
-            piece = message.get("body", b"")
-            received += len(piece)
-            self._received += len(piece)
-            if received > self._page.upload_bytes:
-                raise _too_long(self._page.upload_bytes)
-            if self._received > room:
-                raise _no_room()
-            more = message.get("more_body", False)
-            if piece:
-                yield piece
 
 
 def _files_in(content: Any) -> Iterator[Any]:
@@ -230,7 +206,7 @@ def _files_in(content: Any) -> Iterator[Any]:
             yield from _files_in(value)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """A body that has been read, once more; then whatever the client does."""
     given = False
 
@@ -247,7 +223,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 def _from_another_site(headers: Headers) -> bool:
     """Whether a browser sends this for a page of another site.
 
-    It says so itself, where it reaches us by https or on its own machine; else its Origin has to be who we are for it.
+    Browsers mark it so over https or on the local machine (Sec-Fetch-Site); otherwise Origin has to be our own host.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
@@ -262,7 +238,7 @@ def _upload_name(scope: Scope) -> str | None:
 
 
 def _with_policy(send: Send, content: str = _CONTENT) -> Send:
-    """A page that loads from, and talks to, nobody but this server, and that no other page frames."""
+    """Add a policy: the page loads from and connects to this server only, and no other page may frame it."""
 
     async def with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -272,9 +248,5 @@ def _with_policy(send: Send, content: str = _CONTENT) -> Send:
     return with_header
 
 
-def _too_long(most: int) -> Refusal:
-    return Refusal(413, "upload_too_long", f"the upload is over the limit of {most / MIB:.0f} MiB: send fewer at once")
-
-
-def _no_room() -> Refusal:
+def _no_space() -> Refusal:
     return Refusal(507, "no_room", "too many photographs are kept: try again later", {"Retry-After": "300"})

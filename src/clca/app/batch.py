@@ -21,7 +21,7 @@ from clca.serve.upload import Upload
 
 _log = logging.getLogger(__name__)
 
-# Of the service's room, what a batch takes at once at most: the rest is for those who wait for one image.
+# A batch takes at most this part of the service's capacity at once; the rest is for requests of one image.
 _SHARE = 4
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
@@ -34,7 +34,7 @@ class BatchLimits:
     Attributes:
         files: Photographs in all, those in zips among them.
         archives: Zips.
-        wait_seconds: How long a few photographs wait for room where the endpoint is busy.
+        wait_seconds: How long a few photographs wait while the endpoint is busy.
         archive: Of each zip.
 
     Raises:
@@ -97,9 +97,9 @@ async def classify(
     """Classify photographs, in the order given; those of a zip in the order of the zip.
 
     Every file gets one row, with classes or with the reason for none; so does a zip that is refused as a whole. Files
-    are read in a thread of their own, as many at once as the model takes in one batch, and go the way of the endpoint's
-    own requests; where that has no room, the batch waits. It ends soon after the iteration is cancelled or closed, and
-    holds no room of the service while its caller is busy.
+    are read in a separate thread, as many at once as the model takes in one batch, and are computed like the endpoint's
+    requests; while the service is full, the batch waits. It ends soon after the iteration is cancelled or closed, and
+    takes up none of the service's capacity while its caller is busy.
 
         async for progress in classify(service, served, served.keep_rate, [("leaves.zip", path)]):
             rows += progress.rows
@@ -299,10 +299,10 @@ async def _rows(
 async def _answers(
     service: Service, served: ServedModel, rates: Rates, uploads: Sequence[Upload], top_k: int, wait_seconds: float
 ) -> Sequence[Ranked | Refusal]:
-    """The service's answers, as soon as it has room.
+    """The service's answers, as soon as it has capacity.
 
     Raises:
-        Refusal: 429 where it had none for too long, 503 where it stops.
+        Refusal: 429 if it was full for too long, 503 if it is stopping.
     """
     loop = asyncio.get_running_loop()
     end, pause = loop.time() + wait_seconds, _FIRST_PAUSE
@@ -317,6 +317,6 @@ async def _answers(
                 raise
         except Exception:  # of these photographs; the next may go well
             _log.exception("a batch of %d photographs failed", len(uploads))
-            return [Refusal(500, "failed", "the server failed: its log says why")] * len(uploads)
+            return [Refusal(500, "failed", "the server failed: see its log")] * len(uploads)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

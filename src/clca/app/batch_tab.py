@@ -16,27 +16,27 @@ from clca.app import components as parts
 from clca.app import html as render
 from clca.app.batch import BatchLimits, Progress, Row, classify
 from clca.app.batch_table import summary, write_csv
-from clca.app.context import Room, new_file, speaker, told
-from clca.app.i18n import Speaker
+from clca.app.context import PageContext, error_text, new_file, translator
+from clca.app.i18n import Translator
 from clca.app.identify_tab import move_slider
 from clca.app.zip_reader import ArchiveLimits
 
 _SHOWN = 200
 
 
-def batch_tab(room: Room, model: gr.Dropdown) -> None:
+def batch_tab(context: PageContext, model: gr.Dropdown) -> None:
     """Lay out the tab, inside its `gr.Tab`.
 
     Args:
-        room: The models.
+        context: The models.
         model: Where the user chooses one.
     """
-    words, first = room.words.i18n, room.model(None)
-    most = room.settings.batch_files
+    words, first = context.words.i18n, context.model(None)
+    most = context.settings.batch_files
     limits = BatchLimits(files=most, archive=ArchiveLimits(files=most, entries=2 * most + 1000))
     files = parts.files(words("files"), "files")
     rate = parts.keep_rate(
-        words("keep_rate"), words("keep_rate_info"), room.shown_rate(first), first.keep_rate_is_free, "batch-rate"
+        words("keep_rate"), words("keep_rate_info"), context.shown_rate(first), first.keep_rate_is_free, "batch-rate"
     )
     with gr.Row():
         start = gr.Button(words("identify_all"), variant="primary", elem_id="identify-all")
@@ -55,9 +55,9 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
     async def identify_all(
         name: str, slider: float, chosen: list[tuple[str, Path]], request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
-        say = speaker(room, request)
+        tr = translator(context, request)
         if not chosen:
-            yield {state: render.problem(say("no_files"))}
+            yield {state: render.problem(tr("no_files"))}
             return
         yield {start: _working(True), stop: _working(False), download: gr.update(visible=False), table: "", state: ""}
         rows: list[Row] = []
@@ -65,16 +65,16 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
         began = time.monotonic()
         stopping = running[request.session_hash] = asyncio.Event()
         try:
-            served = room.model(name)
-            answers = classify(room.service, served, room.rates(served, slider), chosen, limits)
+            served = context.model(name)
+            answers = classify(context.service, served, context.rates(served, slider), chosen, limits)
             async with aclosing(answers):  # so that it ends with the page, not with the garbage collection
                 async for step in _until(stopping, answers):
                     rows.extend(step.rows)
                     total = step.total
-                    shown = progress(say, step.done, step.total, time.monotonic() - began)
-                    yield {state: shown, table: rows_html(say, rows)}
+                    shown = progress(tr, step.done, step.total, time.monotonic() - began)
+                    yield {state: shown, table: rows_html(tr, rows)}
         except Exception as error:
-            yield {state: render.problem(told(say, error, "error_batch"))}
+            yield {state: render.problem(error_text(tr, error, "error_batch"))}
         finally:
             running.pop(request.session_hash, None)
         update: dict[Any, Any] = {start: _working(False), stop: _working(True)}
@@ -82,9 +82,9 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
             file = new_file("answers.csv")
             write_csv(rows, file)
             counts, seconds = summary(rows), f"{time.monotonic() - began:.1f}"
-            text = say("batch_done", answered=counts["answered"], refused=counts["refused"], seconds=seconds)
+            text = tr("batch_done", answered=counts["answered"], refused=counts["refused"], seconds=seconds)
             if len(rows) < total:
-                text = f"{say('batch_progress', done=len(rows), total=total)} · {text}"
+                text = f"{tr('batch_progress', done=len(rows), total=total)} · {text}"
             update |= {download: gr.update(value=str(file), visible=True), state: f"<p role=status>{escape(text)}</p>"}
         yield update
 
@@ -99,7 +99,7 @@ def batch_tab(room: Room, model: gr.Dropdown) -> None:
     )  # fmt: skip
     # Not cancelled: what has been answered is still to be saved.
     stop.click(stop_it, None, stop, show_progress="hidden", concurrency_limit=None, api_visibility="private")
-    model.input(lambda name: move_slider(room, name), model, rate, show_progress="hidden", api_visibility="private")
+    model.input(lambda name: move_slider(context, name), model, rate, show_progress="hidden", api_visibility="private")
 
 
 async def _until(stopping: asyncio.Event, answers: AsyncGenerator[Progress, None]) -> AsyncIterator[Progress]:
@@ -120,17 +120,17 @@ async def _until(stopping: asyncio.Event, answers: AsyncGenerator[Progress, None
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def progress(say: Speaker, done: int, total: int, seconds: float) -> str:
+def progress(tr: Translator, done: int, total: int, seconds: float) -> str:
     """A bar with the count, the rate and the time left."""
     left = seconds / done * (total - done) if done else 0.0
-    text = f"{say('batch_progress', done=done, total=total)} · {done / max(seconds, 1e-6):.1f}/s · {_clock(left)}"
+    text = f"{tr('batch_progress', done=done, total=total)} · {done / max(seconds, 1e-6):.1f}/s · {_clock(left)}"
     bar = f'<progress value="{done}" max="{max(total, 1)}" aria-label="{escape(text, quote=True)}"></progress>'
     return f"<div class=clca-progress>{bar}<span>{escape(text)}</span></div>"
 
 
-def rows_html(say: Speaker, rows: list[Row]) -> str:
+def rows_html(tr: Translator, rows: list[Row]) -> str:
     """The first rows as a table; the file has all."""
-    heads = [say(f"column_{name}") for name in ("file", "class", "probability", "second", "third")]
+    heads = [tr(f"column_{name}") for name in ("file", "class", "probability", "second", "third")]
     body = []
     for row in rows[:_SHOWN]:
         if row.error is not None:
@@ -138,7 +138,7 @@ def rows_html(say: Speaker, rows: list[Row]) -> str:
             continue
         others = [f"{n} {p:.0%}" for n, p in zip(row.classes[1:3], row.probabilities[1:3], strict=True)]
         body.append([row.name, row.classes[0], f"{row.probabilities[0]:.1%}", *others])
-    note = say("batch_more", shown=_SHOWN, total=len(rows)) if len(rows) > _SHOWN else ""
+    note = tr("batch_more", shown=_SHOWN, total=len(rows)) if len(rows) > _SHOWN else ""
     return render.table(heads, body) + f"<p class=clca-note>{escape(note)}</p>"
 
 

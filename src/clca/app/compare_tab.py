@@ -10,7 +10,7 @@ import gradio as gr
 
 from clca.app import html as render
 from clca.app.components import keep_rate, photograph
-from clca.app.context import Room, speaker, told
+from clca.app.context import PageContext, error_text, translator
 from clca.app.identify_tab import move_slider, stages_html
 
 
@@ -23,40 +23,40 @@ class _Side:
     stages: gr.HTML
 
 
-def compare_tab(room: Room, tab: gr.Tab, identified: gr.Image) -> None:
+def compare_tab(context: PageContext, tab: gr.Tab, identified: gr.Image) -> None:
     """Lay out the tab, inside its `gr.Tab`.
 
     Args:
-        room: The models.
+        context: The models.
         tab: Itself.
         identified: The photograph of another tab, with which this one begins.
     """
-    words = room.words.i18n
+    words = context.words.i18n
     photo = photograph(words("photo"), "compare-photo")
-    names = (room.names[0], room.names[min(1, len(room.names) - 1)])
+    names = (context.names[0], context.names[min(1, len(context.names) - 1)])
     with gr.Row():
-        sides = [_side(room, letter, name) for letter, name in zip(("left", "right"), names, strict=True)]
+        sides = [_side(context, letter, name) for letter, name in zip(("left", "right"), names, strict=True)]
 
     async def compare(
         path: str | None, a: str, a_rate: float, b: str, b_rate: float, request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
-        say = speaker(room, request)
+        tr = translator(context, request)
         if path is None:
             for side in sides:
-                yield {side.answer: render.waiting(say), side.price: "", side.stages: ""}
+                yield {side.answer: render.waiting(tr), side.price: "", side.stages: ""}
             return
         for side, name, slider in zip(sides, (a, b), (a_rate, b_rate), strict=True):
             try:
-                served, look = await room.look(name, slider, path)
-                shown = await room.examples(served, look.ranked.classes)
+                served, look = await context.look(name, slider, path)
+                shown = await context.examples(served, look.ranked.classes)
             except Exception as error:
-                yield {side.answer: render.problem(told(say, error)), side.price: "", side.stages: ""}
+                yield {side.answer: render.problem(error_text(tr, error)), side.price: "", side.stages: ""}
                 continue
             yield {
-                side.answer: render.answer(say, look.ranked, shown, len(served.classes)),
-                side.price: render.price(say, look, room.rates(served, slider), room.evaluations(served)),
+                side.answer: render.answer(tr, look.ranked, shown, len(served.classes)),
+                side.price: render.price(tr, look, context.rates(served, slider), context.evaluations(served)),
             }
-            yield {side.stages: await stages_html(say, look)}
+            yield {side.stages: await stages_html(tr, look)}
 
     def take_over(theirs: str | None, own: str | None) -> Any:
         return gr.skip() if own is not None or theirs is None else theirs
@@ -71,20 +71,20 @@ def compare_tab(room: Room, tab: gr.Tab, identified: gr.Image) -> None:
     )  # fmt: skip
     for side in sides:
         moved = side.model.input(
-            lambda name: move_slider(room, name), side.model, side.rate, show_progress="hidden",
+            lambda name: move_slider(context, name), side.model, side.rate, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
-        moved.then(  # only then does the slider say the share of the model that was chosen
+        moved.then(  # only then does the slider show the share of the model that was chosen
             compare, asked, shown_parts, trigger_mode="always_last", show_progress="minimal", api_visibility="private"
         )
 
 
-def _side(room: Room, letter: str, name: str) -> _Side:
-    words, served = room.words.i18n, room.model(name)
+def _side(context: PageContext, letter: str, name: str) -> _Side:
+    words, served = context.words.i18n, context.model(name)
     with gr.Column(min_width=300):
-        model = gr.Dropdown(room.names, value=name, label=words(letter), elem_id=f"{letter}-model")
-        value = room.shown_rate(served)
-        if letter == "right" and len(room.names) == 1 and served.keep_rate_is_free:
+        model = gr.Dropdown(context.names, value=name, label=words(letter), elem_id=f"{letter}-model")
+        value = context.shown_rate(served)
+        if letter == "right" and len(context.names) == 1 and served.keep_rate_is_free:
             value = 1.0 if value < 1 else 0.5  # one model is of interest at two rates
         rate = keep_rate(words("keep_rate"), words("keep_rate_info"), value, served.keep_rate_is_free, f"{letter}-rate")
         price = gr.HTML(elem_id=f"{letter}-price")

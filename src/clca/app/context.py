@@ -11,8 +11,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 from clca.app.examples import Examples
-from clca.app.i18n import Speaker, Words
-from clca.app.inference import Look, Lookout
+from clca.app.i18n import Translator, Words
+from clca.app.inference import Look, PhotoInference
 from clca.app.settings import PageSettings
 from clca.app.upload_folder import upload_folder
 from clca.errors import ClcaError
@@ -24,7 +24,7 @@ from clca.serve.service import Service
 _log = logging.getLogger("clca.app")
 
 
-class Room:
+class PageContext:
     """The page's models by name, and what is known of them.
 
     Args:
@@ -37,7 +37,7 @@ class Room:
 
     def __init__(self, service: Service, settings: PageSettings) -> None:
         self.service, self.settings = service, settings
-        self.lookout = Lookout(service)
+        self.inference = PhotoInference(service)
         self.words = Words(*([settings.words] if settings.words is not None else []))
         self.names = list(service.models)
         self._examples = {name: Examples(model, settings.examples) for name, model in service.models.items()}
@@ -75,20 +75,20 @@ class Room:
     async def look(self, name: str | None, slider: float | None, photo: str) -> tuple[ServedModel, Look]:
         """What a model makes of an uploaded photograph."""
         served = self.model(name)
-        image = await self.lookout.open(Path(photo))
-        return served, await self.lookout.look(served, self.rates(served, slider), image)
+        image = await self.inference.open(Path(photo))
+        return served, await self.inference.look(served, self.rates(served, slider), image)
 
 
-def told(say: Speaker, error: Exception, refused: str = "error_image") -> str:
+def error_text(tr: Translator, error: Exception, refused: str = "error_image") -> str:
     """What went wrong, for people; `refused` is the sentence for what cannot be read."""
     if isinstance(error, Refusal):
         if error.code in ("busy", "stopping"):
-            return say("error_busy")
+            return tr("error_busy")
         if error.code == "gone":
-            return say("error_gone")
-        return say(refused, reason=error.message)
+            return tr("error_gone")
+        return tr(refused, reason=error.message)
     _log.error("the page failed", exc_info=error)
-    return say("error_failed")
+    return tr("error_failed")
 
 
 def new_file(name: str) -> Path:
@@ -96,6 +96,6 @@ def new_file(name: str) -> Path:
     return Path(mkdtemp(dir=upload_folder().path)) / name
 
 
-def speaker(room: Room, request: Any) -> Speaker:
+def translator(context: PageContext, request: Any) -> Translator:
     """In the language of the browser."""
-    return room.words.speaker(request.headers if request is not None else {})
+    return context.words.translator(request.headers if request is not None else {})

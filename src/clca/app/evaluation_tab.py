@@ -8,8 +8,8 @@ from html import escape
 import gradio as gr
 
 from clca.app import html as render
-from clca.app.context import Room, speaker
-from clca.app.i18n import Speaker
+from clca.app.context import PageContext, translator
+from clca.app.i18n import Translator
 from clca.evaluation.stored import StoredEvaluation, by_rate
 from clca.serve.served_model import Rates, ServedModel
 from clca.system.files import read_csv
@@ -17,11 +17,11 @@ from clca.system.files import read_csv
 _CONFUSIONS = 10
 
 
-def evaluation_tab(room: Room, model: gr.Dropdown, tab: gr.Tab, page: gr.Blocks) -> None:
+def evaluation_tab(context: PageContext, model: gr.Dropdown, tab: gr.Tab, page: gr.Blocks) -> None:
     """Lay out the tab, inside its `gr.Tab`.
 
     Args:
-        room: The models.
+        context: The models.
         model: Where the user chooses one.
         tab: Itself: it is filled again whenever it is opened, as an evaluation may have ended meanwhile.
         page: All of it.
@@ -29,35 +29,37 @@ def evaluation_tab(room: Room, model: gr.Dropdown, tab: gr.Tab, page: gr.Blocks)
     shown = gr.HTML(elem_id="evaluation")
 
     def show(name: str, request: gr.Request) -> str:
-        return evaluation_html(speaker(room, request), room.model(name), room.evaluations(room.model(name)))
+        return evaluation_html(
+            translator(context, request), context.model(name), context.evaluations(context.model(name))
+        )
 
     for trigger in (tab.select, model.input, page.load):
         trigger(show, model, shown, show_progress="hidden", api_visibility="private")
 
 
-def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEvaluation]) -> str:
+def evaluation_html(tr: Translator, served: ServedModel, stored: Sequence[StoredEvaluation]) -> str:
     """Headline, table by keep rate, table by class, and confusions of a model.
 
     Args:
-        say: The language.
+        tr: The language.
         served: The model.
         stored: Its evaluations, of one split.
     """
     if not stored or served.folder is None:
-        return f"<p class=clca-note>{escape(say('not_evaluated'))}</p>"
+        return f"<p class=clca-note>{escape(tr('not_evaluated'))}</p>"
     mean = by_rate(served.keep_rate)[0]
     own = min(stored, key=lambda each: (each.keep_rate != served.keep_rate, abs(by_rate(each.keep_rate)[0] - mean)))
-    head = say("evaluated_on", split=own.split, images=own.images, classes=len(served.classes))
+    head = tr("evaluated_on", split=own.split, images=own.images, classes=len(served.classes))
     cards = "".join(
-        f"<div><p class=what>{escape(say(key))}</p><b>{value:.1%}</b></div>"
+        f"<div><p class=what>{escape(tr(key))}</p><b>{value:.1%}</b></div>"
         for key, value in (("top1", own.top1), ("top5", own.top5), ("macro", own.macro))
     )
     parts = [f"<h2>{escape(head)}</h2><div class=clca-price>{cards}</div>"]
     if own.keep_rate != served.keep_rate:
-        note = say("evaluated_near", rate=_rate(own.keep_rate), own=_rate(served.keep_rate))
+        note = tr("evaluated_near", rate=_rate(own.keep_rate), own=_rate(served.keep_rate))
         parts.append(f"<p class=clca-note>{escape(note)}</p>")
     if len(stored) > 1:
-        heads = [say("keep_rate"), say("top1"), say("top5"), say("macro"), "GMACs"]
+        heads = [tr("keep_rate"), tr("top1"), tr("top5"), tr("macro"), "GMACs"]
         rows = [
             [
                 _rate(e.keep_rate),
@@ -68,13 +70,13 @@ def evaluation_html(say: Speaker, served: ServedModel, stored: Sequence[StoredEv
             ]
             for e in stored
         ]
-        parts.append(f"<h3>{escape(say('by_rate'))}</h3>{render.table(heads, rows)}")
+        parts.append(f"<h3>{escape(tr('by_rate'))}</h3>{render.table(heads, rows)}")
     # By class and confusions are of the evaluation in the head, not of whichever the run has besides.
     rows = _by_class(read_csv(own.folder / "classes.csv"))
     if rows:
-        heads = [*(say(f"column_{name}") for name in ("class", "images", "precision", "recall", "f1"))]
-        parts.append(f"<h3>{escape(say('by_class'))}</h3>{render.table(heads, rows)}")
-    parts.append(_confusions(say, read_csv(own.folder / "confusion.csv")))
+        heads = [*(tr(f"column_{name}") for name in ("class", "images", "precision", "recall", "f1"))]
+        parts.append(f"<h3>{escape(tr('by_class'))}</h3>{render.table(heads, rows)}")
+    parts.append(_confusions(tr, read_csv(own.folder / "confusion.csv")))
     return f"<div class=clca-evaluation>{''.join(parts)}</div>"
 
 
@@ -91,7 +93,7 @@ def _by_class(lines: Sequence[Sequence[str]]) -> list[list[str]]:
     return [row for _, row in sorted(found, key=lambda each: each[0])]
 
 
-def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
+def _confusions(tr: Translator, lines: Sequence[Sequence[str]]) -> str:
     import numpy as np
 
     from clca.plots.confusion import most_confused
@@ -104,10 +106,10 @@ def _confusions(say: Speaker, lines: Sequence[Sequence[str]]) -> str:
     if not names or counts.shape != (len(names), len(names)):  # broken off
         return ""
     items = "".join(
-        f"<li>{escape(say('confused_once' if count == 1 else 'confused', true=true, taken=taken, count=count))}</li>"
+        f"<li>{escape(tr('confused_once' if count == 1 else 'confused', true=true, taken=taken, count=count))}</li>"
         for true, taken, count in most_confused(counts, names, _CONFUSIONS)
     )
-    return f"<h3>{escape(say('confusion'))}</h3><ul>{items}</ul>" if items else ""
+    return f"<h3>{escape(tr('confusion'))}</h3><ul>{items}</ul>" if items else ""
 
 
 def _rate(rate: Rates) -> str:

@@ -1,4 +1,4 @@
-"""What of Gradio's functions a message may call, and how much is kept for a page that does not listen."""
+"""Limits on calls of Gradio's functions, and on what is kept for a page that does not read its answers."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def bound_sessions(blocks: gr.Blocks) -> None:
     blocks.state_session_capacity = _SESSIONS
 
 
-class Calls:
+class AllowedCalls:
     """Checks messages that call functions of a page.
 
     Args:
@@ -27,7 +27,7 @@ class Calls:
         self._blocks = blocks
 
     def check(self, content: Any) -> None:
-        """Refuse a message to /queue/join that names no function, or comes from where nobody reads the answers.
+        """Refuse a message to /queue/join that names no function, or comes from a page that does not read its answers.
 
         Raises:
             Refusal: 400 or 429.
@@ -41,11 +41,11 @@ class Calls:
             raise Refusal(429, "busy", "the answers to this page are not read: open it again", {"Retry-After": "5"})
 
 
-class Arriving:
-    """How far an upload is, for the page that sends it.
+class UploadProgress:
+    """Progress of an upload, for the page that sends it.
 
     Args:
-        name: That the page gave it; None where it does not want to know.
+        name: That the page gave it; None if it does not ask for progress.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -53,18 +53,18 @@ class Arriving:
         if name is not None:
             file_upload_statuses.track(name)
 
-    def tell(self, file: str, piece: bytes) -> None:
-        """A piece of a file is here."""
+    def add(self, file: str, chunk: bytes) -> None:
+        """A chunk of a file has arrived."""
         if self._name is not None:
-            file_upload_statuses.append(self._name, file, piece)
+            file_upload_statuses.append(self._name, file, chunk)
 
     def end(self) -> None:
-        """It is here, or refused."""
+        """The upload is complete, or refused."""
         if self._name is not None:
             file_upload_statuses.set_done(self._name)
 
     def forget(self) -> None:
-        """The page has had its time to read."""
+        """Drop the progress; the page has had time to read it."""
         if self._name is not None:
             file_upload_statuses.stop_tracking(self._name)
             file_upload_statuses._signals.pop(self._name, None)

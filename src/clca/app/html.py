@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from clca.app.i18n import Speaker
+from clca.app.i18n import Translator
 from clca.app.inference import Look
 from clca.evaluation.stored import StoredEvaluation
 from clca.explain import Explanation
@@ -18,23 +18,23 @@ from clca.serve.served_model import Rates
 from clca.serve.service import Ranked
 
 
-def answer(say: Speaker, ranked: Ranked, examples: Mapping[str, Sequence[str]], classes: int) -> str:
+def answer(tr: Translator, ranked: Ranked, examples: Mapping[str, Sequence[str]], classes: int) -> str:
     """The most likely classes with bars and example pictures; the first is said to screen readers."""
     first, probability = ranked.classes[0], ranked.probabilities[0]
     rows = "".join(
-        _row(say, name, share, examples.get(name, ()))
+        _row(tr, name, share, examples.get(name, ()))
         for name, share in zip(ranked.classes, ranked.probabilities, strict=True)
     )
-    missing = "" if any(examples.values()) else f"<p class=note>{escape(say('no_examples'))}</p>"
+    missing = "" if any(examples.values()) else f"<p class=note>{escape(tr('no_examples'))}</p>"
     return (
         f"<div class=clca-answer><p class=said role=status aria-live=polite><strong>{escape(first)}</strong> "
         f"<span>{probability:.0%}</span></p><ol>{rows}</ol>{missing}"
-        f"<p class=note>{escape(say('only_knows', count=classes))}</p></div>"
+        f"<p class=note>{escape(tr('only_knows', count=classes))}</p></div>"
     )
 
 
-def _row(say: Speaker, name: str, share: float, pictures: Sequence[str]) -> str:
-    label = escape(say("example", name=name), quote=True)
+def _row(tr: Translator, name: str, share: float, pictures: Sequence[str]) -> str:
+    label = escape(tr("example", name=name), quote=True)
     images = "".join(f'<img src="{escape(address, quote=True)}" alt="{label}">' for address in pictures)
     return (
         f"<li><div class=name><span>{escape(name)}</span><span>{escape(_percent(share))}</span></div>"
@@ -43,20 +43,20 @@ def _row(say: Speaker, name: str, share: float, pictures: Sequence[str]) -> str:
     )
 
 
-def waiting(say: Speaker) -> str:
+def waiting(tr: Translator) -> str:
     """In place of an answer, before there is a photograph."""
-    return f"<div class=clca-answer><p class=empty>{escape(say('no_photo_yet'))}</p></div>"
+    return f"<div class=clca-answer><p class=empty>{escape(tr('no_photo_yet'))}</p></div>"
 
 
-def price(say: Speaker, look: Look, rates: Rates, stored: Sequence[StoredEvaluation]) -> str:
+def price(tr: Translator, look: Look, rates: Rates, stored: Sequence[StoredEvaluation]) -> str:
     """Accuracy, GMACs and time at a keep rate, side by side."""
-    accuracy, about = _accuracy(say, rates, stored)
+    accuracy, about = _accuracy(tr, rates, stored)
     share = look.price.share
-    cost = say("cost_full") if share > 0.9995 else say("cost_share", share=f"{share:.0%}")
+    cost = tr("cost_full") if share > 0.9995 else tr("cost_share", share=f"{share:.0%}")
     cells = (
-        (say("accuracy"), accuracy, about),
-        (say("cost"), f"{look.price.gmacs:.3g} GMACs", cost),
-        (say("time"), f"{look.milliseconds:.3g} ms", say("time_here")),
+        (tr("accuracy"), accuracy, about),
+        (tr("cost"), f"{look.price.gmacs:.3g} GMACs", cost),
+        (tr("time"), f"{look.milliseconds:.3g} ms", tr("time_here")),
     )
     return "<div class=clca-price>" + "".join(map(_cell, *zip(*cells, strict=True))) + "</div>"
 
@@ -65,21 +65,21 @@ def _cell(name: str, value: str, about: str) -> str:
     return f"<div><p class=what>{escape(name)}</p><b>{escape(value)}</b><p>{escape(about)}</p></div>"
 
 
-def _accuracy(say: Speaker, rate: Rates, stored: Sequence[StoredEvaluation]) -> tuple[str, str]:
+def _accuracy(tr: Translator, rate: Rates, stored: Sequence[StoredEvaluation]) -> tuple[str, str]:
     """Of the evaluation at this very rate; else of those next to it."""
     here = [each for each in stored if _same(each.keep_rate, rate)]
     if here:
-        return f"{here[0].top1:.1%}", say("accuracy_of", images=here[0].images, split=here[0].split)
+        return f"{here[0].top1:.1%}", tr("accuracy_of", images=here[0].images, split=here[0].split)
     near: list[tuple[float, float]] = []
     if not isinstance(rate, tuple):
         known = [(each.keep_rate, each.top1) for each in stored if not isinstance(each.keep_rate, tuple)]
         near = [*[(at, top1) for at, top1 in known if at < rate][-1:], *[k for k in known if k[0] > rate][:1]]
     if not near:
-        return "–", f"{say('accuracy_unknown')}: {say('accuracy_how')}"
+        return "–", f"{tr('accuracy_unknown')}: {tr('accuracy_how')}"
     accuracy = " – ".join(f"{top1:.1%}" for _, top1 in near)
     if len(near) == 2:
-        return accuracy, say("accuracy_between", low=f"{near[0][0]:.0%}", high=f"{near[1][0]:.0%}")
-    return "–", say("accuracy_near", rate=f"{near[0][0]:.0%}", accuracy=accuracy)
+        return accuracy, tr("accuracy_between", low=f"{near[0][0]:.0%}", high=f"{near[1][0]:.0%}")
+    return "–", tr("accuracy_near", rate=f"{near[0][0]:.0%}", accuracy=accuracy)
 
 
 def _same(one: Rates, other: Rates) -> bool:
@@ -88,19 +88,19 @@ def _same(one: Rates, other: Rates) -> bool:
     return abs(one - other) < 1e-6
 
 
-def depths(say: Speaker, explanation: Explanation) -> str:
+def depths(tr: Translator, explanation: Explanation) -> str:
     """Bars of what each depth's CLS token adds; empty without the aggregation head."""
     if not explanation.depths:
         return ""
     reach = max(max(abs(depth.logit) for depth in explanation.depths), 1e-9)
     rows = "".join(
-        f"<li><div class=name><span>{escape(say('depth', block=depth.block))}</span>"
+        f"<li><div class=name><span>{escape(tr('depth', block=depth.block))}</span>"
         f"<span>{depth.logit:+.2f}</span></div>"
         f'<div class="bar {"for" if depth.logit > 0 else "against"}">'
         f'<i style="width:{100 * abs(depth.logit) / reach:.2f}%"></i></div></li>'
         for depth in explanation.depths
     )
-    return f"<div class=clca-answer><h2>{escape(say('depths', name=explanation.target))}</h2><ol>{rows}</ol></div>"
+    return f"<div class=clca-answer><h2>{escape(tr('depths', name=explanation.target))}</h2><ol>{rows}</ol></div>"
 
 
 def _percent(share: float) -> str:
@@ -108,7 +108,7 @@ def _percent(share: float) -> str:
 
 
 def figures(title: str, pictures: Sequence[Image.Image], captions: Sequence[str]) -> str:
-    """Pictures with captions below, as many beside each other as there is room for."""
+    """Pictures with captions below, as many side by side as fit."""
     shown = "".join(
         f'<figure><img src="{address_of(picture)}" alt="{escape(caption, quote=True)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"

@@ -1,4 +1,4 @@
-"""What the page says, by language: a JSON file each, English the one that is always there."""
+"""The page's texts by language: one JSON file each; English is always there."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ ENGLISH = "en"
 
 
 class Words:
-    """Sentences by key and language. A key that a translation lacks is said in English.
+    """Sentences by key and language. A key that a translation lacks is shown in English.
 
     Args:
         folders: With LANGUAGE.json files, {key: sentence}; later ones add languages and replace sentences.
@@ -50,7 +50,7 @@ class Words:
 
     @cached_property
     def i18n(self) -> "I18n":
-        """For what Gradio's components say: the browser takes its own language."""
+        """For texts of Gradio's components: the browser takes its own language."""
         import gradio
 
         return gradio.I18n(**self.languages)
@@ -74,23 +74,23 @@ class Words:
                     return name
         return ENGLISH
 
-    def say(self, language: str, key: str, **values: Any) -> str:
+    def translate(self, language: str, key: str, **values: Any) -> str:
         """A sentence, with values in its places."""
         return self.languages.get(language, self.languages[ENGLISH])[key].format_map(values)
 
-    def speaker(self, headers: Mapping[str, str]) -> "Speaker":
-        """One who speaks the language of a request."""
-        return Speaker(self, self.language(headers.get("accept-language", "")))
+    def translator(self, headers: Mapping[str, str]) -> "Translator":
+        """The translator into the language of a request."""
+        return Translator(self, self.language(headers.get("accept-language", "")))
 
 
-class Speaker:
-    """`Words` in one language: `speaker("key", value=…)`."""
+class Translator:
+    """`Words` in one language: `translator("key", value=…)`."""
 
     def __init__(self, words: Words, language: str) -> None:
         self.words, self.language = words, language
 
     def __call__(self, key: str, **values: Any) -> str:
-        return self.words.say(self.language, key, **values)
+        return self.words.translate(self.language, key, **values)
 
 
 def _places(text: str) -> set[str]:

@@ -57,7 +57,7 @@ class Look:
     stages: tuple[Stage, ...]
 
 
-class Lookout:
+class PhotoInference:
     """Asks a `Service`'s models about single photographs, within its limits.
 
     Args:

@@ -16,24 +16,24 @@ from clca.app.upload_folder import upload_folder
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.serve.settings import ServeSettings
 
-# Before Gradio is loaded: it would tell its makers who uses it, look for its newest version, and keep its own copies.
+# Before Gradio is loaded: it would send usage statistics, look for its newest version, and keep its own copies.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 upload_folder()
 
 import gradio as gr  # noqa: E402
 from gradio.routes import App  # noqa: E402
 
-from clca.app.allowlist import Gate  # noqa: E402
+from clca.app.allowlist import Allowlist  # noqa: E402
 from clca.app.batch_tab import batch_tab  # noqa: E402
-from clca.app.cleanup import sweeping  # noqa: E402
+from clca.app.cleanup import delete_old_uploads  # noqa: E402
 from clca.app.compare_tab import compare_tab  # noqa: E402
-from clca.app.context import Room  # noqa: E402
+from clca.app.context import PageContext  # noqa: E402
 from clca.app.evaluation_tab import evaluation_tab  # noqa: E402
-from clca.app.gradio_queue import Calls, bound_sessions  # noqa: E402
+from clca.app.gradio_queue import AllowedCalls, bound_sessions  # noqa: E402
 from clca.app.identify_tab import identify_tab  # noqa: E402
 
 _STYLE = Path(__file__).with_name("style.css")
-# Gradio says that every page is English, and a screen reader would read another language by English rules.
+# Gradio declares every page English, and a screen reader would read another language by English rules.
 _LANGUAGE = """() => {
     const ours = OURS, asked = navigator.languages.map(tag => tag.toLowerCase());
     const found = asked.flatMap(tag => [tag, tag.split('-')[0]]).find(tag => ours.includes(tag));
@@ -62,26 +62,28 @@ def create_app(
 
     settings, page = settings or ServeSettings(), page or PageSettings()
     app = create_endpoint(models, settings)
-    room = Room(app.state.service, page)
-    mount(app, build(room), room, settings, page)
+    context = PageContext(app.state.service, page)
+    mount(app, build(context), context, settings, page)
     return app
 
 
-def build(room: Room) -> gr.Blocks:
+def build(context: PageContext) -> gr.Blocks:
     """The page's components and what they do."""
-    words = room.words.i18n
+    words = context.words.i18n
     with gr.Blocks(title="clca", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(words("title"), elem_id="title")
-        several = len(room.names) > 1
-        model = gr.Dropdown(room.names, value=room.names[0], label=words("model"), visible=several, elem_id="model")
+        several = len(context.names) > 1
+        model = gr.Dropdown(
+            context.names, value=context.names[0], label=words("model"), visible=several, elem_id="model"
+        )
         with gr.Tab(words("identify"), id="identify"):
-            photo = identify_tab(room, model, blocks)
+            photo = identify_tab(context, model, blocks)
         with gr.Tab(words("compare"), id="compare") as tab:
-            compare_tab(room, tab, photo)
+            compare_tab(context, tab, photo)
         with gr.Tab(words("batch"), id="batch"):
-            batch_tab(room, model)
+            batch_tab(context, model)
         with gr.Tab(words("evaluation"), id="evaluation") as tab:
-            evaluation_tab(room, model, tab, blocks)
+            evaluation_tab(context, model, tab, blocks)
         gr.Markdown(words("footer"), elem_id="footer")
     return blocks.queue(max_size=64, default_concurrency_limit=8)
 
@@ -100,24 +102,24 @@ def _theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def mount(app: FastAPI, blocks: gr.Blocks, room: Room, settings: ServeSettings, page: PageSettings) -> None:
+def mount(app: FastAPI, blocks: gr.Blocks, context: PageContext, settings: ServeSettings, page: PageSettings) -> None:
     """Mount the page at /, behind its gate."""
     bound_sessions(blocks)
     gr.mount_gradio_app(
         app, blocks, path="/", root_path=settings.root_path or None, footer_links=[], run_history=False,
-        show_error=False, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False, i18n=room.words.i18n,
+        show_error=False, ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False, i18n=context.words.i18n,
         max_file_size=page.upload_bytes, css_paths=[_STYLE],
-        theme=_theme(), js=_LANGUAGE.replace("OURS", json.dumps(list(room.words.languages))),
+        theme=_theme(), js=_LANGUAGE.replace("OURS", json.dumps(list(context.words.languages))),
     )  # fmt: skip
     blocks.has_launched = True  # only then does Gradio refuse files that were not uploaded
     folder = upload_folder()
     (mounted,) = (route for route in app.router.routes if isinstance(route, Mount) and isinstance(route.app, App))
-    mounted.app = Gate(mounted.app, folder, page, settings, Calls(blocks), room.service.drained)
+    mounted.app = Allowlist(mounted.app, folder, page, settings, AllowedCalls(blocks), context.service.drained)
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with inner(app), sweeping(folder, page.keep_minutes * 60):
+        async with inner(app), delete_old_uploads(folder, page.keep_minutes * 60):
             yield
 
     app.router.lifespan_context = lifespan

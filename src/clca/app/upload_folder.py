@@ -16,7 +16,7 @@ _LEAST = 16 * 1024  # that a file takes, with its folder, however little is in i
 
 
 class UploadFolder:
-    """A folder of its own that nobody else on this machine reads.
+    """A private folder, which no other user of this machine can read.
 
     Attributes:
         path: Where it is, without symbolic links.
@@ -38,8 +38,8 @@ class UploadFolder:
         """Bytes of all that lies in it; of a small file, what it takes on the disk."""
         return sum(size for _, size, _ in self._files())
 
-    def make_room(self, most: int, wanted: int, seconds: float) -> int:
-        """Delete the oldest files, but none that is younger than `seconds`, until there is room for `wanted` bytes.
+    def free_space(self, most: int, wanted: int, seconds: float) -> int:
+        """Delete the oldest files, but none that is younger than `seconds`, until `wanted` more bytes fit into `most`.
 
         Returns:
             Bytes that all files take then.
@@ -54,7 +54,7 @@ class UploadFolder:
             held -= size
         return held
 
-    def sweep(self, seconds: float) -> None:
+    def delete_older(self, seconds: float) -> None:
         """Delete what is older, and the folders that it leaves empty."""
         before = time.time() - seconds
         for path, _, written in self._files():
@@ -92,7 +92,7 @@ def upload_folder() -> UploadFolder:
 
 
 def _delete_orphans() -> None:
-    """Delete the folders of our processes that were killed, and so could not do it themselves."""
+    """Delete the folders of processes of ours that were killed before they could do it."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError, ValueError):
             process = int(folder.name.removeprefix(_PREFIX).partition("-")[0])

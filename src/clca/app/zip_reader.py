@@ -30,7 +30,7 @@ _ENCRYPTED, _UTF8 = 0x1 | 0x40 | 0x2000, 0x800
 # that of the whole zip, and little ones are free of it.
 _FREE_OF_THE_RATIO = 256 * MIB
 
-_PIECE = 64 * 1024
+_CHUNK = 64 * 1024
 _ENTRY_BYTES = 1024  # of the directory: 46, the name, what the system adds
 _SHOWN_LENGTH = 120
 _BIDI_AND_BLANKS = frozenset(
@@ -71,7 +71,7 @@ class Member:
 
     Attributes:
         name: For people to read, and used for nothing else.
-        refusal: Why it is not read, where the zip's directory says enough for that.
+        refusal: Why it is not read, as far as the zip's directory shows that.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Archive:
     """The files of a zip.
 
     Everything is read from the opened file and kept in memory; nothing is unpacked to a disk, so that names and links
-    lead nowhere. What the zip says of itself is not believed: reading stops at the limits and at the length it names.
+    lead nowhere. Sizes in the zip are not trusted: reading stops at the limits and at the length it names.
     Used in one thread at a time.
 
         with Archive(path) as archive:
@@ -111,7 +111,7 @@ class Archive:
         try:
             self._zip = self._open()
             self.members, self.left_out = self._list()
-            self._left = self._room(os.fstat(self._file.fileno()).st_size)
+            self._left = self._most_unpacked(os.fstat(self._file.fileno()).st_size)
             self._refuse_shared_bytes()
         except BaseException:
             self._file.close()
@@ -132,20 +132,20 @@ class Archive:
         """The content of a file, complete and with the check sum that the zip names.
 
         Raises:
-            Refusal: 422 where it is damaged, not as long as the zip says or an archive itself, 413 beyond a limit, and
-                whatever `member.refusal` is.
+            Refusal: 422 where it is damaged, not of the length in the directory, or an archive itself, 413 beyond a
+                limit, and whatever `member.refusal` is.
         """
         if member.refusal is not None:
             raise member.refusal
         data = bytearray()
         try:
             with self._zip.open(member._info) as file:
-                while piece := file.read(_PIECE):
-                    data += piece
-                    self._left -= len(piece)
+                while chunk := file.read(_CHUNK):
+                    data += chunk
+                    self._left -= len(chunk)
                     if self._left < 0:
                         raise self._too_much()
-                    if len(data) == len(piece) and is_archive(data):
+                    if len(data) == len(chunk) and is_archive(data):
                         raise Refusal(
                             422,
                             "archive_in_archive",
@@ -156,10 +156,10 @@ class Archive:
         except Exception:  # a damaged zip raises nearly anything, and names of this machine may be in it
             raise _damaged_member("it cannot be unpacked, or its check sum is another") from None
         if len(data) != member._info.file_size:
-            raise _damaged_member("it is not as long as the zip says")
+            raise _damaged_member("its length differs from the one in the directory")
         return data
 
-    # -- what the directory says -----------------------------------------------------------------------------------
+    # -- the directory --------------------------------------------------------------------------------------------
 
     def _open(self) -> ZipFile:
         _refuse_parts(self._file)
@@ -168,7 +168,7 @@ class Archive:
         except Refusal:
             raise
         except UnicodeDecodeError:
-            raise _damaged("a name in it is not the UTF-8 that it says it is") from None
+            raise _damaged("a name marked as UTF-8 is not UTF-8") from None
         except NotImplementedError:
             raise Refusal(422, "unknown_zip", "needs a newer unpacker: save it as a plain zip") from None
         except Exception:
@@ -202,12 +202,12 @@ class Archive:
             raise Refusal(422, "encrypted", "is encrypted: save it without a password")
         return members, len(self._zip.infolist()) - len(members)
 
-    def _room(self, length: int) -> int:
+    def _most_unpacked(self, length: int) -> int:
         """How many bytes may be unpacked in all."""
-        room = min(self._limits.total_bytes, max(_FREE_OF_THE_RATIO, self._limits.ratio * length))
-        if sum(info.file_size for info in self._read_infos()) > room:
+        most = min(self._limits.total_bytes, max(_FREE_OF_THE_RATIO, self._limits.ratio * length))
+        if sum(info.file_size for info in self._read_infos()) > most:
             raise self._too_much()
-        return room
+        return most
 
     def _refuse_shared_bytes(self) -> None:
         """Files that lie on top of each other: each of a thousand may then be a gigabyte in one zip of a megabyte.
@@ -291,7 +291,7 @@ class _File(io.FileIO):
 
 
 def _refuse_parts(file: _File) -> None:
-    """Zips in several files (.z01, .z02 …), of which `zipfile` would say less."""
+    """Refuse zips in several files (.z01, .z02 …) with a clearer message than that of `zipfile`."""
     refusal = Refusal(422, "one_of_several", "is one part of a zip in several files: save it as a single one")
     file.seek(0)
     if file.read(4) == _ONE_OF_SEVERAL:
@@ -317,7 +317,7 @@ def _name(info: ZipInfo) -> str:
 
 
 def _refuse_name(name: str) -> Refusal | None:
-    """Names that would lead out of a folder, or are not what they look like; nobody needs them."""
+    """Refuse names that would lead out of a folder, or are not what they look like."""
     if not name:
         return Refusal(422, "unsafe_name", "has no name")
     if any(unicodedata.category(letter) == "Cc" for letter in name):
@@ -338,7 +338,7 @@ def _refuse_kind(name: str, info: ZipInfo) -> Refusal | None:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return Refusal(422, "not_a_file", "is a device or pipe, not a photograph")
     if (kind == stat.S_IFDIR or name.endswith("/")) and info.file_size:
-        return Refusal(422, "not_a_file", "says that it is a folder, and has content")
+        return Refusal(422, "not_a_file", "is marked as a folder, but has content")
     return None
 
 

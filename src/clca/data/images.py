@@ -50,9 +50,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     `clca.data.image_formats.FORMATS`. Format, size and the number of pieces are read before anything is decoded.
 
     The image is decoded in this process, where nothing can end a decoder that takes long: use `clca.data.decoding` for
-    files from strangers. Training, evaluation and the resized-image cache read the user's own data set here, under the
-    same list of formats and the same limits of pixels and pieces, but with no limit of time: `clca data check`, which
-    has one, finds what would hold them up.
+    files from others. Training reads a user's data set here, after `clca.data.decoding` has decoded each image once to
+    verify it or to fill the resized-image cache; evaluation on its own reads it here as well, under the same limits of
+    format, size and structure, but without a limit of time.
 
     Args:
         path: The file.

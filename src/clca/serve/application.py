@@ -108,7 +108,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    _tell_refusals(app)
+    _add_error_handlers(app)
     _add_routes(app, service, metrics)
     # The last one added comes first: requests without the token are counted as well.
     app.add_middleware(Guard, token=settings.token, local=settings.local)
@@ -140,9 +140,9 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
             PLAIN,
             Query(gt=0, le=1, description="share of tokens to keep at each location, where the model can change it"),
         ] = None,
-        model: Annotated[str | None, Query(description="name, as /v1/models says; the first without it")] = None,
+        model: Annotated[str | None, Query(description="name, as listed by /v1/models; if omitted, the first")] = None,
     ) -> Answer:
-        """Say what is in photographs.
+        """Classify photographs.
 
         An image that cannot be read has an `error` among the `results`; where it is the only one of its request, the
         request is refused with that error's status.
@@ -201,7 +201,7 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 async def _in_time(
     request: Request, service: Service, uploads: Sequence[Upload], served: ServedModel, rates: Any, top_k: int
 ) -> list[Ranked | Refusal]:
-    """The answers; the work is cancelled where it takes too long, or nobody waits for it any more."""
+    """The answers; the work is cancelled where it takes too long, or the client has gone."""
     work = asyncio.ensure_future(service.answer(uploads, served, rates, top_k))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -244,7 +244,7 @@ def _describe(model: ServedModel) -> ModelAnswer:
     )
 
 
-def _tell_refusals(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     """Every refusal in one form, and nothing of this machine in any."""
 
     @app.exception_handler(Refusal)
@@ -253,8 +253,8 @@ def _tell_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        told = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
-        return JSONResponse(Refusal(422, "invalid", told).body, 422)
+        details = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+        return JSONResponse(Refusal(422, "invalid", details).body, 422)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -263,4 +263,4 @@ def _tell_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)  # uvicorn writes the traceback to its log
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(Refusal(500, "failed", "the server failed: its log says why").body, 500)
+        return JSONResponse(Refusal(500, "failed", "the server failed: see its log").body, 500)

@@ -32,18 +32,18 @@ def docs_page(openapi: dict[str, Any]) -> str:
 
 def _routes(openapi: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in openapi["paths"].items():
-        for method, told in methods.items():
-            yield method.upper(), path, told
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
 
 
-def _route(method: str, path: str, told: dict[str, Any]) -> str:
+def _route(method: str, path: str, operation: dict[str, Any]) -> str:
     asked = [
         (each["name"], f"{each.get('description', '')}{_default(each['schema'])}")
-        for each in told.get("parameters", ())
+        for each in operation.get("parameters", ())
     ]
-    answers = [(status, each["description"]) for status, each in told["responses"].items()]
+    answers = [(status, each["description"]) for status, each in operation["responses"].items()]
     return (
-        f"<h2><code>{escape(method)} {escape(path)}</code></h2>{_text(told.get('description', ''))}"
+        f"<h2><code>{escape(method)} {escape(path)}</code></h2>{_text(operation.get('description', ''))}"
         f"{_table('In the address', asked)}{_table('Answers', answers)}"
     )
 

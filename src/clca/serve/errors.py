@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 
 class Refusal(Exception):
-    """What a client is told instead of an answer.
+    """The error that a client gets instead of an answer.
 
     Args:
         status: HTTP status.

@@ -17,7 +17,7 @@ OPEN = ("/health", "/health/live", "/health/ready")
 
 
 class Guard:
-    """ASGI middleware: refuses whoever does not show the token.
+    """ASGI middleware: refuses requests without the token.
 
     Programs send it as `Authorization: Bearer TOKEN`; a browser asks for it and sends it as the password.
 
@@ -53,7 +53,7 @@ class Guard:
         if self._digest is None or path_below(scope) in OPEN:
             return True
         shown = _shown(Headers(scope=scope).get("authorization", ""))
-        # Digests are of one length, so that the comparison's time tells nothing of the token, nor of its length.
+        # Digests are of one length, so that the time of the comparison reveals neither the token nor its length.
         return hmac.compare_digest(_digest(shown), self._digest)
 
 

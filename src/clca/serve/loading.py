@@ -1,4 +1,4 @@
-"""What clients are told while the models still load: 503, instead of nothing at all for that long."""
+"""A small server while the models load: it answers 503, so that clients are not left waiting."""
 
 import asyncio
 import json
@@ -43,11 +43,11 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def answered_meanwhile(listening: socket.socket, root_path: str = "") -> Iterator[None]:
-    """Answer whoever connects while the block runs: /health/live with 200, everything else with 503.
+    """Answer every request while the block runs: /health/live with 200, everything else with 503.
 
     Args:
-        listening: What `listen` returned; it listens on afterwards, and connections that come at the end wait for
-            whoever accepts them then.
+        listening: What `listen` returned; it stays open, and connections that come at the end wait for the server that
+            accepts them then.
         root_path: As in `ServeSettings`.
     """
     loop = asyncio.new_event_loop()

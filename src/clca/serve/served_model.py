@@ -1,4 +1,4 @@
-"""A model as an endpoint uses it: what it tells of itself, and probabilities of a batch at a keep rate."""
+"""A model as an endpoint uses it: its description, and probabilities of a batch at a keep rate."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ServedModel:
         folder: Where it comes from, if that is a folder.
 
     Raises:
-        ClcaError: If the model does not say its classes or preprocessing, or says something impossible.
+        ClcaError: The model lacks classes or preprocessing, or they are invalid.
     """
 
     def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator, folder: Path | None = None) -> None:
         if model.classes is None or model.preprocess is None:
-            raise ClcaError(f"{name} does not say its classes and preprocessing: set model.classes and .preprocess")
+            raise ClcaError(f"{name} has no classes or preprocessing: set model.classes and .preprocess")
         self.name, self.folder, self._accelerator = as_utf8(name), folder, accelerator
         self.classes: list[str] = as_utf8(list(model.classes))
         self.backbone, self.reduction = model.config.backbone, model.config.reduction

@@ -1,4 +1,4 @@
-"""Running the application with uvicorn, until it is told to stop: then what was accepted is answered first."""
+"""Running the application with uvicorn, until a signal stops it; accepted requests are answered first."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from clca.errors import ClcaError, reason
 
 # `timeout` signals the process and then its group, and what runs a command in a terminal hands on the Ctrl-C that the
-# terminal has sent to both: nobody asks for the end twice so soon.
+# terminal has sent to both: no user asks for the end twice so soon.
 _SAME_SIGNAL_SECONDS = 1.0
 
 
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
-        """Called by the signal handler, or by whoever wants to stop the server from another thread."""
+        """Called by the signal handler, or to stop the server from another thread."""
         if self._loop is None:  # still starting
             self.should_exit = True
         elif not self._loop.is_closed():
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        if self.force_exit:  # the loop cancels what is under way, and a traceback of each would say nothing new
+        if self.force_exit:  # the loop cancels what is under way, and a traceback of each would add nothing
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     async def _drain(self) -> None:
@@ -61,10 +61,10 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that a port that is taken is told before a model is loaded.
+    """A socket that listens, so that a port in use is reported before a model is loaded.
 
-    Who connects meanwhile waits, or is told so by `clca.serve.loading`: were the socket only bound, another server that
-    is still loading could bind the same port, and one of the two would fail minutes later.
+    Clients that connect meanwhile wait, or get 503 by `clca.serve.loading`: were the socket only bound, another server
+    that is still loading could bind the same port, and one of the two would fail minutes later.
 
     Args:
         host: Name or address.

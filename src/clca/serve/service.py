@@ -1,4 +1,4 @@
-"""From uploads to answers: what is let in, decoded, batched and computed, and when it stops."""
+"""From uploads to answers: admission, decoding, batching, computing, and the end of all of it."""
 
 import asyncio
 import math
@@ -41,20 +41,20 @@ class Ranked:
 
 
 class Place:
-    """What a request holds of the service's room, from its first byte to its answer."""
+    """The part of the service's capacity that a request takes, from its first byte to its answer."""
 
     def __init__(self, service: "Service") -> None:
         self._service, self.images, self.bytes = service, 0, 0
 
     def more_images(self, count: int) -> None:
-        """Take room for images; a `Refusal` (429) where there is none."""
+        """Take capacity for images; a `Refusal` (429) if the service is full."""
         if self._service.under_way + count > self._service.settings.queue:
             raise self._service.busy()
         self.images += count
         self._service.under_way += count
 
     def more_bytes(self, count: int) -> None:
-        """Take room for bytes; a `Refusal` (429) where there is none."""
+        """Take capacity for bytes; a `Refusal` (429) if the service is full."""
         if self._service.held_bytes + count > self._service.settings.held_bytes:
             raise self._service.busy()
         self.bytes += count
@@ -124,10 +124,10 @@ class Service:
 
     @contextmanager
     def place(self) -> Iterator[Place]:
-        """Room for a request, with one image to begin with; given back at the end.
+        """Capacity for a request, with one image to begin with; released at the end.
 
         Raises:
-            Refusal: 503 while the service stops, 429 without room.
+            Refusal: 503 while the service stops, 429 if it is full.
         """
         if not self.accepts:
             raise Refusal(503, "stopping", "the server is stopping", {"Retry-After": "5"})
@@ -144,7 +144,7 @@ class Service:
                 self._idle.set()
 
     def busy(self) -> Refusal:
-        """Why there is no room now, and when to come back."""
+        """The error of a full service, with the time to try again."""
         seconds = min(60, max(1, math.ceil(self.under_way * self._seconds_an_image)))
         return Refusal(429, "busy", "too much is under way: try again later", {"Retry-After": str(seconds)})
 

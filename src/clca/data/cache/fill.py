@@ -36,9 +36,9 @@ from clca.data.cache.row_file import (
     row_bytes,
 )
 from clca.data.cache.rows import ResizedRows
-from clca.data.checks.decode import BadImage, in_parallel
+from clca.data.checks.decode import BadImage, decoding_workers, in_parallel
 from clca.data.datasets import ImageDataset
-from clca.data.images import read_image
+from clca.data.decoding import Decoders
 from clca.data.transforms import ResizeFirst, SquareResize
 from clca.errors import ClcaError, reason
 
@@ -180,10 +180,11 @@ class _Shelf:
         """
         writer, plan = self._reserve(missing, wanted, limit)
         paths = plan.paths
-        filling = _Filling(writer, self.resize, paths)
         try:
             description = "reading images" if progress else None
-            bad = [one for one in in_parallel(filling.read, range(len(paths)), description=description) if one]
+            with Decoders(min(decoding_workers(), len(paths))) as decoders:
+                filling = _Filling(writer, self.resize, paths, decoders)
+                bad = [one for one in in_parallel(filling.read, range(len(paths)), description=description) if one]
             problem: Exception | None = filling.failed
             try:
                 if problem is None:
@@ -255,10 +256,11 @@ class _Plan:
 
 
 class _Filling:
-    """Reads images into a file of rows, from several threads (decoding and resizing release Python's lock)."""
+    """Reads images into a file of rows, from several threads; decoded and resized in processes that can be ended."""
 
-    def __init__(self, writer: RowWriter, resize: SquareResize, paths: list[Path]) -> None:
-        self.writer, self.resize, self.paths = writer, resize, paths
+    def __init__(self, writer: RowWriter, resize: SquareResize, paths: list[Path], decoders: Decoders) -> None:
+        self.writer, self.resize, self.paths = writer, (resize.size, resize.interpolation), paths
+        self.decoders = decoders
         self.images: list[Source | None] = [None] * len(paths)
         self.failed: OSError | None = None
 
@@ -269,11 +271,11 @@ class _Filling:
         if source is not None and abs(time.time_ns() - max(source.mtime_ns, source.ctime_ns)) < _TICK * 1e9:
             time.sleep(_TICK)  # a change that comes after this one shows in the times
         try:
-            image = read_image(path)
+            image, _ = self.decoders.image(path, self.resize)
         except ClcaError as error:
             return BadImage(path, str(error).removeprefix(f"{path}: "))
         if self.failed is None:
-            pixels = np.asarray(self.resize(image)).transpose(2, 0, 1)
+            pixels = np.asarray(image).transpose(2, 0, 1)
             try:
                 self.writer.put(row, pixels)
             except OSError as error:

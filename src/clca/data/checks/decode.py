@@ -76,7 +76,7 @@ def verify_images(paths: Sequence[Path], workers: int | None = None, *, progress
             return BadImage(path, _without_path(error, path))
         return None
 
-    with Decoders(min(_workers(workers), len(paths))) as decoders:
+    with Decoders(min(decoding_workers(workers), len(paths))) as decoders:
         verified = in_parallel(verify, paths, workers, "checking images" if progress else None)
         return [bad for bad in verified if bad is not None]
 
@@ -97,7 +97,7 @@ def inspect_images(
         width, height = found["size"]
         return Inspection(path, (width, height), found["kind"], digest, grey, found["near_empty"])
 
-    with Decoders(min(_workers(workers), len(paths))) as decoders:
+    with Decoders(min(decoding_workers(workers), len(paths))) as decoders:
         return list(in_parallel(inspect, paths, workers, "inspecting images" if progress else None))
 
 
@@ -109,14 +109,15 @@ def in_parallel(
     work: Callable[[T], R], items: Sequence[T], workers: int | None = None, description: str | None = None
 ) -> Iterator[R]:
     """Results of `work` in the order of `items`, from threads; with a bar where there is a description."""
-    executor = ThreadPoolExecutor(_workers(workers))
+    executor = ThreadPoolExecutor(decoding_workers(workers))
     try:
         yield from track(executor.map(work, items), len(items), description)
     finally:  # on Ctrl-C do not decode the rest first
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _workers(workers: int | None) -> int:
+def decoding_workers(workers: int | None = None) -> int:
+    """How many images are decoded at the same time: `workers`, or one per processor, at most 16."""
     workers = workers or min(16, os.cpu_count() or 1)
     if workers < 1:
         raise ClcaError(f"workers is {workers}: needs at least 1")

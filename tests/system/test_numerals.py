@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +10,7 @@ from clca.cli.main import main
 from clca.data.cache.limits import cache_limit
 from clca.errors import ClcaError
 from clca.models.config import validated
-from clca.system.numerals import decimal_number, is_whole_number, plain_yaml, refuse_odd_number, whole_number
+from clca.system.numerals import decimal_number, is_whole_number, refuse_odd_number, whole_number
 
 ODD = [
     "1_0",
@@ -71,16 +70,6 @@ def test_a_text_is_a_plain_number_or_refused(text: str) -> None:
     assert text.isascii()
     assert "_" not in text
     assert text == text.strip()
-
-
-@pytest.mark.parametrize("text", ["1_0", "0x10", "1:30", ".inf", ".nan", "1_0.5", "0b11", "0o17"])
-def test_yaml_takes_no_odd_number(text: str) -> None:
-    assert yaml.load(f"a: {text}", Loader=plain_yaml(yaml.SafeLoader)) == {"a": text}
-
-
-def test_yaml_takes_plain_numbers() -> None:
-    text = "[10, -3, 0.5, 1e-4, .5, true, null, on, a1]"
-    assert yaml.load(text, Loader=plain_yaml(yaml.SafeLoader)) == [10, -3, 0.5, 1e-4, 0.5, True, None, True, "a1"]
 
 
 @pytest.mark.parametrize("text", ["1_0e-1", "٣", " 0.5", "nan"])

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clca.errors import ClcaError
+from clca.models.limits import LARGEST_SIDE, SIZES
 from clca.system.numerals import refuse_odd_number
 
 
@@ -32,24 +33,11 @@ def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
     return locations
 
 
-# The upper limits are beyond all use: a slip of the keyboard, or a stranger's file, is refused before memory is taken.
-LARGEST_SIDE = 16_384
-LARGEST_ARGUMENTS = {
-    "depth": 1000,
-    "embed_dim": 100_000,
-    "num_heads": 1000,
-    "mlp_ratio": 1000,
-    "in_chans": 1000,
-    "reg_tokens": 10_000,
-}
-"""Of the arguments of timm that say how large a model is."""
-
-
 def _are_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    for name, most in LARGEST_ARGUMENTS.items():
+    for name, bounds in SIZES.items():
         value = kwargs.get(name)
-        if isinstance(value, (int, float)) and not abs(value) <= most:
-            raise ValueError(f"{name} should be at most {most:,}")
+        if isinstance(value, (int, float)) and not abs(value) <= bounds.most_in_python:
+            raise ValueError(f"{name} should be at most {bounds.most_in_python:,}")
     return kwargs
 
 

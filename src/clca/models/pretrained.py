@@ -22,14 +22,8 @@ from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES
 from clca.models.config import ModelConfig
 from clca.models.factory import build
-from clca.models.stored_model import (
-    LARGEST_STORED_SIDE,
-    MOST_PATCHES,
-    check_classes,
-    check_preprocess,
-    check_storable,
-    stored_config,
-)
+from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
+from clca.models.stored_model import check_classes, check_preprocess, check_storable, stored_config
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weight_headers import TensorHeader, check_memory
 from clca.models.weights import differences, load_strict, read_header, read_state_dict

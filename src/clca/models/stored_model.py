@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,10 +17,9 @@ from pydantic import ValidationError
 
 from clca.errors import ClcaError
 from clca.models.config import ModelConfig, one_line
+from clca.models.limits import LARGEST_STORED_SIDE, SIZES
 from clca.system.paths import shown
 
-LARGEST_STORED_SIDE = 4096  # pixels of an image
-MOST_PATCHES = 2**16
 _LARGEST_SCALE = 4  # of what is resized, over what the model takes: a photograph shrinks to little more than that
 _MOST_SETTINGS = 2000
 _LONGEST_CLASS = 1000
@@ -34,7 +33,7 @@ class _Allowed:
     words: str
 
 
-def _whole(least: int, most: int) -> _Allowed:
+def _whole(least: float, most: float) -> _Allowed:
     return _Allowed(lambda value: type(value) is int and least <= value <= most, f"a whole number {least} to {most}")
 
 
@@ -83,12 +82,8 @@ _ACT = _or_none(
 BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
     "img_size": _sides(LARGEST_STORED_SIDE),
     "patch_size": _sides(512),
-    "in_chans": _whole(1, 1024),
-    "embed_dim": _whole(1, 8192),
-    "depth": _whole(1, 128),
-    "num_heads": _whole(1, 512),
-    "mlp_ratio": _number(2**-10, 32),
-    "reg_tokens": _whole(0, 1024),
+    **{name: _whole(size.least, size.most) for name, size in SIZES.items() if name != "mlp_ratio"},
+    "mlp_ratio": _number(*SIZES["mlp_ratio"][:2]),
     "init_values": _or_none(_number(-1000, 1000)),
     "qkv_bias": _BOOL,
     "qk_norm": _BOOL,
@@ -209,11 +204,24 @@ def check_classes(classes: Any, outputs: int, where: str) -> None:
         raise ClcaError(f"{where}: classes must be a list of names, not {shown(str(classes)[:60])!r}")
     if len(classes) != outputs:
         raise ClcaError(f"{where}: classes has {len(classes)} names and the model {outputs} outputs; name each once")
+    check_class_names(classes, where)
+
+
+def check_class_names(classes: Iterable[str], where: str) -> None:
+    """Refuse names of classes that a model folder may not hold.
+
+    Args:
+        classes: The names.
+        where: What a message begins with.
+
+    Raises:
+        ClcaError: A name is too long, or has control characters, which a terminal would obey.
+    """
     for name in classes:
         if len(name) > _LONGEST_CLASS:
             raise ClcaError(f"{where}: a class has a name of {len(name)} characters: at most {_LONGEST_CLASS}")
         if _CONTROL.search(name):
-            raise ClcaError(f"{where}: the name of class {shown(name[:60])!r} holds control characters: rename it")
+            raise ClcaError(f"{where}: the name of class {name[:60]!r} has control characters: rename it")
 
 
 # All but tab and the ends of lines, which files of names may hold and tables quote.

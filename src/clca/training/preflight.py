@@ -27,6 +27,7 @@ from clca.errors import ClcaError
 from clca.models.backbones import resolve
 from clca.models.config import ModelConfig
 from clca.models.factory import build
+from clca.models.stored_model import check_class_names
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import part
 from clca.training.config import TrainConfig
@@ -70,6 +71,7 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     watched = data.open(root, name, source=where.source) if name != "none" else None
     if len(train.classes) < 2:
         raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
+    check_class_names(train.classes, str(root))  # the model could not be saved
     if len(set(train.labels)) < 2:
         raise ClcaError(f"{root}: the {where.train_split} images are all of one class; a classifier needs two or more")
     if watched is not None:

@@ -80,9 +80,9 @@ def _sweep(run: str, rates: tuple[float, ...], data: str | None, split: str, cho
 
     from clca.evaluation import sweep
 
-    console = Console(stderr=True) if _first() else None
+    console = Console(stderr=True) if is_first_process() else None
     result = sweep(run, rates, data, split, console=console, **chosen)
-    if _first():
+    if is_first_process():
         result.render(Console())
         if result.files:
             print(f"written to {result.files[0].parent}: {', '.join(path.name for path in result.files)}")

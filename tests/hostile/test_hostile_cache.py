@@ -13,6 +13,7 @@ import pytest
 from bounded import bounded
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from stranger_runs import cut_while_read, read_all
 
 from clca.data.cache.row_file import (
     _FORMAT,
@@ -22,7 +23,6 @@ from clca.data.cache.row_file import (
     RowWriter,
     Source,
     read_row_file,
-    row_bytes,
 )
 
 LIMITS: dict[str, Any] = {"memory_mib": 256, "cpu_seconds": 3}
@@ -48,16 +48,6 @@ def _index(file: Path) -> tuple[bytes, dict[str, Any]]:
 
 def _write(file: Path, rows: bytes, index: bytes) -> None:
     file.write_bytes(rows + index + _TRAILER.pack(zlib.crc32(index), len(index), _MAGIC))
-
-
-def read_all(path: str) -> Any:
-    """Read every row of a file; for a child process. None if the file is refused."""
-    found = read_row_file(Path(path))
-    if found is None:
-        return None
-    reader = found.reader()
-    rows = [reader.read(row) for row in range(found.count)]
-    return [None if row is None else [int(value) for value in np.unique(row)] for row in rows]
 
 
 def test_a_sound_file_is_read(sound: Path) -> None:
@@ -194,15 +184,6 @@ def test_a_row_that_was_changed_is_not_read_and_the_file_loses_its_name(sound: P
     assert reader.read(1) is not None
     assert reader.read(0) is None
     assert not sound.exists()
-
-
-def cut_while_read(path: str) -> Any:
-    """Read rows of a file that gets shorter meanwhile; for a child process, which a read beyond its end would kill."""
-    found = read_row_file(Path(path))
-    assert found is not None
-    reader = found.reader()
-    os.truncate(path, row_bytes(SIDE))
-    return [row is None for row in map(reader.read, range(found.count))]
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_not_read_beyond_its_end(sound: Path) -> None:

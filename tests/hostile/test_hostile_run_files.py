@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from bounded import bounded, run_clca
-from hypothesis import HealthCheck, given, settings
+from bounded import bounded
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from clca.errors import ClcaError, WorkError
-from clca.training.checkpoints import load_checkpoint
+from stranger_models import with_pickle
+from stranger_runs import one_thread, read_checkpoints
 
 OLD = Path(__file__).parents[1] / "compat" / "made_by_0_1_0.zip"
 LIMITS: dict[str, Any] = {"memory_mib": 768, "cpu_seconds": 30}
@@ -40,12 +39,6 @@ def finished(tmp_path: Path) -> Path:
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Path:
     return old_run(tmp_path, "interrupted")
-
-
-def one_thread(*arguments: str) -> tuple[int, str, str]:
-    """The command line with one thread, whose memory is limited; for a child process."""
-    torch.set_num_threads(1)
-    return run_clca(*arguments)
 
 
 def command(*arguments: Any) -> tuple[int, str, str]:
@@ -356,33 +349,19 @@ def test_files_without_an_end(name: str, target: str, finished: Path) -> None:
         assert code == 0 or err.strip(), each
 
 
-def read_checkpoint(path: str) -> str:
-    """Read a checkpoint; for a child process. `WorkError` is how one that is damaged is refused."""
-    try:
-        load_checkpoint(Path(path))
-    except (ClcaError, WorkError) as refusal:
-        return str(refusal)
-    return ""
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None)
 @given(
     changes=st.lists(
-        st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=8), st.booleans()), min_size=1, max_size=4
+        st.lists(st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=6)), min_size=1, max_size=4),
+        min_size=10,
+        max_size=20,
     )
 )
-def test_any_change_of_bytes_of_a_checkpoint(changes: list[tuple[int, bytes, bool]], tmp_path: Path) -> None:
-    """Half of the changes are among the instructions of its pickle, which are a small part of it."""
-    content = bytearray(_checkpoint())
-    begin = content.index(b"data.pkl") + 8
-    for place, found, in_pickle in changes:
-        place = begin + place % 8_000 if in_pickle else place % len(content)
-        content[place : place + len(found)] = found
-    file = tmp_path / "last.ckpt"
-    file.write_bytes(content)
-    outcome = bounded(read_checkpoint, str(file), memory_mib=256, cpu_seconds=5)
+def test_any_change_of_the_pickle_of_a_checkpoint(changes: list[list[tuple[int, bytes]]]) -> None:
+    files = [with_pickle(_checkpoint(), change) for change in changes]
+    outcome = bounded(read_checkpoints, files, memory_mib=256, cpu_seconds=20)
     assert not outcome.error, outcome.trace
-    assert "\n" not in outcome.value
+    assert all("\n" not in message for message in outcome.value)
 
 
 # -- what is sound ---------------------------------------------------------------------------------------------------

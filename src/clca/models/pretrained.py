@@ -162,7 +162,10 @@ def _check_belongs(
     Raises:
         ClcaError: They are not of one model, or the model is beyond all use or what this machine holds.
     """
-    model = _on_meta(config)
+    try:
+        model = _on_meta(config)
+    except ClcaError as error:
+        raise ClcaError(f"{config_file}: {error}") from None
     side = max(model.patch_embed.img_size)
     if side > LARGEST_STORED_SIDE or model.patch_embed.num_patches > MOST_PATCHES:
         found = f"{side} pixels and {model.patch_embed.num_patches} patches"

@@ -103,7 +103,7 @@ def one_line(error: ValidationError) -> str:
     lines: dict[str, str] = {}
     depths: dict[str, int] = {}
     for item in error.errors():
-        # A union reports one error a branch; the field is one, and the last says the most general thing, unless it
+        # A union reports one error a branch; the field is one, and the last is the most general, unless it
         # points into a tuple.
         field = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and not _is_branch(part))
         reason = item["msg"].removeprefix("Value error, ")
@@ -115,8 +115,8 @@ def one_line(error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 200 else f"{told[:200]} …"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 _BRANCHES = ("tuple[", "list[", "function-", "dict[", "constrained-")

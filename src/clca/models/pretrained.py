@@ -39,13 +39,13 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool
 
     Args:
         model: What to save, with its `classes` and `preprocess`.
-        folder: Made if it is missing, `~` is the home folder; what else its `config.json` says is kept.
+        folder: Made if it is missing, `~` is the home folder; other entries of its `config.json` are kept.
         checked: Whether this very model was saved before and nothing but the values of its parameters has changed: then
             none is made to compare it with, which takes longer than a small one takes to write.
 
     Raises:
         ClcaError: If the model was not made by name and cannot be made again, has become another since it was made
-            (a block taken out, a head of one's own), `classes` does not name each of its outputs, or the folder cannot
+            (a block removed, another head), `classes` does not name each of its outputs, or the folder cannot
             be written.
         WorkError: If writing fails half-way (a full disk); what was there before is then whole.
     """
@@ -73,7 +73,7 @@ def save_pretrained(model: TokenReducedViT, folder: str | Path, *, checked: bool
 
 
 def _as_json(model: TokenReducedViT) -> dict[str, Any]:
-    """What `config.json` says of a model, in JSON's types."""
+    """The entries of `config.json` that describe a model, in JSON's types."""
     check_classes(model.classes, model.num_classes, "the model")
     try:
         config = json.loads(model.config.model_dump_json())
@@ -243,7 +243,7 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
         raise ClcaError(f"no run or saved model at {hub_id}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         name = hub_id if revision is None else f"{hub_id} (revision {revision})"
-        # The hub does not tell a private model from none.
+        # The hub answers in the same way for a private model and for none.
         hint = ", or for a private model the token" if isinstance(error, RepositoryNotFoundError) else ""
         raise ClcaError(
             f"{name} is neither a folder here nor a model that the hub gave ({type(error).__name__}): "
@@ -257,7 +257,7 @@ def _beside(target: Path) -> Iterator[Path]:
     """A file to write beside the target, which takes its place at once, so that a reader never sees half a file."""
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     beside.touch(exist_ok=False)
-    mode = beside.stat().st_mode & 0o777  # whom the user lets read new files; safetensors lets nobody else
+    mode = beside.stat().st_mode & 0o777  # as the user's umask has it; safetensors writes files for the owner only
     try:
         yield beside
         os.chmod(beside, mode)

@@ -1,4 +1,4 @@
-"""JSON files as others may have left them: cut short, edited, somebody else's, or made to take all memory."""
+"""JSON files that may be truncated, edited, of another program, or made to exhaust memory."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """What JSON says, strictly: UTF-8, finite numbers, every name once, and no more nesting than files of ours have.
+    """Parse JSON strictly: UTF-8, finite numbers, every name once, and at most 64 levels.
 
     Raises:
         ValueError: It is not such JSON.

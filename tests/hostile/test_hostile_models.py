@@ -118,8 +118,8 @@ def test_settings_of_the_backbone_out_of_bounds(kwargs: dict[str, Any], tmp_path
         "\x1b[31m", "a" * 5000,
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("value", ["/etc", {"file": "/etc/passwd", "url": "http://127.0.0.1:1/x"}, None])
-def test_what_else_timm_takes_is_refused_by_name(name: str, value: Any, tmp_path: Path) -> None:
+def test_what_else_timm_takes_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    value = ["/etc", {"file": "/etc/passwd", "url": "http://127.0.0.1:1/x"}, None][len(name) % 3]
     message = refused(load, str(with_kwargs(tmp_path / "m", **{name: value})), **LIMITS)
     assert "backbone_kwargs names" in message
     assert message.isprintable()

@@ -93,6 +93,12 @@ def test_an_impossible_keep_rate_is_refused(client: TestClient, rate: str) -> No
     assert reason(send(client, photo(1), keep_rate=rate)) == (422, "invalid")
 
 
+@pytest.mark.parametrize("name", ["top_k", "keep_rate"])
+@pytest.mark.parametrize("text", ["1_0", "1_0e-1", "٣", " 5", "5 ", "0x10", "nan", "inf", "", "1,5", "9" * 5000])
+def test_what_only_python_takes_for_a_number_is_refused(client: TestClient, name: str, text: str) -> None:
+    assert reason(send(client, photo(1), **{name: text})) == (422, "invalid")
+
+
 def test_several_models_are_told_apart_and_a_fixed_keep_rate_stays() -> None:
     models = {"first": MODEL, "fixed": tiny_model("patchmerger", seed=3), "dense": tiny_model("none", 1.0)}
     with TestClient(create_app(models, ServeSettings(device="cpu", precision="no"))) as client:

@@ -27,7 +27,8 @@ from clca.errors import ClcaError
 
 _MIB = 2**20
 _SPARE_SECONDS = 60.0  # on a busy machine, wall clock beyond the processor time that is allowed
-_PRELOAD = ["torch", "timm", "clca", "bounded"]
+_PRELOAD = ["torch", "timm", "clca", "clca.training", "clca.evaluation", "clca.cli.main", "bounded"]
+sys.path.append(str(Path(__file__).parents[2]))  # where a child finds the module of a test by its name
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Tiny models in folders, to be changed by strangers; and what a child process does with them."""
 
+import io
 import json
 import shutil
 import struct
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -119,3 +121,39 @@ def copied(source: Path, target: Path) -> Path:
     """A copy of a folder."""
     shutil.copytree(source, target)
     return target
+
+
+def read_each(contents: list[bytes], suffix: str) -> list[str]:
+    """Read weights files one after the other; for a child process.
+
+    Returns:
+        For each the message with which it was refused; "" for one that was read, and is no larger than its file.
+    """
+    from clca.models.weights import read_state_dict
+
+    found = []
+    for number, content in enumerate(contents):
+        file = Path(f"{number}{suffix}")
+        file.write_bytes(content)
+        try:
+            read = read_state_dict(file)
+        except clca.ClcaError as refusal:
+            found.append(str(refusal))
+        else:
+            assert sum(tensor.numel() for tensor in read.values()) <= len(content)
+            found.append("")
+    return found
+
+
+def with_pickle(content: bytes, changes: list[tuple[int, bytes]]) -> bytes:
+    """A file of torch.save with some bytes of its pickle replaced, and all checksums made to fit."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(made, "w") as target:
+        for member in source.infolist():
+            data = bytearray(source.read(member))
+            if member.filename.endswith("data.pkl"):
+                for place, found in changes:
+                    place %= len(data)
+                    data[place : place + len(found)] = found
+            target.writestr(member.filename, bytes(data))
+    return made.getvalue()

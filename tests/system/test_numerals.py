@@ -1,17 +1,23 @@
 """Numbers that arrive as text are plain decimals, wherever they arrive."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from clca.cli.main import main
 from clca.data.cache.limits import cache_limit
+from clca.data.sources.ultra_fgvc import read_ultra_fgvc
 from clca.errors import ClcaError
 from clca.models.config import validated
-from clca.system.numerals import decimal_number, is_whole_number, plain_yaml, refuse_odd_number, whole_number
+from clca.study.plan.config import StudyConfig
+from clca.system.numerals import decimal_number, is_whole_number, refuse_odd_number, whole_number
+from clca.system.processes import launched_number
+from clca.training.config import TrainConfig
 
 ODD = [
     "1_0",
@@ -73,21 +79,51 @@ def test_a_text_is_a_plain_number_or_refused(text: str) -> None:
     assert text == text.strip()
 
 
-@pytest.mark.parametrize("text", ["1_0", "0x10", "1:30", ".inf", ".nan", "1_0.5", "0b11", "0o17"])
-def test_yaml_takes_no_odd_number(text: str) -> None:
-    assert yaml.load(f"a: {text}", Loader=plain_yaml(yaml.SafeLoader)) == {"a": text}
-
-
-def test_yaml_takes_plain_numbers() -> None:
-    text = "[10, -3, 0.5, 1e-4, .5, true, null, on, a1]"
-    assert yaml.load(text, Loader=plain_yaml(yaml.SafeLoader)) == [10, -3, 0.5, 1e-4, 0.5, True, None, True, "a1"]
-
-
 @pytest.mark.parametrize("text", ["1_0e-1", "٣", " 0.5", "nan"])
 def test_settings(text: str) -> None:
     with pytest.raises(ClcaError, match="keep_rate"):
         validated(backbone="vit_tiny_patch16_224", keep_rate=text)
     assert validated(backbone="vit_tiny_patch16_224", keep_rate="0.5").keep_rate == 0.5
+
+
+@pytest.mark.parametrize("name", list(TrainConfig.model_fields))
+@pytest.mark.parametrize("text", ["1_0", "0_1e-1", "٣"])
+def test_no_setting_of_a_run_takes_odd_numbers(name: str, text: str) -> None:
+    usual = {"model": {"backbone": "vit_tiny_patch16_224", "img_size": 32}, "data": {"root": "leaves:"}}
+    try:
+        made = TrainConfig.model_validate(usual | {name: text})
+    except ValidationError:
+        return
+    assert str(getattr(made, name)) == text  # a setting that is text
+
+
+@pytest.mark.parametrize("text", ["1_0", "٣", " 5"])
+def test_no_seed_of_a_study_takes_odd_numbers(text: str) -> None:
+    axes = {"reduction": ["none", "evit"]}
+    with pytest.raises(ValidationError, match="plain"):
+        StudyConfig(name="a", axes=axes, seeds=[text])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("text", ["1_0", "٣", "-1", "0x1", " 1", "one", ""])
+def test_what_torchrun_sets(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ClcaError, match=f"{name} is .*whole number"):
+        launched_number(name, 0)
+
+
+def test_labels_in_lists_of_images(tmp_path: Path) -> None:
+    (tmp_path / "anno").mkdir()
+    for label in ("٣", "1_0", "0", "-1", "9" * 5000, "99999999"):
+        (tmp_path / "anno" / "train.txt").write_text(f"a.png {label}\n", encoding="utf-8")
+        with pytest.raises(ClcaError, match=r"train\.txt, line 1: expected `name label` with a label from 1"):
+            read_ultra_fgvc(tmp_path, "soygene")
+    shutil.rmtree(tmp_path / "anno")
+    for label in ("٣", "1_0", "-1", "99999999"):
+        for split in ("train", "test"):
+            (tmp_path / f"{split}.csv").write_text(f"class_id,dir\n{label},a.png\n", encoding="utf-8")
+        with pytest.raises(ClcaError, match="csv, line 2: expected a class_id from 0 and a dir"):
+            read_ultra_fgvc(tmp_path, "soygene")
 
 
 @pytest.mark.parametrize("text", ["1_0", "٣", "nan", "inf", "0x10", " 5"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.errors import ClcaError, reason
+from clca.system.numerals import decimal_number
 
 if TYPE_CHECKING:
     from gradio.i18n import I18n
@@ -65,7 +66,7 @@ class Words:
         for place, wish in enumerate(accepted.split(",")[:20]):
             tag, _, weight = wish.strip().lower().partition(";q=")
             try:
-                wishes.append((-float(weight or 1), place, tag))
+                wishes.append((-decimal_number(weight or "1"), place, tag))
             except ValueError:
                 continue
         for _, _, tag in sorted(wishes):

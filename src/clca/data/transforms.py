@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
 from clca.errors import ClcaError
-from clca.models.config import LARGEST_SIDE
+from clca.models.limits import LARGEST_SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
-from clca.models.config import LARGEST_SIDE
 from clca.models.cost import cost
+from clca.models.limits import LARGEST_SIDE
 from clca.models.token_reduced_vit import TokenReducedViT
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clca.errors import ClcaError
+from clca.models.limits import LARGEST_SIDE, SIZES
 from clca.reductions import reduction_rule
 from clca.system.numerals import refuse_odd_number
 
@@ -34,24 +35,11 @@ def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
     return locations
 
 
-# The upper limits are beyond all use: a slip of the keyboard, or a stranger's file, is refused before memory is taken.
-LARGEST_SIDE = 16_384
-LARGEST_ARGUMENTS = {
-    "depth": 1000,
-    "embed_dim": 100_000,
-    "num_heads": 1000,
-    "mlp_ratio": 1000,
-    "in_chans": 1000,
-    "reg_tokens": 10_000,
-}
-"""Of the arguments of timm that say how large a model is."""
-
-
 def _are_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    for name, most in LARGEST_ARGUMENTS.items():
+    for name, bounds in SIZES.items():
         value = kwargs.get(name)
-        if isinstance(value, (int, float)) and not abs(value) <= most:
-            raise ValueError(f"{name} should be at most {most:,}")
+        if isinstance(value, (int, float)) and not abs(value) <= bounds.most_in_python:
+            raise ValueError(f"{name} should be at most {bounds.most_in_python:,}")
     return kwargs
 
 
@@ -201,7 +189,7 @@ def one_line(error: ValidationError) -> str:
     lines: dict[str, str] = {}
     depths: dict[str, int] = {}
     for item in error.errors():
-        # A union reports one error a branch; the field is one, and the last says the most general thing, unless it
+        # A union reports one error a branch; the field is one, and the last is the most general, unless it
         # points into a tuple.
         field = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and not _is_branch(part))
         reason = item["msg"].removeprefix("Value error, ")
@@ -213,8 +201,8 @@ def one_line(error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 200 else f"{told[:200]} …"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 _BRANCHES = ("tuple[", "list[", "function-", "dict[", "constrained-")

@@ -25,7 +25,7 @@ from clca.reductions import reduction_class
 
 __all__ = ["create_model", "reduce_tokens"]
 
-# What a missing network, an empty cache or a hub that says no look like, from timm, torch.hub and huggingface_hub.
+# Errors of timm, torch.hub and huggingface_hub without a network, with an empty cache, or refused by the hub.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 # Where and how a model is made here: timm takes it, and it is no part of what the model is.
 OF_THIS_MACHINE = (
@@ -98,7 +98,7 @@ def create_model(
 
 def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None = None) -> TokenReducedViT:
     """`create_model` from settings that are validated already."""
-    reduction_class(config.reduction)  # a wrong name is told before a large backbone is made
+    reduction_class(config.reduction)  # refuses a wrong name before a large backbone is built
     if "checkpoint_path" in config.backbone_kwargs:
         raise ClcaError("checkpoint_path would load into the backbone alone: name the file by weights=FILE instead")
     if config.backbone_kwargs.get("features_only"):
@@ -172,7 +172,7 @@ def _build_pretrained(source: Backbone, config: ModelConfig) -> VisionTransforme
 
 
 def _check_reachable(source: Backbone) -> None:
-    """Say at once that there is no network: the hub's client would try for most of a minute, aloud.
+    """Fail fast offline; the hub client retries noisily for about a minute.
 
     Raises:
         ClcaError: If there are no such weights, or they are not in the cache and their host cannot be resolved.

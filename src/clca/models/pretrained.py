@@ -11,14 +11,9 @@ from torch import Tensor
 from clca.errors import ClcaError
 from clca.models.config import ModelConfig
 from clca.models.factory import build
+from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
 from clca.models.saving import CONFIG, WEIGHTS, on_meta, read_config
-from clca.models.stored_model import (
-    LARGEST_STORED_SIDE,
-    MOST_PATCHES,
-    check_classes,
-    check_preprocess,
-    stored_config,
-)
+from clca.models.stored_model import check_classes, check_preprocess, stored_config
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weight_headers import TensorHeader, check_memory
 from clca.models.weights import differences, load_strict, read_header, read_state_dict
@@ -71,7 +66,10 @@ def _check_belongs(
     Raises:
         ClcaError: They are not of one model, or the model is beyond all use or what this machine holds.
     """
-    model = on_meta(build, config)
+    try:
+        model = on_meta(build, config)
+    except ClcaError as error:
+        raise ClcaError(f"{config_file}: {error}") from None
     side = max(model.patch_embed.img_size)
     if side > LARGEST_STORED_SIDE or model.patch_embed.num_patches > MOST_PATCHES:
         found = f"{side} pixels and {model.patch_embed.num_patches} patches"
@@ -124,7 +122,7 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
         raise ClcaError(f"no run or saved model at {hub_id}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         name = hub_id if revision is None else f"{hub_id} (revision {revision})"
-        # The hub does not tell a private model from none.
+        # The hub answers in the same way for a private model and for none.
         hint = ", or for a private model the token" if isinstance(error, RepositoryNotFoundError) else ""
         raise ClcaError(
             f"{name} is neither a folder here nor a model that the hub gave ({type(error).__name__}): "

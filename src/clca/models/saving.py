@@ -18,13 +18,8 @@ from torch import Tensor, nn
 from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES, build_backbone, resolve
 from clca.models.config import ModelConfig
-from clca.models.stored_model import (
-    LARGEST_STORED_SIDE,
-    MOST_PATCHES,
-    check_classes,
-    check_preprocess,
-    check_storable,
-)
+from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
+from clca.models.stored_model import check_classes, check_preprocess, check_storable
 from clca.models.weights import differences
 from clca.reductions.registry import SHIPPED
 from clca.system.files import MOST_BYTES, parse_json, read_bounded, temporary_beside

@@ -1,4 +1,4 @@
-"""What a model's `config.json` may say. Folders come from strangers: what it may not say is refused by name.
+"""What a model's `config.json` may contain. Model folders may come from anybody: everything else is refused by name.
 
 The same holds when a model is saved, so that what is saved can be loaded. `clca.create_model` in Python takes whatever
 timm takes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,10 +17,8 @@ from pydantic import ValidationError
 
 from clca.errors import ClcaError
 from clca.models.config import ModelConfig, one_line
-from clca.system.paths import shown
+from clca.models.limits import LARGEST_STORED_SIDE, SIZES
 
-LARGEST_STORED_SIDE = 4096  # pixels of an image
-MOST_PATCHES = 2**16
 _LARGEST_SCALE = 4  # of what is resized, over what the model takes: a photograph shrinks to little more than that
 _MOST_SETTINGS = 2000
 _LONGEST_CLASS = 1000
@@ -34,7 +32,7 @@ class _Allowed:
     words: str
 
 
-def _whole(least: int, most: int) -> _Allowed:
+def _whole(least: float, most: float) -> _Allowed:
     return _Allowed(lambda value: type(value) is int and least <= value <= most, f"a whole number {least} to {most}")
 
 
@@ -83,12 +81,8 @@ _ACT = _or_none(
 BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
     "img_size": _sides(LARGEST_STORED_SIDE),
     "patch_size": _sides(512),
-    "in_chans": _whole(1, 1024),
-    "embed_dim": _whole(1, 8192),
-    "depth": _whole(1, 128),
-    "num_heads": _whole(1, 512),
-    "mlp_ratio": _number(2**-10, 32),
-    "reg_tokens": _whole(0, 1024),
+    **{name: _whole(size.least, size.most) for name, size in SIZES.items() if name != "mlp_ratio"},
+    "mlp_ratio": _number(*SIZES["mlp_ratio"][:2]),
     "init_values": _or_none(_number(-1000, 1000)),
     "qkv_bias": _BOOL,
     "qk_norm": _BOOL,
@@ -118,7 +112,7 @@ BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
 
 
 def stored_config(settings: Any, where: str) -> ModelConfig:
-    """The settings of a model from what a file says of it.
+    """The settings of a model, from a file's description of it.
 
     Args:
         settings: Whatever the file holds.
@@ -133,8 +127,8 @@ def stored_config(settings: Any, where: str) -> ModelConfig:
     try:
         config = ModelConfig(**settings)
     except (ValidationError, TypeError) as error:
-        told = one_line(error) if isinstance(error, ValidationError) else "its settings are not named by words"
-        raise ClcaError(f"{where}: {told}") from None
+        problem = one_line(error) if isinstance(error, ValidationError) else "the names of its settings are no text"
+        raise ClcaError(f"{where}: {problem}") from None
     check_storable(config, where)
     return config
 
@@ -159,7 +153,7 @@ def check_count(settings: Any, where: str) -> None:
 
 
 def check_storable(config: ModelConfig, where: str) -> None:
-    """Refuse settings that a file may not hold, whoever wrote it.
+    """Refuse settings that no model folder may have, also when it is written.
 
     Args:
         config: The settings.
@@ -189,12 +183,10 @@ def check_backbone_settings(settings: Mapping[str, Any], where: str) -> None:
         if allowed is None:
             close = get_close_matches(str(name)[:60], BACKBONE_SETTINGS, n=1)
             hint = f"did you mean {close[0]}?" if close else "remove it"
-            raise ClcaError(
-                f"{where}: backbone_kwargs names {shown(str(name)[:60])!r}, no setting of a stored model: {hint}"
-            )
+            raise ClcaError(f"{where}: backbone_kwargs names {str(name)[:60]!r}, no setting of a stored model: {hint}")
         if not allowed.fits(value):
-            told = shown(repr(value)[:60]) if not callable(value) else type(value).__name__
-            raise ClcaError(f"{where}: backbone_kwargs: {name} = {told}: a stored model takes {allowed.words}")
+            given = repr(value)[:60] if not callable(value) else type(value).__name__
+            raise ClcaError(f"{where}: backbone_kwargs: {name} = {given}: a stored model takes {allowed.words}")
 
 
 def check_classes(classes: Any, outputs: int, where: str) -> None:
@@ -206,14 +198,27 @@ def check_classes(classes: Any, outputs: int, where: str) -> None:
     if classes is None:
         return
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ClcaError(f"{where}: classes must be a list of names, not {shown(str(classes)[:60])!r}")
+        raise ClcaError(f"{where}: classes must be a list of names, not {str(classes)[:60]!r}")
     if len(classes) != outputs:
         raise ClcaError(f"{where}: classes has {len(classes)} names and the model {outputs} outputs; name each once")
+    check_class_names(classes, where)
+
+
+def check_class_names(classes: Iterable[str], where: str) -> None:
+    """Refuse names of classes that a model folder may not hold.
+
+    Args:
+        classes: The names.
+        where: What a message begins with.
+
+    Raises:
+        ClcaError: A name is too long, or has control characters, which a terminal would obey.
+    """
     for name in classes:
         if len(name) > _LONGEST_CLASS:
             raise ClcaError(f"{where}: a class has a name of {len(name)} characters: at most {_LONGEST_CLASS}")
         if _CONTROL.search(name):
-            raise ClcaError(f"{where}: the name of class {shown(name[:60])!r} holds control characters: rename it")
+            raise ClcaError(f"{where}: the name of class {name[:60]!r} has control characters: rename it")
 
 
 # All but tab and the ends of lines, which files of names may hold and tables quote.
@@ -224,7 +229,7 @@ def check_preprocess(preprocess: Any, side: int, where: str) -> None:
     """Refuse a description of the images that a stored model cannot have; `from_preprocess` looks at the rest.
 
     Args:
-        preprocess: What the file says; a model need not say it.
+        preprocess: The file's description; None if it has none.
         side: The longer side of the images that the model was made for, in pixels.
         where: What a message begins with.
 
@@ -234,13 +239,13 @@ def check_preprocess(preprocess: Any, side: int, where: str) -> None:
     if preprocess is None:
         return
     if not isinstance(preprocess, dict):
-        raise ClcaError(f"{where}: preprocess must be settings by name, not {shown(str(preprocess)[:60])!r}")
+        raise ClcaError(f"{where}: preprocess must be settings by name, not {str(preprocess)[:60]!r}")
     check_count(preprocess, where)
     for name in ("img_size", "resize"):
         allowed = _whole(1, _LARGEST_SCALE * side)
         if name in preprocess and not allowed.fits(preprocess[name]):
-            told = shown(repr(preprocess[name])[:60])
-            raise ClcaError(f"{where}: preprocess: {name} = {told}: a model for {side} pixels takes {allowed.words}")
+            given = repr(preprocess[name])[:60]
+            raise ClcaError(f"{where}: preprocess: {name} = {given}: a model for {side} pixels takes {allowed.words}")
     for name in ("mean", "std"):
         values = preprocess.get(name, [0.5])
         allowed = _number(-1e6, 1e6) if name == "mean" else _number(1e-6, 1e6)
@@ -248,7 +253,7 @@ def check_preprocess(preprocess: Any, side: int, where: str) -> None:
             raise ClcaError(f"{where}: preprocess: {name} must be a list of numbers, each {allowed.words}")
     for name, fits in (("interpolation", _is_word), ("square", lambda value: isinstance(value, bool))):
         if name in preprocess and not fits(preprocess[name]):
-            raise ClcaError(f"{where}: preprocess: {name} is {shown(repr(preprocess[name])[:60])}, which is none")
+            raise ClcaError(f"{where}: preprocess: {name} is {repr(preprocess[name])[:60]}, which is none")
 
 
 def _is_word(value: Any) -> bool:

@@ -263,12 +263,14 @@ _OPCODES = (
 )  # fmt: skip
 
 
-class _Inspector(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    """Reads a pickle with stand-ins for all that it may name. In Python: the one in C keeps a memo of any length."""
+# In Python: the unpickler in C keeps a memo of any length. Typeshed has no private names.
+_PythonUnpickler: Any = vars(pickle)["_Unpickler"]
 
-    dispatch = {  # noqa: RUF012 (of pickle's own class)
-        code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES
-    }  # type: ignore[attr-defined]
+
+class _Inspector(_PythonUnpickler):  # type: ignore[misc]
+    """Reads a pickle with stand-ins for all that it may name."""
+
+    dispatch: dict[int, Any] = {code[0]: _PythonUnpickler.dispatch[code[0]] for code in _OPCODES}  # noqa: RUF012
 
     def __init__(self, file: BinaryIO, check: Any) -> None:
         super().__init__(file, encoding="latin1")

@@ -1,6 +1,6 @@
-"""What a weights file says it holds, read and checked before a tensor is made of it.
+"""The header of a weights file, read and checked before a tensor is made of it.
 
-Files come from strangers: a header of a few bytes can name tensors of terabytes. Here names, types and shapes are read
+Files may come from anybody: a header of a few bytes can name tensors of terabytes. Names, types and shapes are read
 from `.safetensors` and `.npz` files, and everything that is not backed by bytes of the file is refused.
 """
 
@@ -195,7 +195,7 @@ def check_memory(headers: Mapping[str, TensorHeader | torch.Tensor], where: str)
 
 
 def _memory() -> int | None:
-    """Bytes of memory of this machine; None where the system does not say."""
+    """Bytes of memory of this machine; None where the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -115,7 +115,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
         with torch.no_grad():  # a carrier starts as a copy of CLS, of the CLS just loaded
             model.clr.copy_(cast(Tensor, model.cls_token).expand_as(model.clr))
         fresh.remove("clr")
-    # The aggregation head is always new to a backbone's file; any other head that starts anew is worth a word.
+    # A backbone's file never has the aggregation head; warn about any other head that starts from random weights.
     heads = sorted(
         {n.rpartition(".")[0] for n in fresh if n.startswith(new_head) and (n in state or not model.cla_head)}
     )
@@ -225,7 +225,7 @@ def from_published(state: Mapping[str, Tensor], model: TimmInterface, strict: bo
 
     Args:
         state: Their names; `pos_embed` holds the carriers' rows at its end.
-        model: Tells whether the carriers have rows, and whether an unused head is expected.
+        model: Determines whether the carriers have rows, and whether an unused head is expected.
         strict: Take the rows off as this model has carriers, else as the state dict has.
     """
     carriers = model.num_clr if strict else (state["clr"].shape[1] if "clr" in state else 0)

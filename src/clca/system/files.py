@@ -131,7 +131,7 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """What JSON says, strictly: UTF-8, finite numbers, every name once, and no more nesting than files of ours have.
+    """Parse JSON strictly: UTF-8, finite numbers, every name once, and at most 64 levels.
 
     Raises:
         ValueError: It is not such JSON.

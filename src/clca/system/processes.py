@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from clca.errors import ClcaError
+from clca.system.numerals import is_whole_number
 
 _SECONDS_TO_SAVE = 120.0
 _PROCESSES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -26,12 +27,30 @@ def usable_cores() -> int:
 
 def is_first_process() -> bool:
     """Whether this process is alone or the first of those that torchrun or accelerate launched."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launched_number("RANK", 0) == 0
 
 
 def is_first_on_its_machine() -> bool:
     """Whether this process is alone or the first of those that torchrun or accelerate launched on this machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0))) == 0
+    return launched_number("LOCAL_RANK", launched_number("RANK", 0)) == 0
+
+
+def launched_number(name: str, default: int) -> int:
+    """A number that torchrun or accelerate gives its processes.
+
+    Args:
+        name: Environment variable, such as `RANK`.
+        default: Result if the variable is not set.
+
+    Raises:
+        ClcaError: The variable is no whole number from 0.
+    """
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not is_whole_number(text):
+        raise ClcaError(f"{name} is {text[:60]!r}: needs a whole number, as torchrun sets it")
+    return int(text)
 
 
 def refuse_strangers() -> None:
@@ -44,7 +63,7 @@ def refuse_strangers() -> None:
         return
     for name in _PROCESSES:
         count = os.environ.get(name, "")
-        if count.isascii() and count.isdecimal() and int(count) > 1:
+        if is_whole_number(count) and int(count) > 1:
             raise ClcaError(
                 f"one of {count} processes that mpirun or srun began ({name}), which would each train on their own; "
                 "begin one on each machine, as torchrun --nproc-per-node GPUS -m clca train …"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError, brief, reason
+from clca.system.numerals import DECIMAL, WHOLE
 
 MOST_BYTES = 1 << 20
 MOST_NODES = 100_000
@@ -27,8 +28,9 @@ LONGEST_TEXT = 1 << 16
 LARGEST_WHOLE = 2**63 - 1
 
 _TAG = "tag:yaml.org,2002:"
-_WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_NOT_OCTAL = r"(?![-+]?0[0-9])"  # 010 is 8 in YAML 1.1
+_WHOLE = re.compile(_NOT_OCTAL + WHOLE.pattern)
+_NUMBER = re.compile(_NOT_OCTAL + DECIMAL.pattern)
 # What YAML 1.1, Python or a calculator takes for a number, and what is none here.
 _DOUBTFUL = re.compile(
     r"[-+]?(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+"

@@ -85,7 +85,9 @@ class TrainConfig(BaseModel):
         None,
         description="Last epochs at --min-lr; part of --epochs. If omitted: 5, or less with --epochs below 52.",
     )
-    lr: Positive = Field(1e-4, description="Highest learning rate; not scaled by the batch size.")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-4, description="Highest learning rate; not scaled by the batch size."
+    )
     warmup_lr: NotNegative = Field(1e-6, description="Learning rate at the first step.")
     min_lr: NotNegative = Field(1e-5, description="Learning rate at the end of the cosine and after it.")
     weight_decay: NotNegative = Field(

@@ -4,7 +4,6 @@ Neither the number of processes nor of workers nor an interruption changes what 
 continued in the middle of an epoch and split over machines.
 """
 
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from clca.errors import ClcaError
-from clca.system.processes import usable_cores
+from clca.system.processes import launched_number, usable_cores
 
 _ORDER, _AUGMENTATION, _STEP, _MIX = range(4)  # separate streams of random numbers from one seed
 _SECONDS_TO_SAVE = 30
@@ -207,7 +206,7 @@ def reading_processes(asked: int | None) -> int:
         raise ClcaError(f"workers {asked}: cannot be negative; 0 reads the images in this process")
     if asked is not None:
         return asked
-    return min(8, max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(8, max(1, usable_cores() // max(1, launched_number("LOCAL_WORLD_SIZE", 1))))
 
 
 def train_loader(

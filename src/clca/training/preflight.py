@@ -23,14 +23,15 @@ from clca.data.transforms import (
     preprocess_dict,
     train_transform,
 )
-from clca.errors import ClcaError
+from clca.errors import ClcaError, brief
 from clca.models.backbones import resolve
 from clca.models.config import ModelConfig
 from clca.models.factory import build
+from clca.models.stored_model import check_class_names, check_classes
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import part
 from clca.training.config import TrainConfig
-from clca.training.run_folder import read_config
+from clca.training.run_folder import CONFIG, read_config
 
 Images = Any  # a torch Dataset with .classes, .paths, .labels and a settable .transform
 
@@ -70,6 +71,7 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     watched = data.open(root, name, source=where.source) if name != "none" else None
     if len(train.classes) < 2:
         raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
+    check_class_names(train.classes, str(root))  # the model could not be saved
     if len(set(train.labels)) < 2:
         raise ClcaError(f"{root}: the {where.train_split} images are all of one class; a classifier needs two or more")
     if watched is not None:
@@ -99,11 +101,12 @@ def refuse_other_images(folder: Path, splits: Splits) -> None:
     stored = read_config(folder)
     then, now = part(stored, "resolved"), described_images(splits)
     changed = [
-        f"{then[name]} {name.replace('_', ' ')} then and {now[name]} now"
+        f"{brief(str(then[name]), 40)} {name.replace('_', ' ')} then and {now[name]} now"
         for name in ("train_images", "watched_images")
         if then.get(name, now[name]) != now[name]
     ]
-    classes = stored.get("classes", splits.classes)
+    classes = splits.classes if stored.get("classes") is None else stored["classes"]
+    check_classes(classes, len(classes) if isinstance(classes, list) else 0, str(folder / CONFIG))
     if classes != splits.classes:
         differing = ((classes, splits.classes, "without"), (splits.classes, classes, "with"))
         told = [f"{how} {_some(sorted(set(a) - set(b)))}" for a, b, how in differing if set(a) - set(b)]

@@ -16,7 +16,7 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import need_space, write_json
 from clca.training import run_folder as folder_of
 from clca.training.batch_norm import normalise_over_processes
-from clca.training.checkpoints import Progress, load_checkpoint, save_checkpoint
+from clca.training.checkpoints import Progress, check_place, load_checkpoint, load_optimizer, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
 from clca.training.loaders import Plan
@@ -90,8 +90,12 @@ class RunState:
         if path.is_file():
             self.progress, states = load_checkpoint(path)
             try:
+                check_place(self.progress, self.plan.steps_per_epoch, self.config.epochs)
                 for name, holder in self._holders().items():
-                    holder.load_state_dict(states[name])
+                    if name == "optimizer":
+                        load_optimizer(holder, states[name])
+                    else:
+                        holder.load_state_dict(states[name])
             except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise WorkError(
                     f"{path}: is not of this run ({type(error).__name__}); remove the file to begin anew"

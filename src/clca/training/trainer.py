@@ -20,6 +20,7 @@ from clca.system.files import left_as_it_was, make_writable, read_json, write_js
 from clca.system.processes import is_first_on_its_machine, is_first_process
 from clca.system.signals import Interrupted, first_signal
 from clca.training import run_folder as folder_of
+from clca.training.checkpoints import is_measured
 from clca.training.config import TrainConfig, default_run_folder
 from clca.training.device import automatic_precision, make_accelerator
 from clca.training.loaders import (
@@ -155,6 +156,10 @@ def finished_run(folder: Path) -> RunResult:
     summary = read_json(path) or {}
     if absent := [field.name for field in fields(RunResult)[1:] if field.name not in summary]:
         raise WorkError(f"{path}: lacks {absent[0]}; remove it, and the same command makes it anew")
+    numbers = [summary[name] for name in ("epochs", "steps", "kept_epoch", "seconds")]
+    sound = all(type(value) in (int, float) for value in numbers) and isinstance(summary["kept"], str)
+    if not sound or not is_measured(summary["train"]) or not is_measured(summary["watched"] or summary["train"]):
+        raise WorkError(f"{path}: has values of wrong types; remove it, and the same command makes it anew")
     return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
 
 

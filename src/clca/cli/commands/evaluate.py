@@ -1,11 +1,11 @@
 """`clca evaluate`."""
 
-import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from clca.cli.parsing import parse, rate, refusing_useless_rate
 from clca.errors import ClcaError
+from clca.system.processes import is_first_process
 
 
 def run(argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
 
     with refusing_useless_rate(run_name, chosen["keep_rate"]):
         result = run_evaluation(run_name, data, split, **chosen)
-    if _first():
+    if is_first_process():
         result.render(Console())
         if result.folder is not None:
             print(f"written to {result.folder}: evaluation.json, classes.csv, confusion.csv, confusion.png")
@@ -80,14 +80,10 @@ def _sweep(run: str, rates: tuple[float, ...], data: str | None, split: str, cho
 
     from clca.evaluation import sweep
 
-    console = Console(stderr=True) if _first() else None
+    console = Console(stderr=True) if is_first_process() else None
     result = sweep(run, rates, data, split, console=console, **chosen)
-    if _first():
+    if is_first_process():
         result.render(Console())
         if result.files:
             print(f"written to {result.files[0].parent}: {', '.join(path.name for path in result.files)}")
     return 0
-
-
-def _first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0

@@ -25,10 +25,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clca.models.limits import LARGEST_SIDE
+
 SUFFIX, UNFINISHED = ".rows", ".unfinished"
 _MAGIC = b"CLCAROWS"
 _FORMAT = "clca-resized-2"  # 1 had no checksums of rows
 _TRAILER = struct.Struct("<IQ8s")
+MOST_INDEX_BYTES = 2**29
+"""Of the index: enough for a million images with long paths."""
+_MOST_CONTAINERS = 2**22  # lists and objects of the index, one an image; an empty one of two bytes takes 56 in memory
 
 
 class Source(NamedTuple):
@@ -122,24 +127,47 @@ def row_bytes(side: int) -> int:
 def read_row_file(path: Path) -> RowFile | None:
     """The index of a file of rows; None for one that is truncated, damaged or no such file."""
     try:
+        if not path.is_file():  # opening a FIFO would wait for its writer
+            return None
         with open(path, "rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - _TRAILER.size))
             checksum, length, magic = _TRAILER.unpack(file.read(_TRAILER.size))
-            if magic != _MAGIC or length > end:
+            if magic != _MAGIC or length > min(end - _TRAILER.size, MOST_INDEX_BYTES):
                 return None
             file.seek(end - _TRAILER.size - length)
             text = file.read(length)
-        if zlib.crc32(text) != checksum:
+        if zlib.crc32(text) != checksum or text.count(b"[") + text.count(b"{") > _MOST_CONTAINERS:
             return None
-        index = json.loads(text)
-        side, images = index["side"], index["images"]
-        if index["format"] != _FORMAT or end != len(images) * row_bytes(side) + length + _TRAILER.size:
-            return None
-        row_of = {Source(*image): row for row, image in enumerate(images) if image is not None}
-        return RowFile(path, index["root"], index["reading"], side, len(images), row_of, index["checksums"])
+        return _checked_index(path, json.loads(text), end - _TRAILER.size - length)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
         return None
+
+
+def _checked_index(path: Path, index: Any, size: int) -> RowFile | None:
+    """The file of rows that an index describes; None if the index has wrong types, or does not fit `size` bytes."""
+    side, images, checksums = index["side"], index["images"], index["checksums"]
+    if index["format"] != _FORMAT or not isinstance(index["root"], str) or not isinstance(index["reading"], dict):
+        return None
+    if not (_are_counts([side]) and 1 <= side <= 2 * LARGEST_SIDE and isinstance(images, list)):
+        return None
+    if not isinstance(checksums, list) or len(checksums) != len(images) or not _are_counts(checksums):
+        return None
+    if len(images) * row_bytes(side) != size:
+        return None
+    row_of: dict[Source, int] = {}
+    for row, image in enumerate(images):
+        if image is None:
+            continue
+        source = Source(*image)
+        if not isinstance(source.path, str) or not all(type(value) is int for value in source[1:]):
+            return None
+        row_of[source] = row
+    return RowFile(path, index["root"], index["reading"], side, len(images), row_of, checksums)
+
+
+def _are_counts(values: list[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 2**32 for value in values)
 
 
 class RowWriter:

@@ -14,6 +14,7 @@ from clca.data.sources.splits import Samples, split_by_rule
 from clca.data.sources.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise, sets_below
 from clca.data.sources.walk import Identity, enclosing, identity, is_hidden, visible_files
 from clca.errors import ClcaError, reason
+from clca.system.numerals import is_whole_number
 from clca.system.paths import expanded
 
 SPLIT_NAMES = {
@@ -122,7 +123,7 @@ def read_csv(root: Path) -> Listing:
     if twice:
         problems.append(f"{file}: {len(twice)} file(s) listed more than once: {', '.join(twice[:5])}")
     labels = {label for _, label, _ in rows}
-    numeric = all(label.isdecimal() for label in labels)
+    numeric = all(map(is_whole_number, labels))
     classes = sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
     index = {name: label for label, name in enumerate(classes)}
     if any(split for _, _, split in rows):

@@ -17,6 +17,7 @@ from clca.data.images import EXTENSIONS
 from clca.data.sources.listing import Listing, check_classes
 from clca.data.sources.splits import Samples
 from clca.errors import ClcaError
+from clca.system.numerals import is_whole_number
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ NUMERIC = ("cotton80", "soylocal", "soyglobal")
 IMAGE_FOLDERS = (
     "images", "COTTON/images", "cotton_square_new", "soybean200_square", "soybean200", "soybean2000", "images_pytorch",
 )  # fmt: skip
-_IMAGE_NAME = re.compile(r"(?P<cultivar>.+?)(?:_(?P<stage>R\d))?_(?P<number>\d+)_(?P<split>train|test)")
-_NUMERIC_NAME = re.compile(r"0*(?P<cultivar>[1-9]\d*)_0*(?P<number>[1-9]\d*)_(?P<split>train|test)")
+_IMAGE_NAME = re.compile(r"(?P<cultivar>.+?)(?:_(?P<stage>R\d))?_(?P<number>[0-9]{1,9})_(?P<split>train|test)")
+_NUMERIC_NAME = re.compile(r"0*(?P<cultivar>[1-9][0-9]{0,4})_0*(?P<number>[1-9][0-9]{0,8})_(?P<split>train|test)")
+_MOST_CLASSES = 100_000  # far more than in any of the sets
 _FOLDER_HINTS = {
     "cotton": "cotton80", "local": "soylocal", "soybean2000": "soyglobal", "soybean200": "soylocal",
     "global": "soyglobal", "gene": "soygene", "age": "soyageing",
@@ -196,7 +198,7 @@ def _read_annotation(file: Path) -> list[tuple[str, int]]:
         if not line.strip():
             continue
         name, *label = line.strip().rsplit(maxsplit=1)
-        if not label or not label[0].isdecimal() or int(label[0]) < 1:
+        if not label or not is_whole_number(label[0]) or not 1 <= int(label[0]) <= _MOST_CLASSES:
             raise ClcaError(f"{file}, line {number}: expected `name label` with a label from 1, got {line.strip()!r}")
         entries.append((name, int(label[0]) - 1))
     return entries
@@ -210,7 +212,7 @@ def _read_csv(file: Path) -> list[tuple[str, int]]:
             reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
             for row in reader:
                 label, name = (row["class_id"] or "").strip(), (row["dir"] or "").strip()
-                if not label.isdecimal() or not name:
+                if not is_whole_number(label) or int(label) >= _MOST_CLASSES or not name:
                     raise ClcaError(f"{file}, line {reader.line_num}: expected a class_id from 0 and a dir")
                 entries.append((name, int(label)))
     except (UnicodeDecodeError, csv.Error) as error:

@@ -14,6 +14,7 @@ from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
 from clca.study.results.rows import number, whole
 from clca.system.files import file_objects, make_writable, part, read_csv, read_json
+from clca.system.numerals import decimal_number, is_whole_number, whole_number
 
 if TYPE_CHECKING:
     from clca.plots.figure import Picture
@@ -137,7 +138,7 @@ def _numbers_of(content: dict[str, Any], names: Iterable[str]) -> dict[str, floa
 
 def _are_counts(table: Sequence[Sequence[str]]) -> bool:
     """Whether all cells but the heads are whole numbers of images."""
-    return all(cell.isascii() and cell.isdecimal() and len(cell) <= 15 for row in table[1:] for cell in row[1:])
+    return all(is_whole_number(cell) and len(cell) <= 15 for row in table[1:] for cell in row[1:])
 
 
 def _evaluation(content: dict[str, Any]) -> dict[str, Any]:
@@ -279,11 +280,15 @@ def _hardest(run: _Run) -> ReportTable | None:
     from clca.system.tables import Column
 
     try:
-        present = [row for row in run.classes if int(row["images"])]
-        order = sorted(present, key=lambda row: float(row["f1"]))
+        present = [row for row in run.classes if whole_number(row["images"])]
+        order = sorted(present, key=lambda row: decimal_number(row["f1"]))
         measures = ("precision", "recall", "f1")
         shares = [
-            (row["class"][:_LONGEST_NAME], row["images"][:20], *(f"{100 * float(row[name]):.1f}" for name in measures))
+            (
+                row["class"][:_LONGEST_NAME],
+                row["images"][:20],
+                *(f"{100 * decimal_number(row[name]):.1f}" for name in measures),
+            )
             for row in order[:HARDEST]
         ]
     except (KeyError, ValueError):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from clca.errors import ClcaError, brief
 from clca.models.config import Name
+from clca.system.numerals import refuse_odd_number
 from clca.system.yaml import read_yaml
 from clca.training.settings import flat_settings
 
@@ -47,7 +48,7 @@ class AxisValue(BaseModel):
 def _listed(value: Any) -> Any:
     """`[0, 1, 2]` from 3."""
     if not isinstance(value, int) or isinstance(value, bool):
-        return value
+        return refuse_odd_number(value)
     if value > MOST_SEEDS:
         raise ValueError(f"{value} are more than the {MOST_SEEDS:,} seeds that a study may have")
     return list(range(value))

@@ -9,6 +9,7 @@ from typing import Any
 
 from clca.errors import ClcaError
 from clca.study.run.job import Job, Outcome, perform
+from clca.system.numerals import is_whole_number
 
 _SPARE_JOBS = 2  # a job or two wait on the cluster, so that a free place need not wait for the driver
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -143,7 +144,7 @@ def _knock(address: str | None) -> None:
     Raises:
         OSError: Nobody does.
     """
-    if address is None or not address.rpartition(":")[2].isdigit():
+    if address is None or not is_whole_number(address.rpartition(":")[2]):
         return
     port = int(address.rpartition(":")[2])
     with socket.create_connection((_host(address), port), timeout=10):

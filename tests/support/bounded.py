@@ -29,6 +29,11 @@ _MIB = 2**20
 _SPARE_SECONDS = 60.0  # on a busy machine, wall clock beyond the processor time that is allowed
 _PRELOAD = ["torch", "timm", "clca", "bounded"]
 
+# pytest calls a test module tests.hostile.test_…; the child imports it by that name, from the parent's search path.
+_ROOT = str(Path(__file__).parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
 
 @dataclass(frozen=True)
 class Outcome:

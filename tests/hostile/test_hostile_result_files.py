@@ -10,7 +10,7 @@ from bounded import bounded, run_clca
 from pyarrow import parquet
 
 from clca.study.results.folder import FORMAT, read_failure
-from clca.study.results.rows import COLUMNS, sound_row
+from clca.study.results.rows import COLUMNS, checked_row
 from clca.study.results.stored_table import stored_rows
 from clca.study.results.table import row_of
 
@@ -117,4 +117,4 @@ def test_an_attempt_that_is_a_path_is_the_first(tmp_path: Path) -> None:
 
 
 def test_axes_without_end_are_not_columns() -> None:
-    assert len(sound_row({f"axis.{n}": "a" for n in range(10_000)})) <= 64
+    assert len(checked_row({f"axis.{n}": "a" for n in range(10_000)})) <= 64

@@ -34,7 +34,7 @@ def _are_locations(locations: tuple[int, ...]) -> tuple[int, ...]:
 # The upper limits are beyond all use: a slip of the keyboard, or a stranger's file, is refused before memory is taken.
 LARGEST_SIDE = 16_384
 LARGEST_ARGUMENTS = {
-    "depth": 1000,
+    "depth": 256,
     "embed_dim": 100_000,
     "num_heads": 1000,
     "mlp_ratio": 1000,

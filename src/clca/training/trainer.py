@@ -4,7 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -182,11 +182,11 @@ def _are_scores(value: Any) -> bool:
 _SUMMARY_CHECKS: dict[str, Callable[[Any], bool]] = {
     "epochs": _is_count,
     "steps": _is_count,
-    "kept": lambda value: isinstance(value, str) and len(value) <= 100,
+    "kept": lambda value: value in ("last", "best on val"),
     "kept_epoch": _is_count,
     "train": _are_scores,
     "watched": lambda value: value is None or _are_scores(value),
-    "seconds": lambda value: number(value, low=0) is not None,
+    "seconds": lambda value: number(value, low=0, high=1e12) is not None,
 }
 
 

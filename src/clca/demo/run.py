@@ -190,7 +190,8 @@ def _stored_row(row: Any, name: str, run: str) -> Row | None:
         return None
     if any(number(count, low=0) is None for count in tokens):
         return None
-    return Row(name, run, top1, *measured, tokens=tuple(tokens))  # type: ignore[arg-type]
+    gmacs, ms, low, high = measured
+    return Row(name, run, top1, gmacs, ms, low, high, tuple(tokens))  # type: ignore[arg-type]
 
 
 # -- the work --------------------------------------------------------------------------------------------------

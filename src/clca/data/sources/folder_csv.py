@@ -118,7 +118,8 @@ def read_csv(root: Path) -> Listing:
         raise ClcaError(f"{root}: holds no or several .csv files: name the one with columns path,label[,split]")
     if not file.is_file():
         raise ClcaError(f"{file}: is not a regular file")
-    rows, missing, first_missing = [], 0, []
+    rows, missing = [], 0
+    first_missing: list[str] = []
     for line, row in _rows(file, required=("path", "label")):
         path = file.parent / row["path"]
         if "\\" in row["path"] and not os.path.isfile(path):  # as Windows writes it

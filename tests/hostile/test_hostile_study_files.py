@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clca.errors import ClcaError
-from clca.study.plan.config import read_study
+from clca.study.plan.config import StudyConfig, read_study
 from clca.study.plan.expand import MOST_RUNS, plan
 from clca.system import yaml as yaml_files
 from clca.system.yaml import MOST_BYTES, MOST_DEPTH, MOST_NODES, read_yaml
-from clca.training.settings import read_file
+from clca.training.config import TrainConfig
+from clca.training.settings import by_part, read_file
 
 LIMITS: dict[str, Any] = {"memory_mib": 512, "cpu_seconds": 10}
 BASE = 'base: {model: vit_tiny_patch16_224, data: "leaves:cultivars=3,images=5"}\n'
@@ -88,7 +89,12 @@ STUDIES = {
     "a number alone": "5",
     "bytes": "\ufffe\x01",
 }
-CONFIGS = [name for name in STUDIES if "seeds" not in name and not STUDIES[name].startswith("base:")]
+CONFIGS = [
+    name
+    for name in STUDIES
+    # An empty file of settings changes none of them.
+    if name != "nothing" and "seeds" not in name and not STUDIES[name].startswith("base:")
+]
 
 
 def _plan(path: str) -> int:
@@ -120,14 +126,49 @@ def test_the_command_line_refuses_it_too(name: str, command: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_settings_of_train_are_refused_in_the_same_way(name: str, tmp_path: Path) -> None:
-    if name == "nothing":
-        pytest.skip("a file without settings changes none")
     assert "theirs.yaml" in refused(read_file, _written(tmp_path, STUDIES[name]), **LIMITS)
 
 
 @pytest.mark.parametrize("name", ["an alias bomb", "lists without end", "python objects"])
 def test_train_refuses_them_at_the_command_line(name: str, tmp_path: Path) -> None:
     assert "theirs.yaml" in refused_by_command_line("train", "--config", _written(tmp_path, STUDIES[name]), **LIMITS)
+
+
+LARGE_MODELS = {
+    "wide": "embed_dim: 99840, num_heads: 3, depth: 256, mlp_ratio: 1000",
+    "many patches": "patch_size: 1, img_size: 16384",
+    "many channels": "in_chans: 1000, patch_size: 1000, embed_dim: 99840",
+}
+
+
+def _make(path: str) -> None:
+    from clca.models.config import ModelConfig
+    from clca.models.factory import build
+
+    build(ModelConfig.model_validate(by_part(read_file(path))[0]))
+
+
+@pytest.mark.parametrize("name", LARGE_MODELS)
+def test_a_model_beyond_the_memory_is_refused_before_it_is_taken(name: str, tmp_path: Path) -> None:
+    content = f"model: vit_tiny_patch16_224\nbackbone_kwargs: {{{LARGE_MODELS[name]}}}\n"
+    message = refused(_make, _written(tmp_path, content), memory_mib=512, cpu_seconds=60)
+    assert "GiB of memory" in message
+
+
+@pytest.mark.parametrize("settings", ["cla_width: 1024, num_classes: 1000000", "img_size: 16384, cla_width: 1024"])
+def test_so_is_one_whose_own_parts_are_large(settings: str, tmp_path: Path) -> None:
+    path = _written(tmp_path, f"{{model: vit_giant_patch14_reg4_dinov2, {settings}}}")
+    assert refused(_make, path, memory_mib=512, cpu_seconds=60)
+
+
+def test_a_path_that_is_not_utf_8_is_accepted() -> None:
+    odd = os.fsdecode(b"images-\xf1")
+    made = TrainConfig.model_validate({"model": {"backbone": "vit_tiny_patch16_224"}, "data": {"root": odd}})
+    assert made.data.root == odd
+    study = StudyConfig.model_validate(
+        {"name": "s", "base": {"data": odd}, "axes": {"keep_rate": [0.5]}, "data_folder": odd}
+    )
+    assert study.data_folder == odd
 
 
 def test_nothing_was_run_by_a_tag(tmp_path: Path) -> None:

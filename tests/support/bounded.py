@@ -30,6 +30,11 @@ _SPARE_SECONDS = 60.0  # on a busy machine, wall clock beyond the processor time
 _PRELOAD = ["torch", "timm", "clca", "clca.training", "clca.evaluation", "clca.cli.main", "bounded"]
 sys.path.append(str(Path(__file__).parents[2]))  # where a child finds the module of a test by its name
 
+# pytest calls a test module tests.hostile.test_…; the child imports it by that name, from the parent's search path.
+_ROOT = str(Path(__file__).parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.survivors import draw_survivors
 from clca.system.files import make_writable, read_json, replacing, write_json
+from clca.system.numbers import integer, number, share
 from clca.system.paths import expanded
 from clca.system.processes import usable_cores
 from clca.system.tables import Column, Table, words
@@ -51,6 +53,7 @@ from clca.training.run_folder import SUMMARY, WEIGHTS
 SETTINGS, RESULTS, TABLE, PICTURE, LEAVES = "settings.json", "demo.json", "demo.md", "survivors.png", "leaves"
 _FORMAT = "clca-demo-1"
 _ZOOM = 4
+_MOST_BLOCKS = 1000
 PRETRAINING, BACKBONE = "pretraining", "backbone.safetensors"
 
 
@@ -163,12 +166,33 @@ def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
 
 def _finished(out: Path) -> DemoResult | None:
     """The result of an earlier call, if everything that it left is still there."""
-    stored = read_json(out / RESULTS)
+    stored = read_json(out / RESULTS) or {}
     files = [out / method.folder / SUMMARY for method in METHODS] + [out / PICTURE]
-    if stored is None or not all(file.is_file() for file in files):
+    rows, test_images = _stored_rows(stored.get("rows")), integer(stored.get("test_images"), low=1)
+    if rows is None or test_images is None or not all(file.is_file() for file in files):
         return None
-    rows = [Row(**{**row, "tokens": tuple(row["tokens"])}) for row in stored["rows"]]
-    return DemoResult(out, rows, stored["test_images"], out / PICTURE)
+    return DemoResult(out, rows, test_images, out / PICTURE)
+
+
+def _stored_rows(stored: Any) -> list[Row] | None:
+    """The rows of `demo.json`, one for each method; None if a value is missing or of the wrong type."""
+    if not isinstance(stored, list) or len(stored) != len(METHODS):
+        return None
+    rows = [_stored_row(row, method.name, method.folder) for row, method in zip(stored, METHODS, strict=True)]
+    return rows if all(rows) else None  # type: ignore[return-value]
+
+
+def _stored_row(row: Any, name: str, run: str) -> Row | None:
+    if not isinstance(row, dict) or (row.get("name"), row.get("run")) != (name, run):
+        return None
+    top1, tokens = share(row.get("top1")), row.get("tokens")
+    measured = [number(row.get(field), low=0) for field in ("gmacs", "ms", "ms_low", "ms_high")]
+    if top1 is None or None in measured or not isinstance(tokens, list) or not 0 < len(tokens) <= _MOST_BLOCKS:
+        return None
+    if any(number(count, low=0) is None for count in tokens):
+        return None
+    gmacs, ms, low, high = measured
+    return Row(name, run, top1, gmacs, ms, low, high, tuple(tokens))  # type: ignore[arg-type]
 
 
 # -- the work --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from clca.models.config import spelled, validated
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
 from clca.system.files import read_json, replacing, write_csv, write_json
+from clca.system.numbers import integer, number, share
 from clca.system.paths import shown
 from clca.system.tables import Column, Table, words
 
@@ -239,7 +240,19 @@ def _known(folder: Path | None, fingerprint: str) -> dict[str, Any] | None:
     if folder is None or not all((folder / name).is_file() for name in OTHER_FILES):
         return None
     numbers = read_json(folder / NUMBERS)
-    return numbers if numbers is not None and numbers.get("fingerprint") == fingerprint else None
+    if numbers is None or numbers.get("fingerprint") != fingerprint:
+        return None
+    tokens = numbers.get("tokens_per_block")
+    is_valid = (
+        isinstance(numbers.get("images"), int)
+        and integer(numbers["images"], low=1) is not None
+        and all(share(numbers.get(name)) is not None for name in ("top1", "top5", "macro"))
+        and all(number(numbers.get(name), low=0) is not None for name in ("gmacs", "images_per_second"))
+        and isinstance(tokens, list)
+        and len(tokens) > 0
+        and number(tokens[-1], low=0) is not None
+    )
+    return numbers if is_valid else None
 
 
 def _point(rate: Rate, own: bool, numbers: dict[str, Any], folder: Path | None) -> SweepPoint:

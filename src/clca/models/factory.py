@@ -19,6 +19,7 @@ from torch import nn
 from clca.errors import ClcaError
 from clca.models.backbones import Backbone, backbone_arguments, build_backbone, check_architecture, has_fc_norm, resolve
 from clca.models.config import ModelConfig, validated
+from clca.models.memory import check_memory, may_be_large
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weights import load_weights
 from clca.reductions import reduction_class
@@ -105,6 +106,9 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
         raise ClcaError("features_only=True asks for maps of features, which reduced tokens are not: leave it out")
     source = resolve(config.backbone)
     check_architecture(source)
+    if may_be_large(config) and torch.get_default_device().type != "meta":
+        kwargs = {name: value for name, value in config.backbone_kwargs.items() if name not in OF_THIS_MACHINE}
+        check_memory(config.model_copy(update={"backbone_kwargs": kwargs}), build)
     fetch = pretrained and weights is None
     if fetch:
         _check_reachable(source)

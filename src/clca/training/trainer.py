@@ -4,7 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from clca.data.transforms import Normalization
 from clca.errors import ClcaError, WorkError
 from clca.system.files import left_as_it_was, make_writable, read_json, write_json
+from clca.system.numbers import integer, number, share
 from clca.system.processes import is_first_on_its_machine, is_first_process
 from clca.system.signals import Interrupted, first_signal
 from clca.training import run_folder as folder_of
-from clca.training.checkpoints import is_measured
 from clca.training.config import TrainConfig, default_run_folder
 from clca.training.device import automatic_precision, make_accelerator
 from clca.training.loaders import (
@@ -151,16 +151,43 @@ def resume(folder: str | Path, *, quiet: bool = False, console: Console | None =
 
 
 def finished_run(folder: Path) -> RunResult:
-    """The result of a finished run, from its `summary.json`."""
+    """The result of a finished run, from its `summary.json`.
+
+    Raises:
+        WorkError: A value is missing, or is not of its type: the file may come from elsewhere.
+    """
     path = folder / folder_of.SUMMARY
     summary = read_json(path) or {}
-    if absent := [field.name for field in fields(RunResult)[1:] if field.name not in summary]:
-        raise WorkError(f"{path}: lacks {absent[0]}; remove it, and the same command makes it anew")
-    numbers = [summary[name] for name in ("epochs", "steps", "kept_epoch", "seconds")]
-    sound = all(type(value) in (int, float) for value in numbers) and isinstance(summary["kept"], str)
-    if not sound or not is_measured(summary["train"]) or not is_measured(summary["watched"] or summary["train"]):
-        raise WorkError(f"{path}: has values of wrong types; remove it, and the same command makes it anew")
-    return RunResult(folder=folder, **{field.name: summary[field.name] for field in fields(RunResult)[1:]})
+    for name, is_valid in _SUMMARY_CHECKS.items():
+        if name not in summary or not is_valid(summary[name]):
+            wrong = "lacks" if name not in summary else "has an invalid value of"
+            raise WorkError(f"{path}: {wrong} {name}; remove it, and the same command makes it anew")
+    return RunResult(folder=folder, **{name: summary[name] for name in _SUMMARY_CHECKS})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and integer(value, low=0) is not None
+
+
+def _are_scores(value: Any) -> bool:
+    """Whether it holds a loss, the share of images right, and beside them only numbers."""
+    return (
+        isinstance(value, dict)
+        and share(value.get("top1")) is not None
+        and "loss" in value
+        and all(number(each) is not None for each in value.values())
+    )
+
+
+_SUMMARY_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "epochs": _is_count,
+    "steps": _is_count,
+    "kept": lambda value: value in ("last", "best on val"),
+    "kept_epoch": _is_count,
+    "train": _are_scores,
+    "watched": lambda value: value is None or _are_scores(value),
+    "seconds": lambda value: number(value, low=0, high=1e12) is not None,
+}
 
 
 class _Loop:

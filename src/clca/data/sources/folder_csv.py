@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from clca.data.images import EXTENSIONS
 from clca.data.sources.listing import Listing, check_classes, with_validation
@@ -13,9 +14,9 @@ from clca.data.sources.skipped import NOT_READ, describe_empty_class, describe_u
 from clca.data.sources.splits import Samples, split_by_rule
 from clca.data.sources.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise, sets_below
 from clca.data.sources.walk import Identity, enclosing, identity, is_hidden, visible_files
-from clca.errors import ClcaError, reason
+from clca.errors import ClcaError, brief, reason
 from clca.system.numerals import is_whole_number
-from clca.system.paths import expanded
+from clca.system.paths import expanded, shown
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -23,6 +24,14 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """Names of split folders (and values of a CSV's split column), in lower case, and the split each means."""
+
+# Limits of a CSV file, far beyond those of any list of images that one process reads.
+MOST_BYTES = 256 << 20
+MOST_ROWS = 1_000_000
+LONGEST_LINE = 1 << 16
+MOST_COLUMNS = 1_000
+LONGEST_LABEL = 1_000
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 _PHOTOGRAPH = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 
@@ -100,25 +109,34 @@ def read_csv(root: Path) -> Listing:
     every label is a whole number. Semicolons between columns, as spreadsheets write them where the comma is a decimal
     point, and Windows' \ in paths are understood too. Without a split column, or without validation rows, the rule of
     folders holds.
+
+    Raises:
+        ClcaError: It is no such file, or exceeds a limit: 256 MiB, a million rows, 65,536 characters a line, 1,000
+            columns, 1,000 characters a label.
     """
     file = _csv_in(root) if root.is_dir() else root
     if file is None:
         raise ClcaError(f"{root}: holds no or several .csv files: name the one with columns path,label[,split]")
-    rows, missing = [], []
+    if not file.is_file():
+        raise ClcaError(f"{file}: is not a regular file")
+    rows, missing = [], 0
+    first_missing: list[str] = []
     for line, row in _rows(file, required=("path", "label")):
         path = file.parent / row["path"]
         if "\\" in row["path"] and not os.path.isfile(path):  # as Windows writes it
             path = file.parent / row["path"].replace("\\", "/")
         if not os.path.isfile(path):  # of a name that is too long, Path's own would raise an error
-            missing.append(row["path"])
+            missing += 1
+            if len(first_missing) < 5:
+                first_missing.append(brief(shown(row["path"])))
             continue
         given = (row.get("split") or "").lower()
         if given and given not in SPLIT_NAMES:
-            raise ClcaError(f"{file}, line {line}: unknown split {given!r}: use train, val or test")
+            raise ClcaError(f"{file}, line {line}: unknown split {brief(repr(given), 60)}: use train, val or test")
         rows.append((path, row["label"], SPLIT_NAMES.get(given, "")))
     problems = []
     if missing:
-        problems.append(f"{file}: {len(missing)} file(s) missing, relative to the CSV file: {', '.join(missing[:5])}")
+        problems.append(f"{file}: {missing} file(s) missing, relative to the CSV file: {', '.join(first_missing)}")
     twice = [str(path) for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
     if twice:
         problems.append(f"{file}: {len(twice)} file(s) listed more than once: {', '.join(twice[:5])}")
@@ -142,20 +160,48 @@ def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
     """Line numbers and stripped values of a CSV file, after a check that the required columns are there and filled."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            head = stream.readline()
+            head = stream.readline(LONGEST_LINE)
             stream.seek(0)
-            reader = csv.DictReader(stream, delimiter=";" if head.count(";") > head.count(",") else ",")
+            delimiter = ";" if head.count(";") > head.count(",") else ","
+            reader = csv.DictReader(_lines(stream, file), delimiter=delimiter)
             columns = [(name or "").strip() for name in reader.fieldnames or []]
+            if len(columns) > MOST_COLUMNS:
+                raise ClcaError(f"{file}: has {len(columns):,} columns; at most {MOST_COLUMNS:,} are read")
             if not set(required) <= set(columns):
-                raise ClcaError(f"{file}: needs the columns {', '.join(required)}; has {', '.join(columns) or 'none'}")
+                found = brief(shown(", ".join(columns))) or "none"
+                raise ClcaError(f"{file}: needs the columns {', '.join(required)}; has {found}")
             reader.fieldnames = columns
-            for row in reader:
+            for number, row in enumerate(reader, start=1):
+                if number > MOST_ROWS:
+                    raise ClcaError(f"{file}: has more than {MOST_ROWS:,} rows; split it")
                 values = {name: (row[name] or "").strip() for name in columns if isinstance(row.get(name), str)}
                 if not all(values.get(name) for name in required):
                     raise ClcaError(f"{file}, line {reader.line_num}: {' or '.join(required)} is empty")
+                _check_label(values.get("label", ""), f"{file}, line {reader.line_num}")
                 yield reader.line_num, values
     except (UnicodeDecodeError, csv.Error) as error:
         raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): save it as that") from None
+
+
+def _check_label(label: str, where: str) -> None:
+    if len(label) > LONGEST_LABEL:
+        raise ClcaError(f"{where}: a label of {len(label):,} characters; at most {LONGEST_LABEL:,} are read")
+    if _CONTROL.search(label):
+        raise ClcaError(f"{where}: the label {shown(label[:60])!r} has a control character: rename the class")
+
+
+def _lines(stream: TextIO, file: Path) -> Iterator[str]:
+    """The lines of a file, each of which, and all together, stay within the limits."""
+    read = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        read += len(line)
+        if len(line) > LONGEST_LINE:
+            raise ClcaError(
+                f"{file}: has a line of more than {LONGEST_LINE:,} characters, so it is not a list of images"
+            )
+        if read > MOST_BYTES:
+            raise ClcaError(f"{file}: is larger than {MOST_BYTES >> 20} MiB; split it")
+        yield line
 
 
 def _csv_in(folder: Path) -> Path | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
-from clca.study.results.rows import number, whole
 from clca.system.files import file_objects, make_writable, part, read_csv, read_json
+from clca.system.numbers import integer, number
 from clca.system.numerals import decimal_number, is_whole_number, whole_number
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _logged(line: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a line of metrics.jsonl; what is not of its kind is left out."""
-    if (step := whole(line.get("step"))) is None:
+    if (step := integer(line.get("step"))) is None:
         return {}
     found: dict[str, Any] = {"step": step}
     found.update(_numbers_of(line, ("loss", "accuracy", "lr", "grad_max")))

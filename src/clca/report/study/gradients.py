@@ -12,8 +12,8 @@ import pandas as pd
 from clca.report.study.cells import ARM_TITLES, p_text
 from clca.report.study.numbers import paired_gains
 from clca.report.study.settings import ARMS, SETTING, by_default, finished_runs, number_column
-from clca.study.results.rows import number, whole
 from clca.system.files import file_objects
+from clca.system.numbers import integer, number
 
 _CURVES = ["arm", "step", "median", "low", "high", "runs"]
 _ARMS = ["arm", "runs", "finished", "unreadable", "median", "largest", "spike"]
@@ -92,7 +92,7 @@ def read_steps(run: Path) -> pd.Series | None:
     """
     found: dict[int, float] = {}
     for content in file_objects(run / "metrics.jsonl"):
-        step, value = whole(content.get("step")), number(content.get("grad_max"))
+        step, value = integer(content.get("step")), number(content.get("grad_max"))
         if step is not None and value is not None:
             found[step] = float(value)
     return pd.Series(found, dtype=float).sort_index() if found else None

@@ -306,7 +306,10 @@ class _Resolver:
                 raise ClcaError(f"{self.study.name}: the images are missing; write data: FOLDER under base or axes")
             made = self._checked(choice, {"backbone": "-"}, settings, {}).data
             made = made.model_copy(update={"root": below(self.data_folder, made.root, made.source)})
-            self.data.known[key] = (data_text(made, self._fingerprint(made)), made)
+            try:
+                self.data.known[key] = (data_text(made, self._fingerprint(made)), made)
+            except ClcaError as error:
+                raise ClcaError(f"{self.study.name}: {error}") from None
         return self.data.known[key]
 
     def _recipe(self, choice: Sequence[int]) -> tuple[str, TrainConfig]:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clca.errors import ClcaError, WorkError, brief, reason
-from clca.study.results.rows import LONGEST_NAME, MOST_AXES, sound_row, whole
+from clca.study.results.rows import LONGEST_NAME, MOST_AXES, checked_row
 from clca.system.files import as_utf8, read_json
+from clca.system.numbers import integer
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
 PRETRAINING = "pretraining-"
@@ -136,7 +137,7 @@ def left_out(count: int) -> str:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The record of a finished run; None where there is none, or none that can be read."""
     result = read_json(folder / RESULT)
-    return sound_row(result) if result is not None and result.get("state") == "finished" else None
+    return checked_row(result) if result is not None and result.get("state") == "finished" else None
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def read_failure(folder: Path) -> Failure | None:
     content = read_json(folder / FAILURE)
     if content is None:
         return None
-    attempt = whole(content.get("attempt"))
+    attempt = integer(content.get("attempt"))
     error, traceback = (text if isinstance(text := content.get(name), str) else "" for name in ("error", "traceback"))
     attempt = min(attempt, 10**6) if attempt and attempt > 0 else 1
     return Failure(brief(as_utf8(error), 2000), attempt, traceback[:100_000])

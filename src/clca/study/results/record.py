@@ -11,8 +11,8 @@ from typing import Any
 
 from clca.models.config import ModelConfig, spelled
 from clca.study.results.folder import TRAINED
-from clca.study.results.rows import number
 from clca.system.files import file_objects, part, read_json
+from clca.system.numbers import number
 from clca.training.config import TrainConfig
 from clca.training.run_folder import METRICS, SUMMARY, read_config
 

@@ -19,7 +19,7 @@ from clca.study.results.folder import (
     study_content,
 )
 from clca.study.results.record import by_block
-from clca.study.results.rows import AXIS, COLUMNS, MOST_AXES, NUMBER, TEXT, WHOLE, YES_NO, sound_row
+from clca.study.results.rows import AXIS, BOOLEAN, COLUMNS, INTEGER, MOST_AXES, NUMBER, TEXT, checked_row
 from clca.study.results.stored_table import stored_rows
 from clca.system.files import as_utf8, part, read_json, replacing
 
@@ -82,8 +82,8 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
         return {**result, "name": as_utf8(name)}  # its folder's: the file may say another
     description = read_json(folder / DESCRIPTION) or {}
     if result is not None:  # made before there were these columns
-        return {**result, **sound_row(_by_block(description)), "name": as_utf8(name)}
-    described = sound_row({**_by_block(description), **part(description, "row")})
+        return {**result, **checked_row(_by_block(description)), "name": as_utf8(name)}
+    described = checked_row({**_by_block(description), **part(description, "row")})
     failure = read_failure(folder)
     state = {"state": "interrupted", "error": None}
     if failure is not None:
@@ -106,8 +106,8 @@ def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
     rows = [as_utf8(row) for row in rows]
     axes = sorted(dict.fromkeys(name for row in rows for name in row if name.startswith(AXIS)))[:MOST_AXES]
     table = pandas.DataFrame(rows, columns=[*COLUMNS, *axes])
-    kinds = {name: "string" for name in (*TEXT, *axes)} | {name: "Int64" for name in WHOLE}
-    kinds |= {name: "boolean" for name in YES_NO} | {name: "float64" for name in NUMBER}
+    kinds = {name: "string" for name in (*TEXT, *axes)} | {name: "Int64" for name in INTEGER}
+    kinds |= {name: "boolean" for name in BOOLEAN} | {name: "float64" for name in NUMBER}
     return table.astype(kinds)
 
 

@@ -68,7 +68,8 @@ def newest(folder: Path) -> Found | None:
         return None
     path = folder / f"claim.{max(generations)}"
     try:
-        file = os.open(path, os.O_RDONLY)  # opening makes a network file system's client ask for the time anew
+        # A FIFO in its place would be waited for. Opening makes a network file system's client ask for the time anew.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             return Found(max(generations), Owner.parse(os.read(file, 2**16)), os.fstat(file).st_mtime_ns)
         finally:

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clca.study.results.folder import PRETRAINING, TRAINED, run_folder
-from clca.study.results.rows import whole
 from clca.study.run.result import StudyResult
 from clca.system.files import objects
+from clca.system.numbers import integer
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
 
@@ -158,6 +158,6 @@ def last_step(path: Path) -> tuple[str, str]:
         return "", ""
     for content in objects(reversed(lines)):
         if isinstance(loss := content.get("loss"), float):
-            epoch = whole(content.get("epoch"))
+            epoch = integer(content.get("epoch"))
             return "" if epoch is None else str(epoch), f"{loss:.3f}"
     return "", ""

@@ -32,7 +32,7 @@ from clca.study.results.folder import (
 )
 from clca.study.results.record import result_row
 from clca.study.run.claim import Claim, claim
-from clca.system.files import read_json, write_json
+from clca.system.files import part, read_json, write_json
 from clca.training.config import TrainConfig
 from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS
 
@@ -274,10 +274,10 @@ def _go_along(trained: Path, config: TrainConfig) -> None:
     A study knows images and weights by their digests: were they others, the run would have another name.
     """
     stored = read_json(trained / CONFIG)
-    if stored is None or not isinstance(stored.get("train"), dict):
+    if stored is None or not isinstance(part(stored, "train").get("data"), dict):
         return
     now, there = config.model_dump(mode="json"), stored["train"]
     places = {name: now["data"][name] for name in ("root", "source")}
-    moved = {**there, "weights": now["weights"], "data": {**there.get("data", {}), **places}}
+    moved = {**there, "weights": now["weights"], "data": {**there["data"], **places}}
     if moved != there:
         write_json(trained / CONFIG, {**stored, "train": moved})

@@ -70,7 +70,8 @@ def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
     absent = []
     for title, make, reason in makers:
         made = make()
-        more = made if isinstance(made, list) else [made] if made is not None else []
+        several = made if isinstance(made, list) else [made]
+        more = [picture for picture in several if picture is not None and picture.panels]  # rows may lack a reduction
         pictures += more
         if not more:
             absent.append(f"{title}: left out, because {reason}.")

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import clca
-import clca.models.pretrained
+import clca.models.saving
 from clca.models import factory
 from clca.models.backbones import PAPER_BACKBONES, Backbone
 
@@ -89,7 +89,7 @@ def test_a_failure_in_the_middle_leaves_the_old_files(
             Path(args[1]).write_bytes(b"half")
         raise error
 
-    target = {"save_file": clca.models.pretrained, "write_text": Path, "dumps": json}[part]
+    target = {"save_file": clca.models.saving, "write_text": Path, "dumps": json}[part]
     monkeypatch.setattr(target, part, fail)
     with pytest.raises((clca.WorkError, KeyboardInterrupt, OSError)) as stopped:
         make(reduction="tome", keep_rate=0.2).save_pretrained(tmp_path)

@@ -50,13 +50,13 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The keep rates at which a model was asked about the images."""
     rates: list[Any] = []
-    original = evaluation.answer
+    original = evaluation.run_inference
 
     def answer(model: Any, *rest: Any, **more: Any) -> Any:
         rates.append(model.keep_rate)
         return original(model, *rest, **more)
 
-    monkeypatch.setattr(evaluation, "answer", answer)
+    monkeypatch.setattr(evaluation, "run_inference", answer)
     return rates
 
 
@@ -110,21 +110,21 @@ def test_the_table_says_the_same_in_every_form(run: Path, capsys: pytest.Capture
 def test_interrupted_and_started_again_nothing_is_lost(
     run: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counted = evaluation.answer
+    counted = evaluation.run_inference
 
     def stopped(model: Any, *rest: Any, **more: Any) -> Any:
         if len(asked) == 2:
             raise KeyboardInterrupt
         return counted(model, *rest, **more)
 
-    monkeypatch.setattr(evaluation, "answer", stopped)
+    monkeypatch.setattr(evaluation, "run_inference", stopped)
     words = ["evaluate", str(run), "--sweep", "1", "0.7", "0.1", "--workers", "0", "--precision", "no"]
     assert cli.main(words) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "clca: stopped with 2 of 4 keep rates done; the same command goes on from there"
     assert not (run / "evaluation" / "test-sweep.json").exists()
     assert [each.keep_rate for each in evaluations(run)] == [0.7, 1.0]
-    monkeypatch.setattr(evaluation, "answer", counted)
+    monkeypatch.setattr(evaluation, "run_inference", counted)
     assert cli.main(words) == 0
     assert asked == [1.0, 0.7, 0.5, 0.1]
     assert "keep rate 0.7: taken from" in capsys.readouterr().err

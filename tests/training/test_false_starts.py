@@ -15,7 +15,7 @@ from rich.console import Console
 
 from clca.cli import main as cli
 from clca.errors import ClcaError, WorkError
-from clca.system.processes import refuse_strangers
+from clca.system.processes import require_torchrun
 from clca.system.signals import Interrupted
 from clca.training import TrainConfig, train
 from clca.training import trainer as loop_of
@@ -142,12 +142,12 @@ def test_processes_of_mpirun_that_know_nothing_of_each_other_are_refused(
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv(name, "1")
-    refuse_strangers()
+    require_torchrun()
     monkeypatch.setenv(name, "4")
     with pytest.raises(ClcaError, match=r"one of 4 processes .* torchrun"):
-        refuse_strangers()
+        require_torchrun()
     monkeypatch.setenv("RANK", "0")
-    refuse_strangers()
+    require_torchrun()
 
 
 @pytest.mark.parametrize("text", ["3", "[" * 100_000, '{"train": 3}', '{"train": {"model": 3}, "resolved": 4}'])

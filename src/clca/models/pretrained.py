@@ -21,11 +21,12 @@ from torch import Tensor
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES
-from clca.models.config import ModelConfig, one_line
+from clca.models.config import ModelConfig
 from clca.models.factory import OF_THIS_MACHINE, build
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weights import differences, load_strict, read_state_dict
 from clca.system.paths import expanded
+from clca.system.settings import explain
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -135,7 +136,7 @@ def from_pretrained(
     try:
         config = ModelConfig(**content["model"])
     except ValidationError as error:
-        raise ClcaError(f"{config_file}: {one_line(error)}") from None
+        raise ClcaError(f"{config_file}: {explain(error, ModelConfig)}") from None
     # `save_pretrained` writes none of these; a file by other hands would have no weights, on the device "meta".
     kwargs = {k: v for k, v in config.backbone_kwargs.items() if k not in OF_THIS_MACHINE}
     model = build(config.model_copy(update={"backbone_kwargs": kwargs}))

@@ -12,9 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from clca.errors import ClcaError, reason
+from clca.system.settings import Settings, explain
 from clca.training.settings import flat_settings
 
 NOT_IN_A_STUDY = frozenset({"out", "seed", "track"})
@@ -23,13 +24,11 @@ NOT_IN_A_STUDY = frozenset({"out", "seed", "track"})
 _LONGEST_PRODUCT = 10_000_000
 
 
-class AxisValue(BaseModel):
-    """One value of an axis: what it is called, and the settings that it stands for."""
+class AxisValue(Settings):
+    """One value of an axis."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    label: str
-    settings: dict[str, Any]
+    label: str = Field(description="Its name in tables and run names.")
+    settings: dict[str, Any] = Field(description="The settings that it stands for, by the names of the flags.")
 
 
 def _listed(value: Any) -> Any:
@@ -37,32 +36,30 @@ def _listed(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(Settings):
     """A grid of runs: every combination of the axes' values but those excluded, once for every seed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="Names its folder: runs/<name> if no other is given.")
-    about: str = Field("", description="What it is for; the report begins with it.")
+    name: str = Field(description="Name of the study, and of its folder in runs/ if no other is given.")
+    about: str = Field("", description="Purpose of the study; the report begins with it.")
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of every run.")
     axes: dict[str, tuple[AxisValue, ...]] = Field(
-        description="What varies. A setting with its values, as in reduction: [evit, tome]; or any name with what each "
-        "of its labels stands for, as in arm: {base: {cla: false, clc: false}, clca: {}}."
+        description="What varies. A setting with its values, as in reduction: [evit, tome]; or any name with the "
+        "settings of each of its labels, as in arm: {base: {cla: false, clc: false}, clca: {}}."
     )
     exclude: tuple[dict[str, Any], ...] = Field(
         (), description="Combinations left out: {reduction: none, keep_rate: [0.5, 0.1]}; {not: none} is all but none."
     )
     seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field(
-        (0,), description="One run of everything a seed; a number n means 0 … n-1."
+        (0,), description="Every combination is run once per seed; a number n means 0 … n-1."
     )
-    split: Literal["test", "val"] = Field("test", description="The images that every finished run is judged on.")
+    split: Literal["test", "val"] = Field("test", description="Split on which every finished run is evaluated.")
     keep: Literal["none", "weights", "all"] = Field(
-        "weights", description="What stays of a finished run beside its numbers: nothing, the weights, checkpoint too."
+        "weights", description="What is kept of a finished run beside its results: nothing, the weights, or the checkpoint too."
     )
-    data_folder: str | None = Field(None, description="Folder that relative data folders are below.")
+    data_folder: str | None = Field(None, description="Folder that relative data folders start from.")
     pretraining: tuple[dict[str, Any], ...] = Field(
         (),
-        description="Settings, on top of base, of a run that goes first and whose weights all others start from; or a "
+        description="Settings, on top of base, of a run that comes first and whose weights all others start from; or a "
         "list of such runs, each of which starts from the one before.",
     )
 
@@ -117,7 +114,7 @@ class StudyConfig(BaseModel):
         return self
 
     def _check_condition(self, axis: str, wanted: Any) -> None:
-        """A condition that nothing meets is a slip of the pen, and the study would run what it should not."""
+        """Refuse a condition that nothing meets: the study would run what it should not."""
         if axis not in self.axes:
             raise ValueError(f"exclude: there is no axis {axis!r}; there are {', '.join(self.axes)}")
         known = [value.label for value in self.axes[axis]]
@@ -128,7 +125,7 @@ class StudyConfig(BaseModel):
                 raise ValueError(f"exclude: {axis} has no value {label}; it has {', '.join(known)}")
 
     def excluded(self, axis: str, condition: Mapping[str, Any]) -> frozenset[str]:
-        """The labels of an axis that meet a condition; all of them where it does not speak of the axis."""
+        """The labels of an axis that meet a condition; all of them where it does not name the axis."""
         labels = frozenset(value.label for value in self.axes[axis])
         if axis not in condition:
             return labels
@@ -139,7 +136,7 @@ class StudyConfig(BaseModel):
 
 
 def label_of(value: Any) -> str:
-    """What a value is called: 0.25, evit, 0.7-0.5-0.3."""
+    """The label of a value: 0.25, evit, 0.7-0.5-0.3."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
@@ -158,11 +155,11 @@ def _checked_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]
     for name in NOT_IN_A_STUDY & settings.keys():
         instead = "write seeds: [0, 1, 2]" if name == "seed" else "each run gets its own"
         raise ValueError(f"{name} is not set here: {instead}")
-    return flat_settings(settings, where or "settings")
+    return flat_settings(settings, where)
 
 
 def _axis(name: str, values: Any) -> list[AxisValue]:
-    """The values of an axis from what a file says of it.
+    """The values of an axis as a file lists them.
 
     Raises:
         ValueError: There are none, two of the same name, or ones that are no settings.
@@ -220,11 +217,11 @@ def read_study(where: str | Path) -> StudyConfig:
 
 
 def validated_study(content: Mapping[str, Any], where: str) -> StudyConfig:
-    """A study from its content; what is wrong becomes one line that begins with `where`."""
+    """A study from its content; an error is one line that begins with `where`."""
     try:
         return StudyConfig.model_validate(dict(content))
     except ValidationError as error:
-        raise ClcaError(f"{where}: {_explain(error)}") from None
+        raise ClcaError(f"{where}: {explain(error, StudyConfig)}") from None
 
 
 def _read_yaml(path: Path) -> Any:
@@ -240,7 +237,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _unique_keys() -> Any:
-    """A safe loader that refuses a key that occurs twice, of which YAML keeps the last without a word."""
+    """A safe loader that refuses a key that occurs twice, of which YAML silently keeps the last."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -262,7 +259,7 @@ def _from_python(path: Path) -> StudyConfig:
         found = runpy.run_path(str(path)).get("study")
         made = found() if callable(found) and not isinstance(found, StudyConfig) else found
     except ValidationError as error:
-        raise ClcaError(f"{path}: {_explain(error)}") from None
+        raise ClcaError(f"{path}: {explain(error, StudyConfig)}") from None
     except ClcaError as error:
         raise ClcaError(f"{path}: {error}") from None
     except Exception as error:
@@ -270,19 +267,5 @@ def _from_python(path: Path) -> StudyConfig:
     if isinstance(made, dict):
         return validated_study({"name": path.stem, **made}, str(path))
     if not isinstance(made, StudyConfig):
-        raise ClcaError(f"{path}: defines no study; it should say study = StudyConfig(…), or a dict of the same")
+        raise ClcaError(f"{path}: defines no study; it needs study = StudyConfig(…), or a dict of the same")
     return made
-
-
-def _explain(error: ValidationError) -> str:
-    """Pydantic's report in one line."""
-    told: dict[str, str] = {}
-    for item in error.errors():
-        field = str(item["loc"][0]) if item["loc"] else ""
-        message = item["msg"].removeprefix("Value error, ").removeprefix("settings: ")
-        if item["type"] == "missing":
-            message = "is missing"
-        elif item["type"] == "extra_forbidden":
-            message = f"is no part of a study; there are {', '.join(StudyConfig.model_fields)}"
-        told.setdefault(field, message if not field or message.startswith(f"{field}:") else f"{field}: {message}")
-    return "; ".join(told.values())

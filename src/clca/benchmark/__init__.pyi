@@ -1,0 +1,5 @@
+from .config import GROWTH, GROWTH_TRAINING, QUICK, TRAINING, BenchmarkConfig
+from .result import Benchmark, Row
+from .running import benchmark
+
+__all__ = ["GROWTH", "GROWTH_TRAINING", "QUICK", "TRAINING", "Benchmark", "BenchmarkConfig", "Row", "benchmark"]

@@ -138,9 +138,9 @@ def test_values_are_read_wherever_they_stand(argv: list[str], values: dict[str, 
 
 
 def test_a_switch_takes_no_value() -> None:
-    with pytest.raises(ClcaError, match="^--quick takes no value$"):
+    with pytest.raises(ClcaError, match=r"^--quick takes no value$"):
         parse(Example, "example", ["a", "--quick=yes"])
-    with pytest.raises(ClcaError, match="^--cla takes no value$"):
+    with pytest.raises(ClcaError, match=r"^--cla takes no value$"):
         parse(Example, "example", ["a", "--no-cla=yes"])
 
 

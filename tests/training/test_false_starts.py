@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from clca.cli import main as cli
 from clca.errors import ClcaError, WorkError
@@ -97,14 +96,16 @@ def test_a_tracker_that_does_not_begin_says_why(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_an_early_stop_and_a_finished_run_say_so(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_early_stop_and_a_finished_run_are_logged(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "clca")
     monkeypatch.setattr(loop_of._Loop, "_note_if_best", lambda self, _: setattr(self.progress, "stale", 9) or False)
-    console = Console(record=True, width=120)
     config = make_config(epochs=9, patience=9)
-    train(config, console=console)
-    assert "no better on val for 9 epochs: stopped early" in console.export_text()
-    train(config, console=console)
-    assert "is finished already" in console.export_text()
+    train(config)
+    assert "no better on val for 9 epochs: stopped early" in caplog.text
+    train(config)
+    assert "is finished already" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,12 @@ def names_of(argument: Argument) -> str:
 
 def description_of(argument: Argument, arguments: Sequence[Argument]) -> str:
     """The field's description, the settings that it names in backticks spelled as flags, and the default."""
-    text = _with_flags(argument.info.description or "", arguments)
+    text = with_flags(argument.info.description or "", arguments)
     default = _default(argument)
     return f"{text} (default: {default})" if default else text
 
 
-def _with_flags(text: str, arguments: Sequence[Argument]) -> str:
+def with_flags(text: str, arguments: Sequence[Argument]) -> str:
     """A text in which the settings in backticks are spelled as flags."""
     flags = {one.name: one.flag for one in arguments}
     return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), text)
@@ -77,7 +77,7 @@ def _default(argument: Argument) -> str:
 def _group(title: str, about: str, members: Sequence[Argument], arguments: Sequence[Argument]) -> str:
     lines = [f"{title}:"]
     if about:
-        lines.append(wrapped(_with_flags(about, arguments), "  ", "  "))
+        lines.append(wrapped(with_flags(about, arguments), "  ", "  "))
     for member in members:
         lines.extend(_entry(names_of(member), description_of(member, arguments)))
     return "\n".join(lines)

@@ -79,7 +79,7 @@ class Serving(Arguments):
         """A line for users who let other machines in without a token."""
         if self.token_file is not None or self.is_local:
             return None
-        return f"anyone who can reach {self.host} can query this server; set --token-file or omit --host"
+        return f"anyone who can reach {self.host} can query this server; set --token-file or drop --host"
 
     @property
     def header(self) -> str:

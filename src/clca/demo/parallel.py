@@ -65,11 +65,11 @@ class Steps:
 class RelayedDisplay(Display):
     """The display of a run that is shown by another process."""
 
-    def __init__(self, tell: Tell, epochs: int, steps_per_epoch: int, done: int, show: bool, console: object) -> None:
+    def __init__(self, tell: Tell, epochs: int, steps_per_epoch: int, done: int, show: bool) -> None:
         super().__init__(epochs, steps_per_epoch, done, show=False)
         self._tell, self._steps = tell, Steps(tell)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._tell("line", text)
 
     def step(self, step: int, loss: float, rate: float) -> None:

@@ -1,5 +1,6 @@
 """`sweep(run, keep_rates)`: a finished run at several keep rates, beside its own."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from clca.reductions import reduction_class
 from clca.system.files import read_json
 from clca.system.paths import as_it_is
 from clca.training.run_folder import replacing, write_csv, write_json
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "clca-sweep-1"
 BESIDE = ("classes.csv", "confusion.csv", "confusion.png")
@@ -140,7 +143,6 @@ def sweep(
     cache: bool = True,
     cache_gb: float | None = None,
     out: str | Path | None = None,
-    console: Console | None = None,
 ) -> Sweep:
     """Evaluate a run at its own keep rate and at others; model and images are loaded once.
 
@@ -152,7 +154,6 @@ def sweep(
         keep_rates: Shares of tokens, beside the run's own.
         data, split, batch_size, workers, device, precision, cache, cache_gb: As for `evaluate`.
         out: Folder for the folders and the table; None: `RUN/evaluation`, or nowhere if `run` is not a folder.
-        console: Where it says what is done and what is taken over; None for nowhere.
 
     Raises:
         ClcaError: Whatever `evaluate` refuses; a rate that is none; or the run has but one keep rate, because nothing
@@ -169,12 +170,10 @@ def sweep(
         cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
     )  # fmt: skip
     with closing(judged):
-        return _sweep(judged, run, keep_rates, out, console)
+        return _sweep(judged, run, keep_rates, out)
 
 
-def _sweep(
-    judged: Judged, run: str | Path, keep_rates: Sequence[float], out: str | Path | None, console: Console | None
-) -> Sweep:
+def _sweep(judged: Judged, run: str | Path, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
     own = judged.own_rate
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
     room = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
@@ -186,12 +185,10 @@ def _sweep(
     points: list[Swept] = []
     try:
         for rate, folder, numbers in zip(rates, folders, known, strict=True):
-            told = f"keep rate {spelled(rate)}"
-            if numbers is not None:
-                _say(console, f"{told}: taken from {folder}")
-            else:
-                numbers = judged.evaluate(rate, folder).summary()
-                _say(console, f"{told}: done")
+            outcome = f"taken from {folder}" if numbers is not None else "done"
+            numbers = numbers if numbers is not None else judged.evaluate(rate, folder).summary()
+            if judged.accelerator.is_main_process:
+                _log.info("keep rate %s: %s", spelled(rate), outcome)
             points.append(_point(rate, rate == own, numbers, folder))
     except KeyboardInterrupt:
         if room is None:
@@ -265,8 +262,3 @@ def _make(room: Path) -> None:
 
 def _plain(rate: Rate) -> float | list[float]:
     return list(rate) if isinstance(rate, tuple) else rate
-
-
-def _say(console: Console | None, line: str) -> None:
-    if console is not None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -39,8 +39,8 @@ class Benchmark(BenchmarkConfig):
     )
     growth: Switch = Field(
         False,
-        description="Measure how time and memory grow with the number of patches: 224, 448 and 896 px at keep rate 0.1, "
-        "one image per batch (two with `training`).",
+        description="Measure how time and memory grow with the number of patches: 224, 448 and 896 px at keep rate "
+        "0.1, one image per batch (two with `training`).",
     )
     out: Path = Field(
         Path("clca-benchmark"), description="Folder for benchmark.json, benchmark.csv, speedup.png and speedup.pdf."

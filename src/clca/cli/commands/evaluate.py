@@ -1,6 +1,5 @@
 """`clca evaluate`."""
 
-import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ from clca.cli.arguments import Arguments, Device, KeepRate, Precision, Run, Spel
 from clca.cli.parsing import parse, refusing_useless_rate
 from clca.errors import ClcaError
 from clca.models.config import Rate
+from clca.system.processes import is_first_process
 from clca.training.config import TrainConfig
 
 
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
 
     with refusing_useless_rate(run_name, chosen["keep_rate"]):
         result = run_evaluation(run_name, data, split, **chosen)
-    if _first():
+    if is_first_process():
         result.render(Console())
         if result.folder is not None:
             print(f"written to {result.folder}: evaluation.json, classes.csv, confusion.csv, confusion.png")
@@ -72,14 +72,9 @@ def _sweep(run: str, rates: tuple[float, ...], data: str | None, split: str, cho
 
     from clca.evaluation import sweep
 
-    console = Console(stderr=True) if _first() else None
-    result = sweep(run, rates, data, split, console=console, **chosen)
-    if _first():
+    result = sweep(run, rates, data, split, **chosen)
+    if is_first_process():
         result.render(Console())
         if result.files:
             print(f"written to {result.files[0].parent}: {', '.join(path.name for path in result.files)}")
     return 0
-
-
-def _first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0

@@ -1,7 +1,6 @@
 """`clca export`."""
 
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -46,26 +45,23 @@ def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Export, "clca export", argv))
     from clca.export import export_run
 
-    def tell(line: str) -> None:
-        print(f"{line} …", file=sys.stderr)
-
     run_name = chosen.pop("run")
-    with _tidy_end(), refusing_useless_rate(run_name, chosen["keep_rate"]):
-        report = export_run(run_name, **chosen, tell=tell)
+    with _sigterm_as_interrupt(), refusing_useless_rate(run_name, chosen["keep_rate"]):
+        report = export_run(run_name, **chosen)
     print("\n".join(report.lines()))
     return 0
 
 
-class _Ended(KeyboardInterrupt):
+class _Terminated(KeyboardInterrupt):
     signal = signal.SIGTERM
 
 
 @contextmanager
-def _tidy_end() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM unwinds as Ctrl-C does, so that temporary files go."""
 
     def end(number: int, frame: Any) -> None:
-        raise _Ended("stopped; nothing was written")
+        raise _Terminated("stopped; nothing was written")
 
     previous = signal.signal(signal.SIGTERM, end)
     try:

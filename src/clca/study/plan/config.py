@@ -54,7 +54,8 @@ class StudyConfig(Settings):
     )
     split: Literal["test", "val"] = Field("test", description="Split on which every finished run is evaluated.")
     keep: Literal["none", "weights", "all"] = Field(
-        "weights", description="What is kept of a finished run beside its results: nothing, the weights, or the checkpoint too."
+        "weights",
+        description="Kept of a finished run beside its results: none, the weights, or all (the checkpoint too).",
     )
     data_folder: str | None = Field(None, description="Folder that relative data folders start from.")
     pretraining: tuple[dict[str, Any], ...] = Field(

@@ -30,7 +30,7 @@ def dispatch(prog: str, summary: str, commands: Table, argv: Sequence[str], more
 
         width = max(map(len, commands))
         listed = [wrapped(f"{name:<{width}}  {what}", "  ", " " * (width + 4)) for name, (_, what) in commands.items()]
-        last = [f"{prog} COMMAND --help describes a command.", *([wrapped(more)] if more else [])]
+        last = [f"{prog} COMMAND --help for details.", *([wrapped(more)] if more else [])]
         print("\n".join([wrapped(summary), "", f"usage: {prog} COMMAND …", "", *listed, "", *last]))
         return 0 if argv else 2
     near = get_close_matches(argv[0], commands, 1)

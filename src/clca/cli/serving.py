@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from clca.cli.arguments import Arguments, Device, Precision, Threads, like
+from clca.cli.arguments import Arguments, like
 from clca.errors import ClcaError
 from clca.serve.settings import MIB, ServeSettings
 
@@ -47,9 +47,9 @@ class Serving(Arguments):
     )
     timeout: float = like(ServeSettings, "answer_seconds")
     decoders: int = like(ServeSettings, "decoders")
-    threads: Threads = None
-    device: Device = "auto"
-    precision: Precision = "auto"
+    threads: int | None = like(ServeSettings, "threads")
+    device: Literal["auto", "cpu"] = like(ServeSettings, "device")
+    precision: Literal["auto", "no", "bf16", "fp16"] = like(ServeSettings, "precision")
 
     def settings(self) -> ServeSettings:
         """As the endpoint takes them, the token read from its file."""

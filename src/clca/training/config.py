@@ -49,8 +49,8 @@ class DataConfig(Settings):
 class TrainConfig(Settings):
     """One training run. Two runs with equal configs on one CPU end with equal weights, bit for bit."""
 
-    model: ModelConfig
-    data: DataConfig
+    model: ModelConfig = Field(description="The model to train.")
+    data: DataConfig = Field(description="The images to train and validate on.")
     pretrained: bool = Field(True, description="Start from the published weights of the model, else from random ones.")
     weights: str | None = Field(
         None,

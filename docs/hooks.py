@@ -56,7 +56,7 @@ def _sections() -> Iterator[str]:
 
 def help_of(*command: str) -> Help:
     """What `clca COMMAND --help` prints, as data."""
-    with patch("clca.cli.parsing.help_text", side_effect=_Asked), contextlib.suppress(SystemExit):
+    with patch("clca.cli.parsing.help_text", _ask), contextlib.suppress(SystemExit):
         try:
             main([*command, "--help", "--debug"])
         except _Asked as asked:
@@ -66,6 +66,11 @@ def help_of(*command: str) -> Help:
 
 class _Asked(Exception):
     """Carries what the help of a command is made from."""
+
+
+def _ask(*asked: object) -> str:
+    """Stands in for `help_text`."""
+    raise _Asked(*asked)
 
 
 def as_markdown(found: Help) -> str:

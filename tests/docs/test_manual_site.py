@@ -1,5 +1,6 @@
 """The built manual: no warnings, nothing loaded from elsewhere, every page reached, every command in its reference."""
 
+import html
 import os
 import re
 import subprocess
@@ -70,6 +71,18 @@ def test_every_command_has_its_place_in_the_reference(site: Path) -> None:
         assert f'id="clca-{name}"' in text
     assert "--keep-rate RATE" in text
     assert "<!-- every" not in text
+
+
+def test_the_descriptions_of_settings_are_in_the_reference(site: Path) -> None:
+    from clca.serve import ServeSettings
+    from clca.training import TrainConfig
+
+    for page, settings in (("training", TrainConfig), ("serve", ServeSettings)):
+        text = " ".join(re.sub(r"<[^>]+>", "", (site / "reference" / f"{page}.html").read_text("utf-8")).split())
+        for name in ("device", "threads", "epochs", "queue"):
+            if name in settings.model_fields:
+                description = html.escape(settings.model_fields[name].description or "", quote=False)
+                assert description.replace("`", "") in text, name
 
 
 def test_the_names_of_the_package_are_in_the_reference(site: Path) -> None:

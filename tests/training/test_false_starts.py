@@ -118,7 +118,7 @@ def test_resume_refuses_what_it_would_not_heed(
     assert code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"leave {told} away".replace("\\", "") in error
+    assert f"omit {told},".replace("\\", "") in error
 
 
 @pytest.mark.parametrize("words", [["--no-cache"], ["--cache"]])

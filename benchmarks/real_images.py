@@ -28,6 +28,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from clca.cli.messages import logging_to_stderr
 from clca.evaluation.evaluator import evaluate
 from clca.models.config import ModelConfig
 from clca.training import TrainConfig, train
@@ -148,13 +149,14 @@ def main() -> None:
         return
     for number, arm in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)}: {arm.folder(study).name}")
-        run(study, arm, console)
+        with logging_to_stderr():
+            run(study, arm)
         report(study, arms, console)
 
 
-def run(study: Study, arm: Arm, console: Console | None) -> None:
-    """Train and test one arm, or what is left of it; without a console in silence."""
-    train(arm.config(study), console=console, quiet=console is None)
+def run(study: Study, arm: Arm, quiet: bool = False) -> None:
+    """Train and test one arm, or what is left of it."""
+    train(arm.config(study), quiet=quiet)
     if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
         evaluate(arm.folder(study), split="test", workers=study.workers)
 
@@ -166,7 +168,7 @@ def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Con
     fresh: Any = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["timm", "clca.training.trainer", "clca.evaluation.evaluator"])  # loaded once for all
     with ProcessPoolExecutor(study.jobs, fresh, _readers_are_forked) as pool:
-        running = {pool.submit(run, study, arm, None): arm for arm in todo}
+        running = {pool.submit(run, study, arm, True): arm for arm in todo}
         try:
             for finished in as_completed(running):
                 finished.result()

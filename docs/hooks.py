@@ -1,22 +1,33 @@
 """What the manual is given while it is built: the help of every command, and the page for contributors."""
 
 import contextlib
-import io
-import os
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from clca.cli.arguments import Argument
+from clca.cli.help_text import description_of, names_of, usage_of, with_flags
 from clca.cli.main import COMMANDS, main
 
 COMMANDS_HERE = "<!-- every command's help -->"
 CONTRIBUTING = "contributing.md"
+
+
+class Help(NamedTuple):
+    """What the help of a command is made from: the arguments of `help_text`."""
+
+    arguments: Sequence[Argument]
+    prog: str
+    summary: str
+    groups: Mapping[str, str]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -43,53 +54,40 @@ def _sections() -> Iterator[str]:
             yield f"### clca {name} {member}\n\n{as_markdown(help_of(name, member))}"
 
 
-def help_of(*command: str) -> str:
-    """What `clca COMMAND --help` prints on a terminal 100 characters wide."""
-    told = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-    with (
-        patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}),
-        contextlib.redirect_stdout(told),
-        contextlib.suppress(SystemExit),
-    ):
-        main([*command, "--help"])
-    return told.buffer.getvalue().decode()  # type: ignore[attr-defined]
+def help_of(*command: str) -> Help:
+    """What `clca COMMAND --help` prints, as data."""
+    with patch("clca.cli.parsing.help_text", _ask), contextlib.suppress(SystemExit):
+        try:
+            main([*command, "--help", "--debug"])
+        except _Asked as asked:
+            return Help(*asked.args)
+    raise ValueError(f"clca {' '.join(command)} has no help of its own")
 
 
-def as_markdown(text: str) -> str:
-    """Framed help as paragraphs, examples and lists of options, which fit a phone and can be searched.
+class _Asked(Exception):
+    """Carries what the help of a command is made from."""
 
-    Raises:
-        ValueError: It does not look like help.
-    """
-    before, *frames = re.split(r"^╭─ (.+?) ─*╮$", text, flags=re.MULTILINE)
-    usage, _, summary = before.strip().partition("\n")
-    if not usage.startswith("usage: ") or not frames:
-        raise ValueError(f"this is no help: {text[:200]!r}")
-    summary, _, examples = summary.partition("Examples:")
-    parts = [f"```text\n{usage.removeprefix('usage: ')}\n```", _plain(summary.strip())]
+
+def _ask(*asked: object) -> str:
+    """Stands in for `help_text`."""
+    raise _Asked(*asked)
+
+
+def as_markdown(found: Help) -> str:
+    """The help of a command as paragraphs, examples and lists of options, which fit a phone and can be searched."""
+    summary, _, examples = inspect.cleandoc(found.summary).partition("Examples:")
+    places = [argument for argument in found.arguments if argument.spelling.positional]
+    usage = " ".join([found.prog, "[OPTIONS]", *map(usage_of, places)])
+    parts = [f"```text\n{usage}\n```", _plain(summary.strip())]
     if examples:
         parts.append("```sh\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```")
-    for title, body in zip(frames[::2], frames[1::2], strict=True):
-        parts.append(f"**{title.capitalize()}**")
-        parts.extend(_entries(re.findall(r"^│ (.*?) *│$", body, flags=re.MULTILINE)))
+    for title in dict.fromkeys(["arguments", *(one.group for one in found.arguments)]):
+        members = [one for one in found.arguments if ("arguments" if one in places else one.group) == title]
+        if members:
+            parts.append(f"**{title.capitalize()}**")
+            parts.extend([_plain(with_flags(found.groups[title], found.arguments))] if title in found.groups else [])
+            parts.extend(f"`{names_of(one)}`\n:   {_plain(description_of(one, found.arguments))}" for one in members)
     return "\n\n".join(parts) + "\n"
-
-
-def _entries(lines: list[str]) -> Iterator[str]:
-    """The options of one frame as a definition list, and what is said of all of them before it."""
-    entries: list[tuple[str, list[str]]] = []
-    for line in lines:
-        if line.startswith("  ") and entries:
-            entries[-1][1].append(line.strip())
-        elif "  " in line or re.match(r"-|[A-Z]+( |$)|[A-Z]+ …", line):
-            name, _, told = line.partition("  ")
-            entries.append((name, [told.strip()]))
-        elif not re.fullmatch(r"─*", line):
-            yield _plain(line)
-    for name, told in entries:
-        if name != "-h, --help":
-            text = re.sub(r" \(default: (None)?\)", "", " ".join(told).strip())
-            yield f"`{name.replace('{None}|', '')}`\n:   {_plain(text)}"
 
 
 def _plain(text: str) -> str:

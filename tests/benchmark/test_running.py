@@ -526,15 +526,19 @@ def test_onnx_without_its_packages_is_refused_before_anything_is_measured(monkey
     ],
 )
 def test_of_a_mixed_request_what_cannot_be_is_left_out_and_said(
-    changes: dict[str, Any], measured: set[Any], told: str | None, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any],
+    measured: set[Any],
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "clca")
     settings = SMALL | {"reductions": ("evit",), "keep_rates": (0.5,), "rounds": 1} | changes
     monkeypatch.setattr(CandidateBuilder, "_onnx", lambda *_: lambda: None)  # exported in tests/export/test_export.py
-    console = Console(width=80, file=io.StringIO())
-    found = benchmark(BenchmarkConfig(**settings, device="cpu"), console)
+    found = benchmark(BenchmarkConfig(**settings, device="cpu"))
     assert {(c.precision, c.mode, c.batch_size) for c in (row.candidate for row in found.rows)} == measured
     assert [row.error for row in found.rows] == [None] * len(found.rows)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = caplog.messages
     assert [line for line in lines if line.startswith("left out")] == [n for n in found.notes if n.startswith("left")]
     assert any(line.startswith(told) for line in lines) if told else not any(map(str.strip, lines))
 

@@ -1,4 +1,4 @@
-"""The command line: what it understands, what it says when it does not, and its exit codes."""
+"""The command line: what it accepts, how it reports errors, and its exit codes."""
 
 import contextlib
 import csv
@@ -16,7 +16,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from clca.cli.commands.train import arguments
 from clca.cli.main import COMMANDS, main
+from clca.cli.parsing import read
 from clca.training import settings as flags
 
 FLAGS = ["--model", "vit_tiny_patch16_224", "--no-pretrained", "--device", "cpu", "--workers", "0", "--precision", "no"]
@@ -53,7 +55,7 @@ def run(photos: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def told(capsys: pytest.CaptureFixture[str], argv: list[str]) -> tuple[int, str]:
+def error_of(capsys: pytest.CaptureFixture[str], argv: list[str]) -> tuple[int, str]:
     """Exit code and the one line on stderr."""
     code = main(argv)
     error = capsys.readouterr().err
@@ -113,7 +115,7 @@ def test_an_unreadable_image_ends_an_evaluation_with_its_name(
 ) -> None:
     root = shutil.copytree(photos, tmp_path / "photos")
     (root / "test" / "birch" / "2.png").write_text("hello")
-    code, line = told(capsys, ["evaluate", str(run), str(root), "--device", "cpu", "--workers", "0"])
+    code, line = error_of(capsys, ["evaluate", str(run), str(root), "--device", "cpu", "--workers", "0"])
     assert code == 2
     assert line == f"1 of 8 images cannot be used: {root / 'test' / 'birch' / '2.png'}: is text, not an image"
 
@@ -206,7 +208,7 @@ def test_predict_gives_every_name_back(
 
 
 def test_what_is_told_of_a_name_is_no_command_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = told(capsys, ["data", "check", "red\x1b[31m" + os.fsdecode(b"caf\xe9")])
+    code, line = error_of(capsys, ["data", "check", "red\x1b[31m" + os.fsdecode(b"caf\xe9")])
     assert (code, line) == (2, r"red\x1b[31mcaf\xe9: no such file or folder")
 
 
@@ -292,9 +294,10 @@ def test_help_fits_the_terminal_and_says_what_values_are(
         (["train", "photos", "--lr"], "--lr needs a value"),
         (["evaluate"], "RUN is missing: Run folder"),
         (["evaluate", "nowhere"], "nowhere is neither a folder here nor a model"),
-        (["evaluate", "nowhere", "--split", "half"], "--split is 'half': choose from test, val"),
+        (["evaluate", "nowhere", "--split", "half"], "--split half: should be 'test', 'val'"),
         (["predict"], "RUN is missing: Run folder"),
-        (["predict", "nowhere"], "nowhere is neither a folder here nor a model"),
+        (["predict", "nowhere"], "IMAGES is missing: Files, folders"),
+        (["predict", "nowhere", "."], "nowhere is neither a folder here nor a model"),
         (["train", "--resume", "nowhere"], "nowhere: no config.json there"),
         (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read (no such file or directory)"),
         (["train", "--config", "."], "--config .: cannot be read (is a directory)"),
@@ -303,7 +306,7 @@ def test_help_fits_the_terminal_and_says_what_values_are(
     ],
 )
 def test_a_mistake_is_told_in_one_line(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, error = told(capsys, argv)
+    code, error = error_of(capsys, argv)
     assert code == 2
     assert error.startswith(line)
 
@@ -330,7 +333,7 @@ def test_a_mistake_is_told_in_one_line(argv: list[str], line: str, capsys: pytes
 def test_a_setting_that_cannot_be_is_told_before_training(
     photos: Path, tmp_path: Path, changes: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, error = told(capsys, ["train", str(photos), *FLAGS, "--out", str(tmp_path / "run"), *changes])
+    code, error = error_of(capsys, ["train", str(photos), *FLAGS, "--out", str(tmp_path / "run"), *changes])
     assert code == 2
     assert error.startswith(line)
     assert "Traceback" not in error
@@ -343,7 +346,7 @@ def test_weights_that_are_a_pickle_bomb_do_not_go_off(
 
     torch.save(_Bomb(tmp_path / "exploded"), tmp_path / "bomb.pth")
     argv = ["train", str(photos), *FLAGS, "--weights", str(tmp_path / "bomb.pth"), "--out", str(tmp_path / "run")]
-    code, error = told(capsys, argv)
+    code, error = error_of(capsys, argv)
     assert code == 2
     assert "bomb.pth" in error
     assert not (tmp_path / "exploded").exists()
@@ -365,7 +368,7 @@ def test_an_unreadable_image_is_named_before_training(
 
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "train" / "alder" / "9.jpg").write_bytes(content)
-    code, error = told(capsys, ["train", str(tmp_path / "photos"), *FLAGS, "--out", str(tmp_path / "run")])
+    code, error = error_of(capsys, ["train", str(tmp_path / "photos"), *FLAGS, "--out", str(tmp_path / "run")])
     assert code == 2
     assert error.startswith("1 of 17 images cannot be used: ")
     assert "9.jpg" in error
@@ -381,25 +384,24 @@ def test_ctrl_c_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr("clca.cli.commands.demo.run", interrupted)
-    assert told(capsys, ["demo"]) == (130, "interrupted")
+    assert error_of(capsys, ["demo"]) == (130, "interrupted")
 
 
 def test_a_file_of_settings_gives_way_to_flags(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data: photos\nmodel: vit_tiny_patch16_224\nlr: 0.01\npretrained: false\nkeep-rate: [0.7, 0.5]\n")
     given = flags.read_file(str(file))
-    config = flags.to_config(_parsed(given, ["--lr", "0.02", "--pretrained"]), given)
+    config = flags.to_config(_given("--lr", "0.02", "--pretrained"), given)
     assert (config.lr, config.pretrained, config.model.keep_rate) == (0.02, True, (0.7, 0.5))
-    assert flags.to_config(_parsed(given, []), given).pretrained is False
+    assert flags.to_config({}, given).pretrained is False
     file.write_text("learning_rate: 1\n")
     with pytest.raises(ValueError, match="no setting is called learning_rate"):
         flags.read_file(str(file))
 
 
-def _parsed(given: dict, argv: list[str]) -> object:
-    import tyro
-
-    return tyro.cli(flags.arguments(given), args=argv)
+def _given(*words: str) -> dict[str, object]:
+    """The settings of `clca train WORDS`."""
+    return read(arguments(), "clca train", words, "")
 
 
 def test_help_needs_no_heavy_library() -> None:

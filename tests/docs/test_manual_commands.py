@@ -91,7 +91,8 @@ def test_the_examples_in_the_help_are_understood(
     members = {part: module.COMMANDS[part][0] for part in getattr(module, "COMMANDS", {})}
     for module_name in members.values() or [cli.COMMANDS[name][0]]:
         command = importlib.import_module(f"clca.cli.commands.{module_name}")
-        monkeypatch.setattr(command, "parse", _stop_after(parsing.parse))
+        name_of_parser = "read" if module_name == "train" else "parse"
+        monkeypatch.setattr(command, name_of_parser, _stop_after(getattr(parsing, name_of_parser)))
     for words in [[name, part] for part in members] or [[name]]:
         with pytest.raises(SystemExit):
             cli.main([*words, "--help"])

@@ -1,18 +1,22 @@
 """The built manual: no warnings, nothing loaded from elsewhere, every page reached, every command in its reference."""
 
+import html
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from manual_blocks import ROOT
+from pydantic import Field
 
 from clca.cli import main as cli
+from clca.cli.arguments import Arguments, Spelling, arguments_of
 
 sys.path.insert(0, str(ROOT / "docs"))
-from hooks import as_markdown
+from hooks import Help, as_markdown, help_of
 
 sys.path.remove(str(ROOT / "docs"))
 
@@ -69,6 +73,18 @@ def test_every_command_has_its_place_in_the_reference(site: Path) -> None:
     assert "<!-- every" not in text
 
 
+def test_the_descriptions_of_settings_are_in_the_reference(site: Path) -> None:
+    from clca.serve import ServeSettings
+    from clca.training import TrainConfig
+
+    for page, settings in (("training", TrainConfig), ("serve", ServeSettings)):
+        text = " ".join(re.sub(r"<[^>]+>", "", (site / "reference" / f"{page}.html").read_text("utf-8")).split())
+        for name in ("device", "threads", "epochs", "queue"):
+            if name in settings.model_fields:
+                description = html.escape(settings.model_fields[name].description or "", quote=False)
+                assert description.replace("`", "") in text, name
+
+
 def test_the_names_of_the_package_are_in_the_reference(site: Path) -> None:
     import clca
 
@@ -77,41 +93,29 @@ def test_the_names_of_the_package_are_in_the_reference(site: Path) -> None:
     assert missing == []
 
 
-HELP = """usage: clca x [-h] A
+class Example(Arguments):
+    """What it does, with a_name and <b>.
 
-What it does, with a_name and <b>.
+    Examples:
+      clca x photos
+    """
 
-Examples:
-  clca x photos
-
-╭─ positional arguments ─────────────────╮
-│ A                  The first. (default: None) │
-╰────────────────────────────────────────╯
-╭─ other options ────────────────────────╮
-│ All of them are rare.                  │
-│ ────────────────────────────────────── │
-│ -h, --help         show this           │
-│ --b, --no-b        Long text that goes │
-│                    on. (default: True) │
-│ --a-very-long-name {None}|INT          │
-│                    After its name.     │
-╰────────────────────────────────────────╯
-"""
+    a: Annotated[str | None, Spelling("A", positional=True)] = Field(None, description="The first.")
+    b: bool = Field(True, description="Longer than `a_very_long_name`.")
+    a_very_long_name: int | None = Field(None, description="After its name.")
 
 
 def test_help_becomes_lists() -> None:
-    text = as_markdown(HELP)
-    assert "```text\nclca x [-h] A\n```" in text
+    text = as_markdown(Help(arguments_of(Example), "clca x", Example.__doc__ or "", {"options": "All are rare."}))
+    assert "```text\nclca x [OPTIONS] [A]\n```" in text
     assert "```sh\nclca x photos\n```" in text
     assert r"a\_name and \<b>" in text
-    assert "`A`\n:   The first.\n" in text
-    assert "All of them are rare." in text
-    assert "`--b, --no-b`\n:   Long text that goes on. (default: True)" in text
-    assert "`--a-very-long-name INT`\n:   After its name." in text
-    assert "--help" not in text
-    assert "─" not in text
+    assert "`[A]`\n:   The first.\n" in text
+    assert "**Options**\n\nAll are rare." in text
+    assert "`--b, --no-b`\n:   Longer than --a-very-long-name. (default: on)" in text
+    assert "`--a-very-long-name N`\n:   After its name." in text
 
 
-def test_what_is_no_help_is_refused() -> None:
-    with pytest.raises(ValueError, match="no help"):
-        as_markdown("clca: no command 'x'")
+def test_a_group_of_commands_has_no_help_of_its_own() -> None:
+    with pytest.raises(ValueError, match="no help of its own"):
+        help_of("study")

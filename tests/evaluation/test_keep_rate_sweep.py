@@ -197,8 +197,8 @@ def test_a_model_of_one_keep_rate_is_refused_in_a_line(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--sweep", "1.5", "0.5"], "keep_rate = 1.5: a keep rate is a share"),
-        (["--sweep", "0"], "keep_rate = 0.0: a keep rate is a share"),
+        (["--sweep", "1.5", "0.5"], "--sweep 1.5: a keep rate is a share"),
+        (["--sweep", "0"], "--sweep 0: a keep rate is a share"),
         (["--sweep", "nan"], "a keep rate is a share"),
         (["--sweep"], "--sweep needs keep rates, such as"),
         (["--sweep", "0.5", "--keep-rate", "0.1"], "--keep-rate and --sweep do not go together"),

@@ -28,19 +28,19 @@ def test_a_value_without_an_end_is_told_by_its_beginning() -> None:
         ({"keep_rate": -0.1}, ["keep_rate", "-0.1", "above 0 and at most 1"]),
         ({"keep_rate": math.nan}, ["keep_rate", "nan", "above 0 and at most 1"]),
         ({"keep_rate": math.inf}, ["keep_rate", "inf", "above 0 and at most 1"]),
-        ({"keep_rate": "a"}, ["keep_rate", "'a'", "number"]),
+        ({"keep_rate": "a"}, ["keep_rate", "a:", "number"]),
         ({"keep_rate": None}, ["keep_rate", "None", "number"]),
         ({"keep_rate": [0.5, 2.0, 0.1]}, ["keep_rate", "2.0", "above 0 and at most 1"]),
-        ({"keep_rate": [0.5, "b", 0.1]}, ["keep_rate", "'b'", "number"]),
+        ({"keep_rate": [0.5, "b", 0.1]}, ["keep_rate", "b:", "number"]),
         ({"keep_rate": {"a": 1}}, ["keep_rate", "{'a': 1}"]),
         ({"locations": [-1, 3]}, ["locations", "-1", "numbered from 0"]),
         ({"locations": [3, 1]}, ["locations", "3", "ascending"]),
         ({"locations": [1, 1]}, ["locations", "ascending"]),
-        ({"locations": ["x"]}, ["locations", "'x'", "integer"]),
+        ({"locations": ["x"]}, ["locations", "x:", "integer"]),
         ({"locations": [1.5]}, ["locations", "1.5", "integer"]),
         ({"locations": 3}, ["locations", "3", "tuple"]),
         ({"num_classes": -1}, ["num_classes", "-1", "greater than or equal to 0"]),
-        ({"num_classes": "many"}, ["num_classes", "'many'", "integer"]),
+        ({"num_classes": "many"}, ["num_classes", "many:", "integer"]),
         ({"num_classes": 10**12}, ["num_classes", "1000000000000", "less than or equal to 1000000"]),
         ({"num_clr": 10**12}, ["num_clr", "less than or equal to 1024"]),
         ({"cla_width": 10**12}, ["cla_width", "less than or equal to 1024"]),
@@ -48,11 +48,11 @@ def test_a_value_without_an_end_is_told_by_its_beginning() -> None:
         ({"img_size": (224, 10**9)}, ["img_size", "less than or equal to 16384"]),
         ({"num_clr": -1}, ["num_clr", "-1", "greater than or equal to 0"]),
         ({"cla_width": 0}, ["cla_width", "0", "greater than or equal to 1"]),
-        ({"img_size": "big"}, ["img_size", "'big'", "integer"]),
+        ({"img_size": "big"}, ["img_size", "big:", "integer"]),
         ({"img_size": 0}, ["img_size", "0", "greater than"]),
         ({"img_size": (-16, 16)}, ["img_size", "-16", "greater than"]),
         ({"img_size": (16, 16, 16)}, ["img_size", "16"]),
-        ({"cla": "perhaps"}, ["cla", "'perhaps'", "boolean"]),
+        ({"cla": "perhaps"}, ["cla", "perhaps:", "true or false"]),
         ({"reduction": 3}, ["reduction", "3", "string"]),
     ],
 )
@@ -75,12 +75,12 @@ def test_a_bad_image_size_is_told_once() -> None:
 
 
 def test_two_bad_values_are_both_told() -> None:
-    with pytest.raises(clca.ClcaError, match=r"keep_rate = 2.*; num_clr = -1"):
+    with pytest.raises(clca.ClcaError, match=r"keep_rate 2.*; num_clr -1"):
         validated(backbone="x", keep_rate=2.0, num_clr=-1)
 
 
 def test_unknown_field_is_named() -> None:
-    with pytest.raises(clca.ClcaError, match=r"^keep_ratio = 0.5: Extra inputs are not permitted"):
+    with pytest.raises(clca.ClcaError, match=r"^keep_ratio: no such setting; did you mean keep_rate"):
         validated(backbone="x", keep_ratio=0.5)
     # Through create_model an unknown name goes to timm, which does not know it either.
     with pytest.raises(clca.ClcaError, match="keep_ratio"):
@@ -98,7 +98,7 @@ def test_unknown_field_is_named() -> None:
         ({"reduction": "evitt"}, "unknown reduction 'evitt' .did you mean 'evit'.*patchmerger"),
         ({"img_size": 18}, "18 is not a multiple of the patch size 4: use 16 or 20"),
         ({"img_size": (16, 3)}, "3 is not a multiple of the patch size 4: use 4"),
-        ({"keep_rate": 1.5}, "^keep_rate = 1.5: a keep rate is a share"),
+        ({"keep_rate": 1.5}, "^keep_rate 1.5: a keep rate is a share"),
         ({"act_layer": "swish2"}, "does not take these settings: timm has no layer 'swish2'"),
         ({"num_heads": 0}, "does not take these settings: .*zero"),
         ({"checkpoint_path": "vit.pth"}, "weights=FILE instead"),
@@ -138,7 +138,7 @@ def test_settings_cannot_be_changed_behind_the_model() -> None:
     with pytest.raises(ValidationError):
         config.keep_rate = 0.5
     model = clca.create_model("deit_tiny_patch16_224", **TINY, reduction="evit", keep_rate=0.5)
-    with pytest.raises(clca.ClcaError, match=r"keep_rate = 0\.0"):
+    with pytest.raises(clca.ClcaError, match=r"keep_rate 0\.0"):
         model.keep_rate = 0.0
     assert model.keep_rate == 0.5
     model.keep_rate = 1

@@ -178,7 +178,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /de
     "call",
     [
         "from clca.cli.main import main; sys.exit(main(['--version']))",  # so little that it waits in the buffer
-        "from clca.cli.main import main; sys.exit(main(['data', 'cache', '--help']))",  # tyro's SystemExit
+        "from clca.cli.main import main; sys.exit(main(['data', 'cache', '--help']))",  # SystemExit
         "import clca.cli.main as c; c.dispatch = lambda *_: print('x' * 100_000); sys.exit(c.main([]))",  # more
     ],
 )

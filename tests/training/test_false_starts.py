@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from clca.cli import main as cli
 from clca.errors import ClcaError, WorkError
-from clca.system.processes import refuse_strangers
+from clca.system.processes import require_torchrun
 from clca.system.signals import Interrupted
 from clca.training import TrainConfig, train
 from clca.training import trainer as loop_of
@@ -97,14 +96,16 @@ def test_a_tracker_that_does_not_begin_says_why(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_an_early_stop_and_a_finished_run_say_so(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_early_stop_and_a_finished_run_are_logged(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "clca")
     monkeypatch.setattr(loop_of._Loop, "_note_if_best", lambda self, _: setattr(self.progress, "stale", 9) or False)
-    console = Console(record=True, width=120)
     config = make_config(epochs=9, patience=9)
-    train(config, console=console)
-    assert "no better on val for 9 epochs: stopped early" in console.export_text()
-    train(config, console=console)
-    assert "is finished already" in console.export_text()
+    train(config)
+    assert "no better on val for 9 epochs: stopped early" in caplog.text
+    train(config)
+    assert "is finished already" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_resume_refuses_what_it_would_not_heed(
     assert code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"leave {told} away".replace("\\", "") in error
+    assert f"omit {told},".replace("\\", "") in error
 
 
 @pytest.mark.parametrize("words", [["--no-cache"], ["--cache"]])
@@ -142,12 +143,12 @@ def test_processes_of_mpirun_that_know_nothing_of_each_other_are_refused(
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv(name, "1")
-    refuse_strangers()
+    require_torchrun()
     monkeypatch.setenv(name, "4")
     with pytest.raises(ClcaError, match=r"one of 4 processes .* torchrun"):
-        refuse_strangers()
+        require_torchrun()
     monkeypatch.setenv("RANK", "0")
-    refuse_strangers()
+    require_torchrun()
 
 
 @pytest.mark.parametrize("text", ["3", "[" * 100_000, '{"train": 3}', '{"train": {"model": 3}, "resolved": 4}'])

@@ -233,18 +233,26 @@ def test_a_run_with_a_relative_path_goes_on_from_another_folder(
         train(config.model_copy(update={"out": tmp_path / "new"}), quiet=True)
 
 
-@pytest.mark.parametrize(("done", "epoch"), [(0, 1), (25, 3), (30, 3)])
-def test_the_bar_of_a_resumed_run_begins_at_its_epoch(done: int, epoch: int) -> None:
+def terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
+    """What a progress bar draws on stderr, which is taken for a terminal of this width."""
     file = io.StringIO()
-    shown = Display(3, 10, done, True, Console(file=file, force_terminal=True, color_system=None, width=120))
+    console = Console(file=file, force_terminal=True, color_system=None, width=width)
+    monkeypatch.setattr("clca.training.progress.Console", lambda stderr: console)
+    return file
+
+
+@pytest.mark.parametrize(("done", "epoch"), [(0, 1), (25, 3), (30, 3)])
+def test_the_bar_of_a_resumed_run_begins_at_its_epoch(done: int, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = terminal(monkeypatch, 120)
+    shown = Display(3, 10, done, True)
     shown.close()
     assert f"epoch {epoch}/3" in file.getvalue()
 
 
 @pytest.mark.parametrize("width", [120, 80, 79, 60, 59, 50, 49, 40])
-def test_the_bar_keeps_its_counts_in_a_narrow_terminal(width: int) -> None:
-    file = io.StringIO()
-    shown = Display(52, 183, 0, True, Console(file=file, force_terminal=True, color_system=None, width=width))
+def test_the_bar_keeps_its_counts_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = terminal(monkeypatch, width)
+    shown = Display(52, 183, 0, True)
     shown.step(4321, 1.2345, 123.4)
     shown.close()
     last = file.getvalue()[file.getvalue().rindex("epoch") :]

@@ -153,7 +153,7 @@ def test_a_cost_that_depends_on_the_images_is_that_of_evaluate(
         monkeypatch.setattr(f"{module}.cost", spied)
     own = evaluate(run, tmp_path, "val", workers=0, device="cpu", precision="no", cache=False)
     settings: Any = {"keep_rates": (0.5,), "workers": 0, "device": "cpu", "precision": "no"}
-    (found,) = tune([run], Budget("gmacs", 1), data=tmp_path, console=Console(file=StringIO()), **settings).points
+    (found,) = tune([run], Budget("gmacs", 1), data=tmp_path, **settings).points
     torch.testing.assert_close(seen[1], seen[0])
     assert (found.gmacs, found.tokens) == (own.gmacs, own.tokens_per_block[-1])
 

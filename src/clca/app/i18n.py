@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clca.errors import ClcaError, reason
-from clca.system.numerals import decimal_number
+from clca.system.numbers import decimal_number
 
 if TYPE_CHECKING:
     from gradio.i18n import I18n

@@ -1,45 +1,49 @@
 """What the page accepts and where it finds what it shows."""
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 
-from clca.errors import ClcaError
+from pydantic import Field, model_validator
+
 from clca.serve.settings import MIB
+from clca.system.settings import StrictSettings
 
 
-@dataclass(frozen=True)
-class PageSettings:
+class PageSettings(StrictSettings):
     """Limits of the page's uploads, and what it shows beside an answer.
 
-    Attributes:
-        examples: Folder or CSV file with the example images of each class; None for the run's own training images.
-        show_examples: Whether examples are shown at all.
-        words: Folder with translations (LANGUAGE.json) besides those of the package.
-        upload_bytes: One upload, all of its files together.
-        folder_bytes: All uploads that are kept; for more, the oldest are deleted once they are five minutes old.
-        uploads: Uploads that may arrive at once.
-        keep_minutes: How long uploaded photographs and drawn pictures are kept; they are deleted when the page stops.
-        batch_files: Photographs of a batch, unpacked from zips or not.
-
     Raises:
-        ClcaError: Where a number is not positive, or a folder does not exist.
+        ClcaError: A number is not positive, or a folder does not exist.
     """
 
-    examples: Path | None = None
-    show_examples: bool = True
-    words: Path | None = None
-    upload_bytes: int = 1024 * MIB
-    folder_bytes: int = 4096 * MIB
-    uploads: int = 64
-    keep_minutes: float = 60.0
-    batch_files: int = 2000
+    examples: Path | None = Field(
+        None,
+        description="Folder or CSV file with example images of each class. If omitted: the run's training images, if "
+        "they are on this machine.",
+    )
+    show_examples: bool = Field(True, description="Show example images beside the answers.")
+    words: Path | None = Field(
+        None, description="Folder with further translations of the page: de.json, fr.json and so on."
+    )
+    upload_bytes: int = Field(1024 * MIB, ge=1, description="Bytes of one upload, all of its files together.")
+    folder_bytes: int = Field(
+        4096 * MIB,
+        ge=1,
+        description="Bytes of all uploads that are kept; beyond that, the oldest are deleted once they are five "
+        "minutes old.",
+    )
+    uploads: int = Field(64, ge=1, description="Uploads that may arrive at once.")
+    keep_minutes: float = Field(
+        60.0,
+        gt=0,
+        description="Minutes that uploaded photographs and drawn pictures are kept; all are deleted when the page "
+        "stops.",
+    )
+    batch_files: int = Field(2000, ge=1, description="Photographs in a batch, from zip files or not.")
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
-                raise ClcaError(f"{field.name} = {value}: has to be above 0")
+    @model_validator(mode="after")
+    def _folders_exist(self) -> "PageSettings":
         if self.examples is not None and not self.examples.exists():
-            raise ClcaError(f"{self.examples}: no such file or folder, so no examples can be shown from it")
+            raise ValueError(f"examples: {self.examples}: no such file or folder")
         if self.words is not None and not self.words.is_dir():
-            raise ClcaError(f"{self.words}: no such folder of translations")
+            raise ValueError(f"words: {self.words}: no such folder of translations")
+        return self

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from clca.models.config import Rate
 from clca.reductions import list_reductions, reduction_class
+from clca.system.settings import Settings
 from clca.training.run_folder import distinct
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -25,50 +26,53 @@ def _all_reductions() -> tuple[str, ...]:
     return tuple(name for name in list_reductions() if name != "none")
 
 
-class BenchmarkConfig(BaseModel):
-    """What `clca.benchmark.benchmark` measures; everything left away takes about ten minutes on two cores.
+class BenchmarkConfig(Settings):
+    """What `clca.benchmark.benchmark` measures; the defaults take about ten minutes on two cores.
 
-    What is named twice is measured once.
-
-    Attributes:
-        models: Names of timm ViTs, or run folders, whose own weights and settings are then used.
-        img_sizes: Sides of the square images in pixels; a run is measured at its own.
-        reductions: Names; all of them if omitted. A run is measured with its own.
-        keep_rates: Shares of tokens kept at every location; left away, a run is measured at its own too.
-        batch_sizes: Images at once.
-        precisions: fp32, or bf16 or fp16 by autocast, as `clca train` and `clca predict` compute.
-        modes: eager; cudagraph, captured once as a CUDA graph and replayed; compiled by torch.compile; or onnx,
-            exported and run by ONNX Runtime.
-        training: Measure training steps (forward, backward, AdamW) instead of inference.
-        cla, clc: Cross-Layer Aggregation head and Cross-Layer Cache; a run has its own.
-        minutes: Time to fill with rounds.
-        rounds: This many instead, however long they take.
-        threads: Of the CPU; None for torch's own number.
-        memory: Measure peak memory too, each candidate alone in a fresh process.
-        device: auto takes the GPU if there is one.
-        seed: Of weights, images and the order of the candidates.
+    A value that is listed twice is measured once.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    models: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(("vit_small_patch16_224",), min_length=1)
-    img_sizes: Annotated[tuple[PositiveInt, ...], Once] = Field((448,), min_length=1)
-    reductions: Annotated[tuple[Annotated[str, AfterValidator(_is_reduction)], ...], Once] = Field(
-        default_factory=_all_reductions, min_length=1
+    models: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
+        ("vit_small_patch16_224",),
+        min_length=1,
+        description="timm ViTs, with random weights, or run folders, with their own weights and settings.",
     )
-    keep_rates: Annotated[tuple[Rate, ...], Once] = Field((0.7, 0.5, 0.25, 0.1), min_length=1)
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Once] = Field((8, 1), min_length=1)
-    precisions: Annotated[tuple[Precision, ...], Once] = Field(("fp32",), min_length=1)
-    modes: Annotated[tuple[Mode, ...], Once] = Field(("eager",), min_length=1)
-    training: bool = False
-    cla: bool = True
-    clc: bool = True
-    minutes: float = Field(10.0, gt=0)
-    rounds: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
-    memory: bool = True
-    device: Literal["auto", "cpu"] = "auto"
-    seed: int = 0
+    reductions: Annotated[tuple[Annotated[str, AfterValidator(_is_reduction)], ...], Once] = Field(
+        default_factory=_all_reductions,
+        min_length=1,
+        description="Reductions to measure. If omitted: all. A run is measured with its own.",
+    )
+    keep_rates: Annotated[tuple[Rate, ...], Once] = Field(
+        (0.7, 0.5, 0.25, 0.1),
+        min_length=1,
+        description="Shares of tokens kept at every location. If omitted, a run is measured at its own rate too.",
+    )
+    img_sizes: Annotated[tuple[PositiveInt, ...], Once] = Field(
+        (448,), min_length=1, description="Sides of the square images in pixels. A run is measured at its own."
+    )
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Once] = Field((8, 1), min_length=1, description="Images per batch.")
+    precisions: Annotated[tuple[Precision, ...], Once] = Field(
+        ("fp32",), min_length=1, description="fp32, or bf16 or fp16 by autocast."
+    )
+    modes: Annotated[tuple[Mode, ...], Once] = Field(
+        ("eager",),
+        min_length=1,
+        description="eager; cudagraph (captured once and replayed, on a GPU); compiled by torch.compile; or onnx (in "
+        "ONNX Runtime, in fp32, inference only).",
+    )
+    training: bool = Field(
+        False,
+        description="Measure training steps (forward, backward, AdamW) instead of inference; the aggregation head "
+        "needs batches of two images at least.",
+    )
+    cla: bool = Field(True, description="Use the Cross-Layer Aggregation head; a run has its own.")
+    clc: bool = Field(True, description="Use the Cross-Layer Cache; a run has its own.")
+    minutes: float = Field(10.0, gt=0, description="Time to fill with rounds; at least three rounds are measured.")
+    rounds: int | None = Field(None, ge=1, description="Number of rounds, in place of `minutes`.")
+    threads: int | None = Field(None, ge=1, description="CPU threads. If omitted: PyTorch's choice.")
+    memory: bool = Field(True, description="Measure peak memory too, each candidate alone in a fresh process.")
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: the GPU if there is one. cpu: not even then.")
+    seed: int = Field(0, description="Seed of the weights, the images and the order of the candidates.")
 
 
 QUICK = {"img_sizes": (224,), "keep_rates": (0.5, 0.1), "batch_sizes": (8, 1), "minutes": 1.0, "memory": False}

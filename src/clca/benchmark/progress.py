@@ -1,7 +1,8 @@
-"""Progress of a measurement: a bar on a terminal, a line from time to time in a log file."""
+"""Progress of a measurement: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 from types import TracebackType
 
@@ -10,16 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from clca.training.progress import SECONDS_BETWEEN_LINES, duration
 
+_log = logging.getLogger(__name__)
+
 
 class Meter:
-    """Shows the finished share of the work on stderr, with the time left.
+    """Share of the work that is done, with the time left: a bar on stderr if it is a terminal, else in the log."""
 
-    Args:
-        console: stderr if omitted.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
         self._begin = self._last_line = monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -43,9 +42,9 @@ class Meter:
         self._bar.stop()
 
     def show(self, share: float, text: str) -> None:
-        """Show the finished share, 0 … 1, and what is being done."""
+        """`share` of all, 0 … 1, is done; `text` names what is being done."""
         self._bar.update(self._task, completed=share, description=text)
         if not self.console.is_terminal and monotonic() - self._last_line >= SECONDS_BETWEEN_LINES and share > 0:
             self._last_line = monotonic()
             left = (monotonic() - self._begin) * (1 - share) / share
-            self.console.print(f"{text}: {share:.0%}, {duration(left)} left", highlight=False, markup=False)
+            _log.info("%s: %.0f%%, %s left", text, 100 * share, duration(left))

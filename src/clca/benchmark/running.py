@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,6 @@ from time import monotonic
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from clca.benchmark.candidates import DTYPES, Candidate, CandidateBuilder, counts, is_run, run_alone
 from clca.benchmark.config import BenchmarkConfig
@@ -32,19 +32,20 @@ from clca.system.timing import (
     versions,
 )
 
+_log = logging.getLogger(__name__)
+
 LEAST_ROUNDS, FAIR_ROUNDS, MOST_ROUNDS = 3, 5, 15
 PASSES_OF_A_STEP = 3  # the backward pass multiplies twice as much as the forward pass
 SECONDS_PER_PROCESS = 1.0  # to fork, and to make a model
 
 
-def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchmark:
+def benchmark(config: BenchmarkConfig) -> Benchmark:
     """Measure every candidate and two dense models: timm's, and this library's with the same kernels.
 
     Ctrl-C ends it early: the result then has the finished rounds, and `interrupted` is set.
 
     Args:
         config: What to measure.
-        console: For progress; stderr if omitted.
 
     Raises:
         ClcaError: A model, size or setting is invalid; raised before anything is measured.
@@ -54,10 +55,10 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
     groups = [_Group(candidates, config) for candidates in wanted]
     rates, copying, interrupted = dict[str, float](), math.nan, False
     deadline = monotonic() + 60 * config.minutes
-    with using_threads(config.threads), _compiling(config), Meter(console) as meter:
+    with using_threads(config.threads), _compiling(config), Meter() as meter:
         host = machine()
         for line in left_out:
-            meter.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _log.info("%s", line)
         try:
             meter.show(0, "the machine's rates")
             rates, copying = _best_rates(config, device, {}), bandwidth(device)

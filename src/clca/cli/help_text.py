@@ -1,98 +1,104 @@
-"""The help of a command: words for its values, and lines that fit the terminal."""
+"""The help of a command, in lines that fit the terminal."""
+
+from __future__ import annotations
 
 import inspect
-import io
 import re
-import shutil
-import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import is_dataclass
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from clca.cli.arguments import Argument
+from clca.cli.text import terminal_width, wrapped
+
+_COLUMN, _NARROW = 24, 60  # where descriptions begin, and below which width they stand under the names
 
 
-def word_values(what: Callable[..., Any]) -> None:
-    """Words that a newcomer knows for a command's values, as in `clca train --help`, and no "(default: None)" in it."""
-    import tyro
-
-    hints, kinds = get_type_hints(what, include_extras=True), get_type_hints(what)
-    for name, parameter in inspect.signature(what).parameters.items():
-        if is_dataclass(kinds[name]):
-            word_values(kinds[name])
-            continue
-        # An argument that says its word itself is heeded.
-        said = any(getattr(note, "metavar", None) for note in getattr(hints[name], "__metadata__", ()))
-        word = None if said else _word(name, kinds[name])
-        hint = "" if parameter.default in (None, (), "") else None
-        if word is not None or hint is not None:
-            hints[name] = Annotated[hints[name], tyro.conf.arg(metavar=word, help_behavior_hint=hint)]
-    what.__annotations__ = hints
-
-
-_NAMED = {
-    "batch_sizes": "N", "cache_gb": "GB", "data": "DATA", "data_folder": "FOLDER", "examples": "DATA",
-    "explain": "FOLDER", "gpus": "GPU", "host": "ADDRESS", "images": "IMAGES", "img_sizes": "PIXELS",
-    "keep_rate": "RATE", "keep_rates": "RATE", "models": "MODEL", "only": "AXIS=VALUES", "out": "FOLDER",
-    "ray_address": "ADDRESS", "reductions": "NAME", "shard": "PART/PARTS", "size": "PIXELS", "source": "NAME",
-    "sweep": "RATE", "token_file": "FILE", "words": "FOLDER",
-}  # fmt: skip
-"""What stands for a value of these arguments; for that of others their type tells it."""
-
-
-def _word(name: str, kind: Any) -> str | None:
-    """What stands for the value of an argument; nothing for one that is a switch."""
-    if get_origin(kind) in (Union, UnionType):
-        kind = next(one for one in get_args(kind) if one is not type(None))
-    several = get_origin(kind) is tuple
-    one = get_args(kind)[0] if several else kind
-    if one is bool:
-        return None
-    words = "|".join(get_args(one)) if get_origin(one) is Literal else {int: "N", float: "NUMBER"}.get(one, "PATH")
-    word = _NAMED.get(name, words)
-    return f"{word} [{word} …]" if several else word
-
-
-def unbroken(doc: str) -> str:
-    """A docstring in which what is said of an argument is one line, for tyro to wrap."""
-    return re.sub(r"\n {8,}(?=\S)", " ", inspect.cleandoc(doc))
-
-
-def wrapped(paragraph: str, first: str = "", further: str = "") -> str:
-    """A paragraph in lines as wide as the terminal.
+def help_text(arguments: Sequence[Argument], prog: str, summary: str, groups: Mapping[str, str]) -> str:
+    """What `clca COMMAND --help` prints: usage, summary with examples, and the arguments by group.
 
     Args:
-        paragraph: One line.
-        first: What its first line begins with.
-        further: What the others begin with.
+        arguments: What the command takes.
+        prog: Name of the command.
+        summary: Paragraphs, wrapped here, and indented lines such as examples, left as they are to copy.
+        groups: Title → description of the groups.
     """
-    return textwrap.fill(
-        paragraph,
-        max(40, shutil.get_terminal_size().columns),
-        initial_indent=first,
-        subsequent_indent=further,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    places = [argument for argument in arguments if argument.spelling.positional]
+    usage = " ".join(["usage:", prog, "[OPTIONS]", *map(usage_of, places)])
+    blocks = [usage, _paragraphs(inspect.cleandoc(summary))]
+    if places:
+        blocks.append(_group("arguments", "", places, arguments))
+    for title in dict.fromkeys(argument.group for argument in arguments):
+        members = [one for one in arguments if one.group == title and not one.spelling.positional]
+        blocks.append(_group(title, groups.get(title, ""), members, arguments))
+    return "\n\n".join(block for block in blocks if block)
 
 
-class HeldOutput(io.StringIO):
-    """Holds what tyro prints, which looks as it would on the standard output itself."""
+def usage_of(argument: Argument) -> str:
+    """A positional argument in the line of usage: `RUN`, `[DATA]`, `IMAGES …`."""
+    name = f"{argument.metavar} …" if argument.takes_several else argument.metavar
+    return name if argument.info.is_required() else f"[{name}]"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._encoding = getattr(sys.stdout, "encoding", None)
 
-    @property
-    def encoding(self) -> str | None:  # type: ignore[override]
-        return self._encoding
+def names_of(argument: Argument) -> str:
+    """What the help lists an argument under: `--cla, --no-cla`, `--keep-rate RATE [RATE …]`."""
+    if argument.spelling.positional:
+        return usage_of(argument)
+    if argument.is_switch:
+        flag = argument.flag
+        return flag if argument.spelling.only_on else f"{flag}, --no-{flag.removeprefix('--')}"
+    value = argument.metavar
+    return f"{argument.flag} {value} [{value} …]" if argument.takes_several else f"{argument.flag} {value}"
 
-    def isatty(self) -> bool:
-        return self._is_terminal
 
-    def text(self) -> str:
-        """The same with its paragraphs wrapped, which tyro does in frames only; examples stay as they are, to copy."""
-        before, frame, frames = self.getvalue().partition("╭")
-        lines = (line if line.startswith((" ", "usage:")) else wrapped(line) for line in before.split("\n"))
-        return "\n".join(lines) + frame + frames
+def description_of(argument: Argument, arguments: Sequence[Argument]) -> str:
+    """The field's description, the settings that it names in backticks spelled as flags, and the default."""
+    text = with_flags(argument.info.description or "", arguments)
+    default = _default(argument)
+    return f"{text} (default: {default})" if default else text
+
+
+def with_flags(text: str, arguments: Sequence[Argument]) -> str:
+    """A text in which the settings in backticks are spelled as flags."""
+    flags = {one.name: one.flag for one in arguments}
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), text)
+
+
+def _default(argument: Argument) -> str:
+    value: Any = argument.info.default
+    if argument.info.is_required() or argument.info.default_factory or argument.spelling.only_on or value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+
+
+def _group(title: str, about: str, members: Sequence[Argument], arguments: Sequence[Argument]) -> str:
+    lines = [f"{title}:"]
+    if about:
+        lines.append(wrapped(with_flags(about, arguments), "  ", "  "))
+    for member in members:
+        lines.extend(_entry(names_of(member), description_of(member, arguments)))
+    return "\n".join(lines)
+
+
+def _entry(names: str, description: str) -> Iterator[str]:
+    """One argument: its names, and its description beside them or below."""
+    narrow = terminal_width() < _NARROW
+    indent = " " * (6 if narrow else _COLUMN)
+    first = f"  {names}"
+    if narrow or len(first) > _COLUMN - 2:
+        yield from textwrap.wrap(first, terminal_width(), subsequent_indent="  ", drop_whitespace=True)
+        first = indent
+    if description:
+        yield wrapped(description, first.ljust(len(indent)), indent, break_long_words=narrow)
+
+
+def _paragraphs(text: str) -> str:
+    """Paragraphs in lines as wide as the terminal; indented lines stay as they are."""
+    blocks = []
+    for block in text.split("\n\n"):
+        lines = block.split("\n")
+        blocks.append(block if any(line.startswith(" ") for line in lines) else wrapped(" ".join(lines)))
+    return "\n\n".join(blocks)

@@ -1,66 +1,49 @@
-"""The command line: finds the command, and ends what goes wrong in one line and an exit code."""
+"""The command line: runs a command; an error ends in one line and an exit code."""
 
 import errno
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from importlib import import_module
+from collections.abc import Sequence
 
-import clca
+from clca.cli.dispatch import Table, dispatch
+from clca.cli.messages import format_warning, logging_to_stderr, print_error
 from clca.errors import ClcaError, WorkError, reason
-from clca.system.paths import shown
-from clca.system.processes import is_first_on_its_machine
 
-_python_format = warnings.formatwarning
-
-Table = Mapping[str, tuple[str, str]]
-"""Name of a command → its module in `clca.cli.commands`, and what it does."""
-
+SUMMARY = "Token reduction with Cross-Layer Cache Aggregation on any timm ViT."
+MORE = "With any of them: --import FILE.py for a token reduction of your own, --debug for the traceback of an error."
 COMMANDS: Table = {
-    "demo": ("demo", "See it work in a few minutes, nothing downloaded"),
+    "demo": ("demo", "See it work in a few minutes, without downloads"),
     "train": ("train", "Train a model on your images"),
-    "evaluate": ("evaluate", "How good a run is, by class, and what it costs"),
-    "predict": ("predict", "What is in these photographs"),
-    "tune": ("tune", "The most accurate run and keep rate within a budget, on this machine"),
-    "benchmark": ("benchmark", "How much faster token reduction is on this machine"),
-    "study": ("study", "Many runs as one: plan them, make them here or on a cluster, see how far they are"),
-    "report": ("report", "The tables and figures of a study, or of one run, as a page"),
-    "export": ("export", "Write a run as one ONNX or torch.export file, checked"),
-    "app": ("app", "A web page that says what is in a photograph, and why"),
-    "serve": ("serve", "Answer over HTTP what is in a photograph, for many at once"),
-    "data": ("data", "Look at a data set (check), or draw a synthetic one (leaves)"),
+    "evaluate": ("evaluate", "Accuracy of a run, overall and by class, and its cost"),
+    "predict": ("predict", "Classify photographs"),
+    "tune": ("tune", "Find the most accurate run and keep rate within a budget, on this machine"),
+    "benchmark": ("benchmark", "Measure how much faster token reduction is on this machine"),
+    "study": ("study", "Plan, run and follow many runs as one, here or on a cluster"),
+    "report": ("report", "Turn a study, or one run, into a page of tables and figures"),
+    "export": ("export", "Export a run to one ONNX or torch.export file, checked against PyTorch"),
+    "app": ("app", "Serve a web page that classifies photographs and shows why"),
+    "serve": ("serve", "Classify photographs over HTTP, in batches"),
+    "data": ("data", "Check a data set, draw a synthetic one, or list cached images"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; what goes wrong ends in one line on stderr.
+    """Run a command; an error ends in one line on stderr.
 
     Returns:
-        0; 1 where the work failed, 2 where what was asked for is wrong, 130 after Ctrl-C, 143 after SIGTERM.
+        0; 1 if the work failed, 2 if the request is wrong, 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("CLCA_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = format_warning
     try:
-        argv = _import_own_reductions(argv)
-        ended: int | SystemExit
-        try:
-            ended = dispatch(
-                "clca", "Token reduction with Cross-Layer Cache Aggregation on any timm ViT.", COMMANDS, argv
-            )
-        except SystemExit as end:  # after --help
-            ended = end
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what is still buffered shall fail here and not as the interpreter goes
-        if isinstance(ended, SystemExit):
-            raise ended
-        return ended
+        with logging_to_stderr():
+            return _run(_import_own_reductions(argv))
     except KeyboardInterrupt as stop:
-        _tell(str(stop) or "interrupted")
+        print_error(str(stop) or "interrupted")
         return 128 + getattr(stop, "signal", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it on the way out)
@@ -69,8 +52,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _line(error)
-        _tell(line)
+        print_error(line)
         return code
+
+
+def _run(argv: list[str]) -> int:
+    """Run the command that the words name."""
+    if argv and argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"clca {version('clca')}")
+        return 0
+    ended: int | SystemExit
+    try:
+        ended = dispatch("clca", SUMMARY, COMMANDS, argv, MORE)
+    except SystemExit as end:  # after --help
+        ended = end
+    if sys.stdout is not None:
+        sys.stdout.flush()  # buffered output has to fail here, not when the interpreter exits
+    if isinstance(ended, SystemExit):
+        raise ended
+    return ended
 
 
 def _import_own_reductions(argv: list[str]) -> list[str]:
@@ -101,7 +103,7 @@ def _line(error: Exception) -> tuple[int, str]:
     if isinstance(error, WorkError):
         return 1, text
     if type(error).__name__ == "ValidationError":
-        from clca.training.settings import explain
+        from clca.system.settings import explain
 
         return 2, explain(error)  # type: ignore[arg-type]
     if isinstance(error, OSError):
@@ -113,57 +115,15 @@ def _line(error: Exception) -> tuple[int, str]:
             return 1, f"standard output could not be written: {why}"
         return 1, why
     if type(error).__name__ == "OutOfMemoryError":
-        return 1, "the device has not enough memory: try a smaller --batch-size, --grad-accum 2 or --grad-checkpointing"
-    return 1, f"{type(error).__name__}: {text} (--debug shows where)"
+        return 1, "the device is out of memory: try a smaller --batch-size, --grad-accum 2 or --grad-checkpointing"
+    return 1, f"{type(error).__name__}: {text} (--debug shows the traceback)"
 
 
 def _stdout_fails() -> bool:
-    """Whether not even an empty line can be written to standard output; what it still holds is then given up."""
+    """Whether not even an empty line can be written to standard output; what it still holds is dropped then."""
     try:
         print(flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it on the way out)
         return True
     return False
-
-
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of our own as one line without the place in the source, from the first process of each machine."""
-    if not filename.startswith(os.path.dirname(clca.__file__) + os.sep):
-        return _python_format(message, category, filename, lineno, line)
-    return f"clca: warning: {shown(str(message))}\n" if is_first_on_its_machine() else ""
-
-
-def _tell(line: str) -> None:
-    """One line on stderr, from the first process of each machine."""
-    if is_first_on_its_machine():
-        print(f"clca: {shown(line)}", file=sys.stderr)
-
-
-def dispatch(prog: str, summary: str, commands: Table, argv: Sequence[str]) -> int:
-    """Call the command that `argv` names with the rest of it; or say what there is."""
-    if argv and argv[0] in commands:
-        return import_module(f"clca.cli.commands.{commands[argv[0]][0]}").run(argv[1:])
-    from clca.cli.help_text import wrapped
-
-    width = max(map(len, commands))
-    listed = "\n".join(
-        wrapped(f"{name:<{width}}  {what}", "  ", " " * (width + 4)) for name, (_, what) in commands.items()
-    )
-    usage = f"{wrapped(summary)}\n\nusage: {prog} COMMAND …\n\n{listed}\n\n{prog} COMMAND --help says more."
-    if prog == "clca":
-        more = "With any of them: --import FILE.py for a token reduction of your own, --debug to see where it failed."
-        usage += f"\n{wrapped(more)}"
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage)
-        return 0 if argv else 2
-    if prog == "clca" and argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"clca {version('clca')}")
-        return 0
-    near = get_close_matches(argv[0], commands, 1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(commands)}"
-    raise ClcaError(f"no command {argv[0]!r}: {hint}")

@@ -1,150 +1,150 @@
-"""Reading a command's arguments with tyro, and saying in one line what is wrong with them."""
+"""Reading a command's arguments: argparse splits the words, pydantic checks the values, a mistake ends in one line."""
 
+from __future__ import annotations
+
+import argparse
 import contextlib
-import inspect
-import io
-import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from clca.cli.help_text import HeldOutput, unbroken, word_values
+from pydantic import BaseModel, ValidationError
+
+from clca.cli.arguments import Argument, arguments_of
+from clca.cli.help_text import help_text
 from clca.errors import ClcaError
-from clca.system.numerals import decimal_number, whole_number
+from clca.system.settings import explain
+
+T = TypeVar("T", bound=BaseModel)
 
 
-def parse(what: Any, prog: str, argv: Sequence[str], description: str | None = None) -> Any:
-    """Parse with tyro; a mistake becomes a ClcaError of one line instead of tyro's box."""
-    import tyro
+def parse(command: type[T], prog: str, argv: Sequence[str]) -> T:
+    """Read the arguments of a command.
 
-    if inspect.isfunction(what):
-        word_values(what)
-        what.__doc__ = unbroken(what.__doc__ or "")
-    if description is None:  # tyro would take the examples for a section of the docstring that it does not show
-        description = what.__doc__.split("\nArgs:")[0]
-    told, asked = io.StringIO(), HeldOutput()
+    Args:
+        command: Model whose fields are the arguments and whose docstring is the summary of the help.
+        prog: Name of the command, such as "clca train".
+        argv: The words after it.
+
+    Raises:
+        ClcaError: One line on what is wrong with the words.
+        SystemExit: After `--help`.
+    """
+    arguments = arguments_of(command)
+    summary = (command.__doc__ or "").partition("\n\nAttributes:")[0]
+    given = read(arguments, prog, argv, summary)
+    flags = {argument.name: argument.flag for argument in arguments}
     try:
-        with _plain_numbers(), contextlib.redirect_stderr(told), contextlib.redirect_stdout(asked):
-            chosen, unknown = tyro.cli(
-                what, prog=prog, args=list(argv), description=description, return_unknown_args=True
-            )
-    except SystemExit as end:
-        if end.code in (0, None):
-            print(asked.text(), end="")
-            raise
-        raise ClcaError(_reworded(_without_box(told.getvalue()), prog)) from None
-    if unknown:
-        raise ClcaError(_not_there(unknown[0], _help_of(what, prog, description), prog))
-    _refuse_empty(what, argv)
-    return chosen
+        return command.model_validate(given)
+    except ValidationError as error:
+        line = explain(error, command, lambda path: flags.get(path[0], path[0]))
+        see = f"; see {prog} --help" if any(item["type"] == "missing" for item in error.errors()) else ""
+        raise ClcaError(line + see) from None
 
 
-def _plain_numbers() -> Any:
-    """While it is entered, tyro reads numbers as `clca.system.numerals` does: Python would take 1_0 for 10."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+def read(
+    arguments: Sequence[Argument], prog: str, argv: Sequence[str], summary: str, groups: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Split the words of a command into the values of its arguments, as text; those left out are not in the result.
 
-    registry = ConstructorRegistry()
-    readers: dict[Any, Any] = {int: whole_number, float: decimal_number}
+    Args:
+        arguments: What the command takes.
+        prog: Name of the command.
+        argv: The words after it.
+        summary: What the help begins with.
+        groups: Title → description of the groups in the help.
 
-    @registry.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type not in readers:
-            return None
-        read, kind = readers[info.type], info.type
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=kind.__name__.upper(),
-            instance_from_str=lambda words: read(words[0]),
-            is_instance=lambda value: isinstance(value, (int, kind)) and not isinstance(value, bool),
-            str_from_instance=lambda value: [str(value)],
-        )
+    Raises:
+        ClcaError: A flag does not exist or lacks its value, or there is an argument too many.
+        SystemExit: After `--help`.
+    """
+    if any(word in ("-h", "--help") for word in argv):
+        print(help_text(arguments, prog, summary, groups or {}))
+        raise SystemExit(0)
+    head, tail = _split(argv)
+    options = {argument.flag: argument for argument in arguments if not argument.spelling.positional}
+    parser = _parser(options.values())
+    try:
+        found, rest = parser.parse_known_args(head)
+    except argparse.ArgumentError as error:
+        flag = (error.argument_name or "").partition("/")[0]  # --cla/--no-cla
+        raise ClcaError(f"{flag} takes no value" if options[flag].is_switch else f"{flag} needs a value") from None
+    for word in rest:
+        if word.startswith("-") and word != "-":
+            raise ClcaError(_no_option(word.partition("=")[0], options, prog))
+    given = vars(found)
+    given |= _by_place([one for one in arguments if one.spelling.positional], [*rest, *tail], given, prog)
+    for argument in arguments:
+        if argument.may_be_one and len(given.get(argument.name, ())) == 1:
+            (given[argument.name],) = given[argument.name]
+    return given
 
-    return registry
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words with flags, each with hyphens in its name as in the help, and those behind a `--`."""
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    head = []
+    for word in words[:end]:
+        name, sign, value = word.partition("=")
+        head.append(f"{name.replace('_', '-')}{sign}{value}" if word.startswith("--") else word)
+    return head, words[end + 1 :]
 
 
-def _help_of(what: Any, prog: str, description: str | None) -> str:
-    import tyro
+class _Several(argparse.Action):
+    """Stores the values of a flag, the flag that came last at the end of the namespace."""
 
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-        tyro.cli(what, prog=prog, args=["--help"], description=description)
-    return told.getvalue()
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        vars(namespace).pop(self.dest, None)
+        setattr(namespace, self.dest, values)
 
 
-def _not_there(word: str, help_text: str, prog: str) -> str:
-    if not word.startswith("-"):
-        return f"{word!r} is one word too many: {prog} --help says what there is"
-    name = word.partition("=")[0]
+def _parser(options: Iterable[Argument]) -> argparse.ArgumentParser:
+    """A parser of the flags alone; it checks no value, and what it does not know it leaves over."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    for option in options:
+        if option.spelling.only_on:
+            parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS)
+        elif option.is_switch:
+            parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        elif option.spelling.repeated:
+            parser.add_argument(option.flag, action="append")
+        elif option.takes_several:
+            parser.add_argument(option.flag, action=_Several, nargs="+")
+        else:
+            parser.add_argument(option.flag)
+    return parser
+
+
+def _by_place(places: Sequence[Argument], words: list[str], given: dict[str, Any], prog: str) -> dict[str, Any]:
+    """The values of positional arguments.
+
+    A flag of several values takes all words that follow it, those of required arguments too (`--keep-rate 0.5 RUN`):
+    what lacks is taken back from the end of the last such flag.
+    """
+    lacking = sum(place.info.is_required() for place in places) - len(words)
+    last = next((value for value in reversed(given.values()) if isinstance(value, list)), [])
+    if 0 < lacking < len(last):
+        words = words + last[-lacking:]
+        del last[-lacking:]
+    found: dict[str, Any] = {}
+    for place in places:
+        if place.takes_several and words:
+            found[place.name], words = words, []
+        elif words:
+            found[place.name], words = words[0], words[1:]
+    if words:
+        raise ClcaError(f"unexpected argument {words[0]!r}: see {prog} --help")
+    return found
+
+
+def _no_option(name: str, options: Iterable[str], prog: str) -> str:
     # Without the dashes, which would make any two short options near.
-    flags = re.findall(r"--([a-z][\w-]*)", help_text)
-    near = get_close_matches(name.lstrip("-").replace("_", "-"), flags, 1)
-    return f"no option {name}: " + (f"did you mean --{near[0]}?" if near else f"{prog} --help lists what there is")
-
-
-def _without_box(text: str) -> str:
-    """The words of tyro's report, without frame and without the pointer to --help that it ends with."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    text = " ".join(re.sub(r"[─│╭╮╰╯╴╶┌┐└┘├┤]+|-{3,}", " ", text).split())
-    return re.split(r" For full helptext", text)[0]
-
-
-def _reworded(text: str, prog: str) -> str:
-    """One plain sentence for what tyro says; its own words where they are none of those known here."""
-    if found := re.search(r"Missing value for argument '(-.+?)'", text):
-        return f"{found[1]} needs a value"
-    if found := re.search(r"Missing value for argument '(.+?)'", text):
-        return f"{found[1].upper()} is missing: {prog} --help says what it is"
-    if found := re.search(r"Missing from .*?: (\S+) (.*?)\.? \(required\)", text):
-        return f"{found[1]} is missing: {found[2]}; {prog} --help says more"
-    if found := re.search(r"invalid choice ('.*') for argument '(.+?)'\. Expected one of \((.*?),?\)", text):
-        choices = found[3].replace("'", "")
-        return f"{found[2]} is {found[1]}: choose from {choices}"
-    if found := re.search(r"Error parsing (\S+): (.*?) Argument helptext: ", text):
-        flag, reason = found.groups()
-        given = re.search(r"\['.*?'\]|'.*'", reason)
-        # tyro names the type of a value, but not that of several: there the word for each tells.
-        kind = re.search(r"\b(int|float)\b", reason) or re.match(r"--\S+ (N|PIXELS|NUMBER|RATE)\b", text[found.end() :])
-        if given and kind:
-            words = " ".join(re.findall(r"'(.*?)'", given[0]))
-            number = "a whole number" if kind[1] in ("int", "N", "PIXELS") else "a number"
-            return f"{flag} is {words!r}: needs {number}"
-        return f"{flag}: {reason}"
-    return f"{text}; {prog} --help says more"
-
-
-def _refuse_empty(what: Any, argv: Sequence[str]) -> None:
-    """Refuse an option without the values it takes any number of: tyro would take it for omitted."""
-    flags = {f"--{name.replace('_', '-')}" for name in _lists_of(what)}
-    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
-        if word.replace("_", "-") in flags and following.startswith("--"):
-            raise ClcaError(f"{word} needs a value")
-
-
-def _lists_of(what: Any) -> Iterator[str]:
-    """Names of the arguments of a function, or fields of a dataclass, that hold several values."""
-    for name, kind in get_type_hints(what).items():
-        if is_dataclass(kind):
-            yield from _lists_of(kind)
-        elif get_origin(kind) is tuple and name != "return":
-            yield name
-
-
-def value_of(flag: str, argv: Sequence[str]) -> str:
-    """The value given to a flag, before the rest is parsed; empty where there is none."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):  # of no words it makes none
-        if word == flag:
-            return "" if following.startswith("--") else following
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return ""
-
-
-def rate(rates: tuple[float, ...]) -> float | tuple[float, ...] | None:
-    if not rates:
-        return None
-    return rates[0] if len(rates) == 1 else rates
+    near = get_close_matches(name.lstrip("-"), [flag.lstrip("-") for flag in options], 1)
+    return f"no option {name}: " + (f"did you mean --{near[0]}?" if near else f"see {prog} --help")
 
 
 @contextlib.contextmanager
@@ -152,7 +152,7 @@ def refusing_useless_rate(run: str, keep_rate: float | tuple[float, ...] | None)
     """Refuse a keep rate where no token is dropped; the library, which cannot know that it was typed, only warns.
 
     Raises:
-        ClcaError: What is done inside warned of it.
+        ClcaError: The library warned inside the context.
     """
     if keep_rate is None:
         yield
@@ -162,4 +162,4 @@ def refusing_useless_rate(run: str, keep_rate: float | tuple[float, ...] | None)
         try:
             yield
         except UserWarning:
-            raise ClcaError(f"{run} drops no tokens, so it has no keep rate: leave --keep-rate away") from None
+            raise ClcaError(f"{run} drops no tokens, so it has no keep rate: omit --keep-rate") from None

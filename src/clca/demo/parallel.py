@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeft
 
 from clca.errors import ClcaError, WorkError
-from clca.system.processes import end_with, forked_fresh, how_it_ended, leave_ctrl_c_to_parent
+from clca.system.processes import exit_with_parent, forkserver_context, how_it_ended, leave_ctrl_c_to_parent
 from clca.system.signals import first_signal
 from clca.training.progress import Display
 
@@ -65,11 +65,11 @@ class Steps:
 class RelayedDisplay(Display):
     """The display of a run that is shown by another process."""
 
-    def __init__(self, tell: Tell, epochs: int, steps_per_epoch: int, done: int, show: bool, console: object) -> None:
+    def __init__(self, tell: Tell, epochs: int, steps_per_epoch: int, done: int, show: bool) -> None:
         super().__init__(epochs, steps_per_epoch, done, show=False)
         self._tell, self._steps = tell, Steps(tell)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._tell("line", text)
 
     def step(self, step: int, loss: float, rate: float) -> None:
@@ -108,7 +108,7 @@ class _Child:
 class _SideBySide:
     def __init__(self, waiting: list[Piece], at_once: int, console: Console, preload: Sequence[str]) -> None:
         self.waiting, self.at_once, self.console = waiting, at_once, console
-        self.context = forked_fresh(*preload)
+        self.context = forkserver_context(*preload)
         self.children: dict[Connection, _Child] = {}
         self.stop_signal = 0
         self.failure: Exception | None = None
@@ -205,7 +205,7 @@ def _work(pipe: Connection, work: Callable[[Tell], object]) -> None:
     leave_ctrl_c_to_parent()
 
     def tell(what: str, content: Any = None) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: `end_with` will see to it
+        with contextlib.suppress(OSError):  # nobody listens any more: `exit_with_parent` will see to it
             pipe.send((what, content))
 
     try:
@@ -214,7 +214,7 @@ def _work(pipe: Connection, work: Callable[[Tell], object]) -> None:
         if "fork" in multiprocessing.get_all_start_methods():  # else what reads images would begin as we did
             multiprocessing.set_start_method("fork", force=True)
         torch.set_num_threads(1)
-        end_with(os.getppid())
+        exit_with_parent(os.getppid())
         tell("begun")
         work(tell)
         tell("done")

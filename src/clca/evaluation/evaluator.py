@@ -29,7 +29,7 @@ from clca.system.processes import is_first_process
 from clca.system.tables import Column, Table, words
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
-from clca.training.preflight import refuse_unreadable, same_classes, tell_problem
+from clca.training.preflight import refuse_unreadable, same_classes, warn_of_cache
 from clca.training.run_folder import own_images
 from clca.training.validation import run_inference
 
@@ -218,7 +218,7 @@ class Evaluator:
         if cache:
             outcome = datasets.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
             refuse_unreadable(outcome.bad, images.paths)
-            tell_problem(outcome.problem if is_first_process() else None)
+            warn_of_cache(outcome.problem if is_first_process() else None)
         self.accelerator = accelerator = make_accelerator(device=device, precision=precision)
         rank, processes = accelerator.process_index, accelerator.num_processes
         share, count = max(1, batch_size // processes), len(self._images)

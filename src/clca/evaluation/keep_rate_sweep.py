@@ -1,5 +1,6 @@
 """`sweep(run, keep_rates)`: evaluate a finished run at several keep rates besides its own."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from clca.system.files import read_json, replacing, write_csv, write_json
 from clca.system.numbers import integer, number, share
 from clca.system.paths import shown
 from clca.system.tables import Column, Table, words
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "clca-sweep-1"
 OTHER_FILES = ("classes.csv", "confusion.csv", "confusion.png")
@@ -142,7 +145,6 @@ def sweep(
     cache: bool = True,
     cache_gb: float | None = None,
     out: str | Path | None = None,
-    console: Console | None = None,
 ) -> Sweep:
     """Evaluate a run at its own keep rate and at others; model and images are loaded once.
 
@@ -153,8 +155,7 @@ def sweep(
         run: Run folder, or a saved model's folder or hub id.
         keep_rates: Shares of tokens, besides the run's own.
         data, split, batch_size, workers, device, precision, cache, cache_gb: As for `evaluate`.
-        out: Folder for these folders and the table; None: `RUN/evaluation`, or no files if `run` is not a folder.
-        console: For progress; None for none.
+        out: Folder for the folders and the table; None: `RUN/evaluation`, or nowhere if `run` is not a folder.
 
     Raises:
         ClcaError: As for `evaluate`; a rate is invalid; or the run has only one keep rate, because nothing is reduced
@@ -171,12 +172,10 @@ def sweep(
         cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
     )  # fmt: skip
     with closing(evaluator):
-        return _sweep(evaluator, run, keep_rates, out, console)
+        return _sweep(evaluator, run, keep_rates, out)
 
 
-def _sweep(
-    evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], out: str | Path | None, console: Console | None
-) -> Sweep:
+def _sweep(evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
     own = evaluator.own_rate
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
     parent = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
@@ -188,12 +187,10 @@ def _sweep(
     points: list[SweepPoint] = []
     try:
         for rate, folder, numbers in zip(rates, folders, known, strict=True):
-            heading = f"keep rate {spelled(rate)}"
-            if numbers is not None:
-                _report(console, f"{heading}: taken from {folder}")
-            else:
-                numbers = evaluator.evaluate(rate, folder).summary()
-                _report(console, f"{heading}: done")
+            outcome = f"taken from {folder}" if numbers is not None else "done"
+            numbers = numbers if numbers is not None else evaluator.evaluate(rate, folder).summary()
+            if evaluator.accelerator.is_main_process:
+                _log.info("keep rate %s: %s", spelled(rate), outcome)
             points.append(_point(rate, rate == own, numbers, folder))
     except KeyboardInterrupt:
         if parent is None:
@@ -279,8 +276,3 @@ def _make_folder(parent: Path) -> None:
 
 def _plain(rate: Rate) -> float | list[float]:
     return list(rate) if isinstance(rate, tuple) else rate
-
-
-def _report(console: Console | None, line: str) -> None:
-    if console is not None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -133,8 +133,8 @@ class _TensorMeta(_TensorBase):
 class StoredMeta(_TensorBase):
     """A tensor in a file: type, and where in its bytes."""
 
-    sizes: Annotated[list[_AsSize], Field(max_length=8)]  # type: ignore[assignment]
-    strides: Annotated[list[_AsSize], Field(max_length=8)]  # type: ignore[assignment]
+    sizes: Annotated[list[_AsSize], Field(max_length=8)]
+    strides: Annotated[list[_AsSize], Field(max_length=8)]
 
 
 class Payload(_Strict):
@@ -251,7 +251,7 @@ class _InputOrBody(_Strict):
 class _CallOfBody(_Call):
     target: Literal[tuple(sorted(WITH_A_BODY))]  # type: ignore[valid-type]
     inputs: Annotated[list[_InputOrBody], Field(max_length=1000)]  # type: ignore[assignment]
-    is_hop_single_tensor_return: Literal[False]
+    is_hop_single_tensor_return: Literal[False]  # type: ignore[assignment]
 
 
 def _has_body(call: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import replacing
 from clca.system.timing import Spread, interleaved
 from clca.training.run_folder import refuse_run_file
+
+_log = logging.getLogger(__name__)
 
 KINDS = ("onnx", "pt2")
 INT8_AGREEMENT = 0.9
@@ -89,7 +92,6 @@ def export_run(
     keep_rate: float | tuple[float, ...] | None = None,
     int8: bool = False,
     images: Sequence[str | Path] = (),
-    tell: Callable[[str], None] = lambda line: None,
 ) -> ExportReport:
     """Export a run, check the file, and only then put it in its place.
 
@@ -100,7 +102,6 @@ def export_run(
         keep_rate: Keep this share of tokens, or one a location, instead of what the run was trained with.
         int8: Quantise the linear layers (ONNX only); what it costs is measured beside the float file.
         images: What to check on; empty: the run's test images, else synthetic ones. At most 256 are looked at.
-        tell: Told what is being done.
 
     Raises:
         ClcaError: There is no such run or image, what is asked for does not go together, or `out` is one of the files
@@ -125,7 +126,7 @@ def export_run(
         model.keep_rate = keep_rate
     pictures = find_pictures(model, run, images)
     with replacing(path, in_own_folder=True) as temporary:
-        tell(f"exporting to {to}")
+        _log.info("exporting to %s …", to)
         if to == "pt2":
             files = {"float32": temporary}
             save_pt2(model, capture(model, called(model)), temporary)
@@ -135,7 +136,7 @@ def export_run(
             files |= {"int8": temporary} if int8 else {}
             for name, file in files.items():
                 save_onnx(model, proto, file, int8=name == "int8")
-        tell(f"checking on {len(pictures)} images ({pictures.what})")
+        _log.info("checking on %d images (%s) …", len(pictures), pictures.what)
         loaded, refusal = _loaded(files)
         return ExportReport(path, to, pictures.what, _examined(model, files, loaded, pictures), refusal)
 

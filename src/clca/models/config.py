@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from clca.errors import ClcaError
 from clca.models.limits import LARGEST_SIDE, SIZES
 from clca.reductions import reduction_rule
-from clca.system.numerals import refuse_odd_number
+from clca.system.settings import Settings, explain
 
 
 def _is_rate(rate: float) -> float:
@@ -50,29 +50,38 @@ Locations = Annotated[tuple[int, ...], Field(max_length=1024), AfterValidator(_a
 Rates = Annotated[tuple[Rate, ...], Field(max_length=1024)]
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Settings):
     """Settings of a `TokenReducedViT`; the fields are the arguments of `clca.create_model`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    backbone: Name
-    num_classes: int = Field(1000, ge=0, le=1_000_000)
-    img_size: Pixels | tuple[Pixels, Pixels] | None = None
-    reduction: Name = "none"
-    keep_rate: Rate | Rates = 1.0
-    locations: Locations | None = None
-    cla: bool = True
-    clc: bool = True
-    num_clr: int = Field(1, ge=0, le=1024)
-    clc_gap: bool = True
-    clc_recover_at_last: bool = True
-    cla_width: int = Field(2, ge=1, le=1024)
-    backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(default_factory=dict)
-
-    @field_validator("num_classes", "img_size", "keep_rate", "locations", "num_clr", "cla_width", mode="before")
-    @classmethod
-    def _plain_number(cls, value: Any) -> Any:
-        return refuse_odd_number(value)
+    backbone: Name = Field(
+        description="Name of a timm ViT, such as deit3_small_patch16_224.fb_in1k or vit_small_patch14_dinov2."
+    )
+    num_classes: int = Field(1000, ge=0, le=1_000_000, description="Number of classes; 0: features instead of logits.")
+    img_size: Pixels | tuple[Pixels, Pixels] | None = Field(
+        None,
+        description="Side of the square images in pixels, a multiple of the patch size. If omitted: the model's own.",
+    )
+    reduction: Name = Field(
+        "none",
+        description="Token reduction: none, topk, evit, dynamicvit, ats, tome, patchmerger, sit, dpcknn or your own.",
+    )
+    keep_rate: Rate | Rates = Field(
+        1.0, description="Share of tokens kept at each location (0.1: a tenth), or one share per location."
+    )
+    locations: Locations | None = Field(
+        None,
+        description="Blocks that reduce, numbered from 0. If omitted: after a quarter, half and three quarters of the "
+        "depth.",
+    )
+    cla: bool = Field(True, description="Cross-Layer Aggregation head: classify from the CLS tokens of several depths.")
+    clc: bool = Field(True, description="Cross-Layer Cache: carry features of earlier layers past every reduction.")
+    num_clr: int = Field(1, ge=0, le=1024, description="Learned carrier tokens (CLR) of the cache.")
+    clc_gap: bool = Field(True, description="Cache the average of the tokens too.")
+    clc_recover_at_last: bool = Field(True, description="Recover from the cache before the last block as well.")
+    cla_width: int = Field(2, ge=1, le=1024, description="Features per channel in the aggregation head.")
+    backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(
+        default_factory=dict, description="Further keywords for timm.create_model, such as a depth."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name; PEFT asks it of what a model calls `config`."""
@@ -170,43 +179,8 @@ def by_rate(keep_rate: float | tuple[float, ...]) -> tuple[float, tuple[float, .
 
 
 def validated(**fields: Any) -> ModelConfig:
-    """Build a `ModelConfig`; a wrong field raises a `ClcaError` of one line instead of pydantic's report."""
+    """Build a `ModelConfig`; a wrong field raises a `ClcaError` of one line in place of pydantic's report."""
     try:
         return ModelConfig(**fields)
     except ValidationError as error:
-        raise ClcaError(one_line(error)) from None
-
-
-def one_line(error: ValidationError) -> str:
-    """Pydantic's report as one line that names each field, its value and what is allowed.
-
-    Args:
-        error: What pydantic raised.
-
-    Returns:
-        `field = value: what is allowed`, several joined by semicolons.
-    """
-    lines: dict[str, str] = {}
-    depths: dict[str, int] = {}
-    for item in error.errors():
-        # A union reports one error a branch; the field is one, and the last is the most general, unless it
-        # points into a tuple.
-        field = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and not _is_branch(part))
-        reason = item["msg"].removeprefix("Value error, ")
-        if item["type"] != "value_error" and len(item["loc"]) <= depths.get(field, 0):
-            continue
-        depths[field] = len(item["loc"])
-        lines[field] = f"{field or 'settings'} = {_short(item['input'])}: {reason}"
-    return "; ".join(lines.values())
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]} …"
-
-
-_BRANCHES = ("tuple[", "list[", "function-", "dict[", "constrained-")
-
-
-def _is_branch(part: str) -> bool:
-    return part in ("int", "float", "str", "bool", "none") or part.startswith(_BRANCHES)
+        raise ClcaError(explain(error, ModelConfig)) from None

@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from clca.errors import ClcaError
-from clca.models.config import ModelConfig, one_line
+from clca.models.config import ModelConfig
 from clca.models.limits import LARGEST_STORED_SIDE, SIZES
+from clca.system.settings import explain
 
 _LARGEST_SCALE = 4  # of what is resized, over what the model takes: a photograph shrinks to little more than that
 _MOST_SETTINGS = 2000
@@ -127,7 +128,11 @@ def stored_config(settings: Any, where: str) -> ModelConfig:
     try:
         config = ModelConfig(**settings)
     except (ValidationError, TypeError) as error:
-        problem = one_line(error) if isinstance(error, ValidationError) else "the names of its settings are no text"
+        problem = (
+            explain(error, ModelConfig)
+            if isinstance(error, ValidationError)
+            else "the names of its settings are no text"
+        )
         raise ClcaError(f"{where}: {problem}") from None
     check_storable(config, where)
     return config

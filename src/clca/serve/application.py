@@ -10,6 +10,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
 import clca
@@ -25,7 +26,7 @@ from clca.serve.served_model import ServedModel, load
 from clca.serve.service import Ranked, Service
 from clca.serve.settings import ServeSettings
 from clca.serve.upload import Upload, read_uploads
-from clca.system.numerals import PLAIN
+from clca.system.numbers import refuse_odd_number
 from clca.training.device import make_accelerator
 
 _REASONS = {
@@ -134,10 +135,12 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=_BODY, tags=["predict"])
     async def predict(
         request: Request,
-        top_k: Annotated[int, PLAIN, Query(ge=1, le=100_000, description="classes to name, best first")] = 5,
+        top_k: Annotated[
+            int, BeforeValidator(refuse_odd_number), Query(ge=1, le=100_000, description="classes to name, best first")
+        ] = 5,
         keep_rate: Annotated[
             float | None,
-            PLAIN,
+            BeforeValidator(refuse_odd_number),
             Query(gt=0, le=1, description="share of tokens to keep at each location, where the model can change it"),
         ] = None,
         model: Annotated[str | None, Query(description="name, as listed by /v1/models; if omitted, the first")] = None,

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive
 
 from clca.serve.errors import Refusal
 from clca.serve.settings import MIB
-from clca.system.numerals import is_whole_number
+from clca.system.numbers import is_whole_number
 
 _CLOSE = {"Connection": "close"}
 

@@ -1,12 +1,69 @@
-"""Numbers in files that others may have written: checked, or None."""
+"""Numbers from outside: as text (a command line, an address, YAML, a label), and as values in other people's files.
 
-from __future__ import annotations
+Python's own `int` and `float` also read `1_0`, `٣`, blanks around a number, `nan` and `infinity`. Here a number is
+plain decimal in ASCII digits, and finite: what readers take for a number.
+"""
 
 import math
+import re
 from typing import Any
+
+WHOLE = re.compile(r"[+-]?[0-9]+")
+DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_LONGEST = 400  # characters: more than the largest double has, and quick to convert
 
 LARGEST_INTEGER = 2**53
 LARGEST_NUMBER = 1e30
+
+
+def whole_number(text: str) -> int:
+    """The whole number that a text is.
+
+    Args:
+        text: Digits, with or without a sign.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    if len(text) > _LONGEST or not WHOLE.fullmatch(text):
+        raise ValueError(f"invalid literal for int(): {text[:60]!r} is not a whole number in plain digits, such as 12")
+    return int(text)
+
+
+def decimal_number(text: str) -> float:
+    """The number that a text is.
+
+    Args:
+        text: Digits, with or without a sign, a decimal point and an exponent.
+
+    Raises:
+        ValueError: It is anything else, or too large for a double.
+    """
+    if len(text) > _LONGEST or not DECIMAL.fullmatch(text) or not math.isfinite(float(text)):
+        raise ValueError(f"could not convert string to float: {text[:60]!r} is not a plain number, such as 0.25")
+    return float(text)
+
+
+def is_whole_number(text: str) -> bool:
+    """Whether a text is a whole number without a sign: a length, a count, a label."""
+    return len(text) <= _LONGEST and text.isascii() and text.isdecimal()
+
+
+def refuse_odd_number(value: Any) -> Any:
+    """A value as it came, unless it or a part of it is text that Python takes for a number and a reader does not.
+
+    For fields that hold no text, before pydantic converts what they are given.
+
+    Raises:
+        ValueError: It is.
+    """
+    if isinstance(value, str):
+        decimal_number(value)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            if isinstance(part, str):
+                decimal_number(part)
+    return value
 
 
 def number(value: Any, low: float = -LARGEST_NUMBER, high: float = LARGEST_NUMBER) -> float | None:

@@ -1,4 +1,4 @@
-"""Processes of our own on this machine: how many may be at work, how they begin, and what their end meant."""
+"""Processes on this machine: how many cores they may use, how they start, and how they ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from clca.errors import ClcaError
-from clca.system.numerals import is_whole_number
+from clca.system.numbers import is_whole_number
 
 _SECONDS_TO_SAVE = 120.0
 _PROCESSES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -53,11 +53,11 @@ def launched_number(name: str, default: int) -> int:
     return int(text)
 
 
-def refuse_strangers() -> None:
-    """Refuse to be one of several processes that mpirun or srun began: none would know of the others.
+def require_torchrun() -> None:
+    """Refuse to be one of several processes that mpirun or srun started, which would not find each other.
 
     Raises:
-        ClcaError: With what to begin them with.
+        ClcaError: It names the launcher to use instead.
     """
     if "RANK" in os.environ:
         return
@@ -65,15 +65,15 @@ def refuse_strangers() -> None:
         count = os.environ.get(name, "")
         if is_whole_number(count) and int(count) > 1:
             raise ClcaError(
-                f"one of {count} processes that mpirun or srun began ({name}), which would each train on their own; "
-                "begin one on each machine, as torchrun --nproc-per-node GPUS -m clca train …"
+                f"one of {count} processes that mpirun or srun started ({name}), each of which would train alone; "
+                "start one per machine with torchrun --nproc-per-node GPUS -m clca train …"
             )
 
 
-def forked_fresh(*preload: str) -> Any:
-    """A multiprocessing context whose processes are forked from one that has loaded `preload` and done nothing else.
+def forkserver_context(*preload: str) -> Any:
+    """A multiprocessing context whose processes are forked from a server that has only imported `preload`.
 
-    Where there is no such thing they begin from nothing. The first caller in a process decides what is preloaded.
+    On other systems than Linux they are spawned. The first caller in a process decides what is preloaded.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -83,16 +83,16 @@ def forked_fresh(*preload: str) -> Any:
 
 
 def leave_ctrl_c_to_parent() -> None:
-    """Let Ctrl-C on the terminal reach the parent of this process alone, which will tell it."""
+    """Let Ctrl-C on the terminal reach only the parent of this process, which passes it on."""
     with contextlib.suppress(OSError, AttributeError):  # already the first of its group; no groups at all
         os.setpgrp()
 
 
-def end_with(parent: int) -> None:
-    """Once the process `parent` has died, let this one save what it does and end; returns at once.
+def exit_with_parent(parent: int) -> None:
+    """Watch the process `parent` from a thread: when it has died, this process gets SIGTERM, to save and exit.
 
     Args:
-        parent: What `os.getppid()` was at the beginning.
+        parent: `os.getppid()` at the start of this process.
     """
 
     def watch() -> None:
@@ -117,7 +117,7 @@ def how_it_ended(code: int | None) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next step will ask for it again.
+    """Let the C library keep freed memory, because the next step asks for it again.
 
     glibc gives the end of its heap back to the system once 64 MiB of it are free, and takes it anew page by page: in
     training on a CPU hundreds of megabytes a step, in inference the widest tensors of every batch. The most that this

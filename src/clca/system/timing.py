@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from clca.errors import ClcaError, WorkError
 from clca.kernels import dispatch, onednn
 from clca.kernels.cpu_info import this_cpu
-from clca.system.processes import forked_fresh, usable_cores
+from clca.system.processes import forkserver_context, usable_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd",
          "asimdhp", "bf16", "i8mm", "sve")  # fmt: skip
@@ -294,7 +294,7 @@ def peak_memory(
     Raises:
         WorkError: The call failed, or its process was ended, as the kernel does where memory runs out.
     """
-    context = forked_fresh(__name__)
+    context = forkserver_context(__name__)
     receiver, sender = context.Pipe(duplex=False)
     count = threads or torch.get_num_threads()
     child = context.Process(target=_weigh, args=(sender, function, args, str(device), count), daemon=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError, brief, reason
-from clca.system.numerals import DECIMAL, WHOLE
+from clca.system.numbers import DECIMAL, WHOLE
 
 MOST_BYTES = 1 << 20
 MOST_NODES = 100_000

@@ -7,11 +7,11 @@ decay 0.05 on matrices only, batches of 32, cross-entropy, random crop and flip.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clca.models.config import ModelConfig, Name
 from clca.models.stored_model import check_storable
-from clca.system.numerals import refuse_odd_number
+from clca.system.settings import Settings
 
 PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
 PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN
@@ -22,26 +22,25 @@ Positive = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 
 
-class DataConfig(BaseModel):
-    """Which images, and which part of them is learned from and watched."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DataConfig(Settings):
+    """Which images to train and validate on."""
 
     root: Name = Field(
-        description="Folder with train/, val/, test/ and one folder a class in each (or one folder a class, split by "
-        "rule), a CSV file, an Ultra-FGVC set, or leaves:cultivars=20,images=30,size=224 for synthetic leaves."
+        description="Folder with train/, val/, test/ and one folder per class in each (or one folder per class, "
+        "split by rule), a CSV file, an Ultra-FGVC set, or leaves:cultivars=20,images=30,size=224 for "
+        "synthetic leaves."
     )
     source: Name | None = Field(
-        None, description="How the data is laid out (folder, csv, cotton80 …). Found out if omitted."
+        None, description="Layout of the data: folder, csv, cotton80 and so on. If omitted: detected."
     )
     train_split: Literal["train", "train_val"] = Field(
         "train",
-        description="Images to learn from; train_val is what published numbers learn from, and leaves none to watch.",
+        description="Images to train on; train_val is what published numbers use, and leaves none to validate on.",
     )
     val_split: Literal["auto", "val", "test", "none"] = Field(
         "auto",
-        description="Images to watch after every epoch. auto: val, unless it is learned from. The weights kept are the "
-        "best on val; with test or none, the last ones.",
+        description="Images to validate on after every epoch. auto: val, unless it is trained on. The weights kept are "
+        "the best on val; with test or none, the last ones.",
     )
 
     @field_validator("root", mode="before")
@@ -50,40 +49,38 @@ class DataConfig(BaseModel):
         return str(root) if isinstance(root, Path) else root
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """One training run. Two runs with equal configs on one CPU end with equal weights, bit for bit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelConfig
-    data: DataConfig
-    pretrained: bool = Field(
-        True, description="Start from the published weights of the model; --no-pretrained: from random ones."
-    )
+    model: ModelConfig = Field(description="The model to train.")
+    data: DataConfig = Field(description="The images to train and validate on.")
+    pretrained: bool = Field(True, description="Start from the published weights of the model, else from random ones.")
     weights: Name | None = Field(
         None,
-        description="Start from this file instead (safetensors or .pth; timm's, our own or the published names).",
+        description="Start from this file instead (safetensors or .pth; parameter names of timm, clca or the "
+        "published code).",
     )
     out: Path | None = Field(
         None, description="Run folder. If omitted: runs/ and a name made from data, model and settings."
     )
     seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="Of the new weights, the order of the images and their augmentation."
+        0, ge=0, le=2**31 - 1, description="Seed of the new weights, the order of the images and their augmentation."
     )
 
     epochs: int = Field(
         PUBLISHED_EPOCHS,
         ge=1,
         le=1_000_000,
-        description="Passes over the images in all: 2 of warm-up, 45 of cosine, 5 of cooldown.",
+        description="Passes over the images: 2 of warm-up, 45 of cosine, 5 of cooldown.",
     )
     warmup_epochs: NotNegative | None = Field(
         None,
-        description="Linear warm-up from --warmup-lr; part of --epochs. If omitted: 2, or less with --epochs below 52.",
+        description="Epochs of linear warm-up from `warmup_lr`, part of `epochs`. If omitted: 2, or less with "
+        "`epochs` below 52.",
     )
     cooldown_epochs: NotNegative | None = Field(
         None,
-        description="Last epochs at --min-lr; part of --epochs. If omitted: 5, or less with --epochs below 52.",
+        description="Last epochs at `min_lr`, part of `epochs`. If omitted: 5, or less with `epochs` below 52.",
     )
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1e-4, description="Highest learning rate; not scaled by the batch size."
@@ -93,11 +90,12 @@ class TrainConfig(BaseModel):
     weight_decay: NotNegative = Field(
         0.05, description="AdamW's; none on biases, norms, position embedding, CLS and CLR."
     )
-    batch_size: int = Field(
-        32, ge=1, le=1_000_000, description="Images that one update of the weights sees, over all processes."
-    )
+    batch_size: int = Field(32, ge=1, le=1_000_000, description="Images per update of the weights, over all processes.")
     grad_accum: int = Field(
-        1, ge=1, le=1_000_000, description="Split each batch into this many parts, one after the other, to save memory."
+        1,
+        ge=1,
+        le=1_000_000,
+        description="Split each batch into this many parts, computed one after the other, to save memory.",
     )
     clip_grad: Positive | None = Field(None, description="Largest norm of the gradient. If omitted: no clipping.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
@@ -105,14 +103,14 @@ class TrainConfig(BaseModel):
         description="Multiply the learning rate by this for every layer further from the head (0.65 to 0.9 are usual).",
     )
     head_lr_scale: Positive = Field(1.0, description="Multiply the learning rate of the classification head by this.")
-    freeze_backbone: bool = Field(False, description="Learn only what is new: head, carrier token, reduction modules.")
+    freeze_backbone: bool = Field(False, description="Train only what is new: head, carrier tokens, reduction modules.")
 
     augmentation: Literal["none", "medium", "strong"] = Field(
         "none",
         description="none: random crop and flip, as published. medium: TrivialAugment, random resized crop, erasing.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="If omitted: 0.1 with medium and strong augmentation, else 0."
+        None, description="Label smoothing. If omitted: 0.1 with medium and strong augmentation, else 0."
     )
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Stochastic depth. If omitted: 0.1 with medium and strong augmentation, else 0."
@@ -121,7 +119,7 @@ class TrainConfig(BaseModel):
     cutmix: NotNegative = Field(0.0, description="CutMix' alpha (0: off; 1 is usual).")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="Keep and use a moving average of the weights with this decay (0.999 suits a few thousand steps).",
+        description="Use a moving average of the weights with this decay (0.999 suits a few thousand steps).",
     )
     patience: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         None, description="Stop after this many epochs without a better top-1 on val. If omitted: never."
@@ -130,43 +128,38 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto",
         description="Mixed precision. auto: bf16 where the device computes it fast, else none; a resumed run "
-        "keeps what it began with.",
+        "keeps its own.",
     )
     device: Literal["auto", "cpu"] = Field("auto", description="auto: the GPU if there is one. cpu: not even then.")
-    channels_last: bool = Field(False, description="Images in channels-last order in memory.")
-    grad_checkpointing: bool = Field(False, description="Compute activations twice to need far less memory.")
+    channels_last: bool = Field(False, description="Use channels-last memory format.")
+    grad_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass, which needs far less memory."
+    )
 
     compile: bool = Field(
         False, description="Compile the model: minutes at the start, then faster steps. Needs a C++ compiler."
     )
 
     workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
-        None, description="Processes that read images, for each training process. If omitted: one a core, at most 8."
+        None, description="Processes that read images, for each training process. If omitted: one per core, at most 8."
     )
     cache: bool = Field(
         True,
         description="Keep the resized images on disk, so that later epochs and runs need not decode them again (clca "
-        "data cache lists them). Medium and strong augmentation crop the originals, so there it serves the watched "
+        "data cache lists them). Medium and strong augmentation crop the originals, so there it serves the validation "
         "images only.",
     )
     cache_gb: NotNegative | None = Field(
         None, description="Gigabytes that all resized images may take. If omitted: $CLCA_CACHE_GB, else 20."
     )
     log_every: int = Field(1, ge=1, le=MOST, description="Steps between two lines of metrics.jsonl.")
-    checkpoint_minutes: Positive = Field(10.0, description="Save last.ckpt at least this often, and after epochs.")
+    checkpoint_minutes: Positive = Field(10.0, description="Save last.ckpt at least this often, and after every epoch.")
     checkpoint_steps: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
-        None, description="Save last.ckpt every so many steps as well."
+        None, description="Save last.ckpt every this many steps as well."
     )
-    track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="Send the metrics there too.")
-
-    @field_validator(
-        "seed", "epochs", "warmup_epochs", "cooldown_epochs", "lr", "warmup_lr", "min_lr", "weight_decay", "batch_size",
-        "grad_accum", "clip_grad", "layer_decay", "head_lr_scale", "label_smoothing", "drop_path", "mixup", "cutmix",
-        "ema", "patience", "workers", "cache_gb", "log_every", "checkpoint_minutes", "checkpoint_steps", mode="before",
-    )  # fmt: skip
-    @classmethod
-    def _plain_number(cls, value: object) -> object:
-        return refuse_odd_number(value)
+    track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        "none", description="Report the metrics to this service too."
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -177,7 +170,7 @@ class TrainConfig(BaseModel):
     def _fits_together(self) -> "TrainConfig":
         check_storable(self.model, "settings")  # settings come in files too, and the model is to be saved
         size = self.model.img_size
-        if isinstance(size, tuple) and size[0] != size[1]:  # told before a study is planned, or a model made
+        if isinstance(size, tuple) and size[0] != size[1]:  # reported before a study is planned or a model built
             raise ValueError(
                 f"img_size: {size[0]} {size[1]} is oblong, and training uses square images: give one number"
             )
@@ -196,7 +189,7 @@ class TrainConfig(BaseModel):
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr:g} is above lr {self.lr:g}")
         if self.patience is not None and self.watched_split != "val":
-            raise ValueError("patience: stopping early needs the val split; it is learned from or switched off")
+            raise ValueError("patience: stopping early needs the val split, which is trained on or switched off")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """Everything that can go wrong before the first step, found before the first step."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 
 from clca import data
 from clca.data.cache.fill import served_resize, use_cache
@@ -32,6 +32,8 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import part
 from clca.training.config import TrainConfig
 from clca.training.run_folder import CONFIG, read_config
+
+_log = logging.getLogger(__name__)
 
 Images = Any  # a torch Dataset with .classes, .paths, .labels and a settable .transform
 
@@ -202,7 +204,7 @@ def verify_images(splits: Splits, progress: bool) -> None:
     if splits.cache:
         outcome = use_cache(_both(splits), gigabytes=splits.cache_gb, progress=progress)
         bad, undecoded = outcome.bad, undecoded + outcome.unread
-        tell_problem(outcome.problem if progress else None)
+        warn_of_cache(outcome.problem if progress else None)
         splits.cache = outcome.problem is None
     bad += decode_images(undecoded, progress=progress)
     refuse_unreadable(bad, files)
@@ -227,11 +229,10 @@ def refuse_unreadable(bad: Sequence[BadImage], files: Sequence[Path]) -> None:
     raise ClcaError(f"{len(bad)} of {len(files)} images cannot be used: {listed}{more}")
 
 
-def tell_problem(problem: str | None) -> None:
-    """Say in a line that the cache could not be used, which is no reason to stop."""
+def warn_of_cache(problem: str | None) -> None:
+    """Log that the cache could not be used, which is no reason to stop."""
     if problem is not None:
-        line = f"{problem}; the images are read from their own files"
-        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+        _log.warning("%s; the images are read from their own files", problem)
 
 
 def _both(splits: Splits) -> list[Images]:

@@ -1,5 +1,6 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a run: a bar on a terminal, a line now and then in a log."""
 
+import logging
 from time import monotonic
 from typing import Any
 
@@ -9,28 +10,28 @@ from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 30.0
 
+_log = logging.getLogger(__name__)
+
 
 class Display:
-    """Progress of a run on stderr.
+    """Progress of a run: a bar on stderr if it is a terminal, else lines in the log.
 
     Args:
         epochs: Epochs in all.
-        steps_per_epoch: Updates an epoch.
+        steps_per_epoch: Updates per epoch.
         done: Updates done before (of a resumed run).
-        show: False for every process but the first, and where the caller wants silence.
-        console: Where to; stderr if omitted.
+        show: False for every process but the first, and if the caller asked for silence.
+        bar: Draw a bar if stderr is a terminal.
     """
 
-    def __init__(
-        self, epochs: int, steps_per_epoch: int, done: int, show: bool, console: Console | None = None
-    ) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int, done: int, show: bool, *, bar: bool = True) -> None:
         self.epochs, self.steps_per_epoch, self.show = epochs, steps_per_epoch, show
-        self.console = console or Console(stderr=True)
+        console = Console(stderr=True)
         self.total = epochs * steps_per_epoch
         self._begin = self._last_line = monotonic()
         self._first = done
         self._bar: Bar | None = None
-        if show and self.console.is_terminal:
+        if show and bar and console.is_terminal:
             # With the columns of a terminal from which on each is shown: rich would cut all of them, the counts first.
             shown = [
                 (0, TextColumn("epoch {task.fields[epoch]}/" + str(epochs))),
@@ -42,19 +43,19 @@ class Display:
                 (50, TextColumn("left")),
                 (50, TimeRemainingColumn(elapsed_when_finished=False)),
             ]
-            columns = [column for least, column in shown if self.console.width >= least]
-            self._bar = Bar(*columns, console=self.console)
+            columns = [column for least, column in shown if console.width >= least]
+            self._bar = Bar(*columns, console=console)
             epoch = min(epochs, done // steps_per_epoch + 1)
             self._task = self._bar.add_task("train", total=self.total, completed=done, epoch=epoch, loss="…", rate="")
             self._bar.start()
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+    def log(self, text: str) -> None:
+        """Log a line; the command line prints it above the bar."""
         if self.show:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            _log.info("%s", text)
 
     def step(self, step: int, loss: float, rate: float) -> None:
-        """After update number `step` (from 1), with its loss and the images a second."""
+        """After update number `step` (from 1), with its loss and the images per second."""
         if not self.show:
             return
         epoch = (step - 1) // self.steps_per_epoch + 1
@@ -63,7 +64,7 @@ class Display:
         elif monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = monotonic()
             left = (self.total - step) * (monotonic() - self._begin) / max(1, step - self._first)
-            self.say(
+            self.log(
                 f"epoch {epoch}/{self.epochs}  step {step}/{self.total}  loss {loss:.3f}  {rate:.1f} images/s  "
                 f"{duration(left)} left"
             )
@@ -76,7 +77,7 @@ class Display:
         if watched is not None:
             line += f"  {split} loss {watched['loss']:.3f} top-1 {watched['top1']:.1%}"
         self._last_line = monotonic()
-        self.say(line + ("  (best so far)" if better else ""))
+        self.log(line + ("  (best so far)" if better else ""))
 
     def close(self) -> None:
         if self._bar is not None:
@@ -85,7 +86,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min, 2 h 10 min."""
+    """Seconds for people to read: 45 s, 3 min, 2 h 10 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -59,7 +59,7 @@ def end_tracking(accelerator: Accelerator, config: TrainConfig, shown: Display) 
     try:
         accelerator.end_training()
     except Exception as error:
-        shown.say(f"--track {config.track}: it did not end in order ({reason(error)}); {folder_of.METRICS} has it all")
+        shown.log(f"--track {config.track}: it did not end in order ({reason(error)}); {folder_of.METRICS} has it all")
 
 
 def _plain(value: object) -> int | float | str | bool:

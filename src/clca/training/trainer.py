@@ -1,5 +1,6 @@
 """Training: `train(config)` from the first check to the finished run folder."""
 
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +11,6 @@ from time import monotonic
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -38,6 +38,8 @@ from clca.training.progress import Display
 from clca.training.state import RunState
 from clca.training.tracking import begin_tracking, end_tracking
 from clca.training.validation import run_inference
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def train(
     config: TrainConfig,
     *,
     quiet: bool = False,
-    console: Console | None = None,
-    display: Callable[[int, int, int, bool, Console], Display] = Display,
+    display: Callable[[int, int, int, bool], Display] = Display,
 ) -> RunResult:
     """Train a model and leave a run folder.
 
@@ -78,34 +79,32 @@ def train(
 
     Args:
         config: The run.
-        quiet: Show nothing.
-        console: Where progress goes; stderr if omitted.
-        display: What shows it, made as `Display` is.
+        quiet: Show no progress bar and log no progress.
+        display: Class that shows progress, built as `Display` is.
 
     Raises:
         ClcaError: The settings, images, weights or folder cannot be used; nothing was started.
         WorkError: The loss is not finite, or a file could not be written.
         Interrupted: By SIGINT or SIGTERM, once the state is saved.
     """
-    console = console or Console(stderr=True)
     folder = config.out or default_run_folder(config)
     config = config.model_copy(update={"out": folder})
     state = folder_of.find_run(folder, config)
     show = is_first_process() and not quiet
     if state == "finished":
         if show:
-            console.print(f"{folder}: is finished already", highlight=False, markup=False, soft_wrap=True)
+            _log.info("%s: is finished already", folder)
         return finished_run(folder)
     with left_as_it_was(folder):
         make_writable(folder)
         with claimed(folder) if is_first_process() else nullcontext() as log:
             if log is not None and folder_of.find_run(folder, config) != state:
                 raise ClcaError(f"--out {folder}: another process has just trained there; run the command again")
-            held = _taken_up(config, folder, log, console, show)
-            return _until_the_end(held, console, display, show)
+            held = _taken_up(config, folder, log, show)
+            return _until_the_end(held, display, show)
 
 
-def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, console: Console, show: bool) -> RunState:
+def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, show: bool) -> RunState:
     """A run that is ready for its first step here: one that was begun where its checkpoint says, or a new one."""
     begun = (folder / folder_of.CHECKPOINT).is_file()
     own = folder_of.own_images(folder) if begun else None
@@ -119,19 +118,17 @@ def _taken_up(config: TrainConfig, folder: Path, log: MetricsLog | None, console
     precision = folder_of.begun_precision(folder) if begun else "auto"
     accelerator = make_accelerator(config, folder, precision=precision)
     if show and config.precision == "auto" and precision not in ("auto", automatic_precision(config.device)):
-        line = f"{folder}: goes on with precision {precision}, as it was begun; auto is another on this machine"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _log.info("%s: continues with precision %s, as it was started; auto differs on this machine", folder, precision)
     return RunState(config, folder, model, splits, accelerator, log)
 
 
 def _until_the_end(
     held: RunState,
-    console: Console,
-    display: Callable[[int, int, int, bool, Console], Display],
+    display: Callable[[int, int, int, bool], Display],
     show: bool,
 ) -> RunResult:
     config = held.config
-    shown = display(config.epochs, held.plan.steps_per_epoch, held.progress.step, show, console)
+    shown = display(config.epochs, held.plan.steps_per_epoch, held.progress.step, show)
     loop = _Loop(held, shown)
     try:
         if config.track != "none":
@@ -144,10 +141,10 @@ def _until_the_end(
     return result
 
 
-def resume(folder: str | Path, *, quiet: bool = False, console: Console | None = None) -> RunResult:
+def resume(folder: str | Path, *, quiet: bool = False) -> RunResult:
     """Go on with the run in a folder, with the settings it was started with; as `train` otherwise."""
     config = folder_of.stored_config(Path(folder))
-    return train(config.model_copy(update={"out": Path(folder)}), quiet=quiet, console=console)
+    return train(config.model_copy(update={"out": Path(folder)}), quiet=quiet)
 
 
 def finished_run(folder: Path) -> RunResult:
@@ -228,9 +225,9 @@ class _Loop:
         state, progress = self.state, self.progress
         begun = progress.step
         if begun:
-            self.display.say(f"resuming {state.folder} after step {progress.step} of {stop}")
+            self.display.log(f"resuming {state.folder} after step {progress.step} of {stop}")
         if self.config.compile:
-            self.display.say("compiling in the first step, which takes minutes")
+            self.display.log("compiling in the first step, which takes minutes")
         self._end_epoch_if_over(watched)  # a run can be interrupted between its last step and its evaluation
         while progress.step < stop and not self._has_stopped_improving():
             self.nothing_to_save = progress.step == state.saved_step == begun
@@ -243,7 +240,7 @@ class _Loop:
             self._end_epoch_if_over(watched)
             self._save_now_and_then()
         if progress.step < stop:
-            self.display.say(f"no better on val for {self.config.patience} epochs: stopped early")
+            self.display.log(f"no better on val for {self.config.patience} epochs: stopped early")
 
     def _loaders(self, stop: int) -> tuple[DataLoader, DataLoader | None]:
         """Training batches from here to update `stop`, and this process's share of the watched images."""
@@ -353,7 +350,7 @@ class _Loop:
         """To `metrics.jsonl` and the tracker; a tracker that fails is said, once."""
         problem = self.state.write(line)
         if problem is not None:
-            self.display.say(problem)
+            self.display.log(problem)
 
     # -- an epoch ----------------------------------------------------------------------------------------------
 

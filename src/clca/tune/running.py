@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import Tensor
 
 from clca import data as datasets
@@ -49,7 +48,6 @@ def tune(
     threads: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    console: Console | None = None,
 ) -> Tuning:
     """Measure runs at several keep rates, and name the most accurate on the validation images within a budget.
 
@@ -65,7 +63,6 @@ def tune(
         threads: Of the CPU; None for torch's own number.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        console: For progress; stderr if omitted.
 
     Raises:
         ClcaError: A run or its images do not exist, their classes differ, or the budget is not a positive number.
@@ -82,7 +79,7 @@ def tune(
     notes: list[str] = []
     groups = [group for run in runs for group in _of_run(run, keep_rates, img_sizes, notes)]
     root, source = _images_of(runs[0], data, notes)
-    with using_threads(threads), Meter(console) as meter, torch.no_grad(), ExitStack() as stack:
+    with using_threads(threads), Meter() as meter, torch.no_grad(), ExitStack() as stack:
         for model in (model for group in groups for model in group.models):
             stack.enter_context(prepacked(model))
         host = machine()

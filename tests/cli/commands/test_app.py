@@ -19,10 +19,10 @@ from clca.errors import ClcaError
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [([], "name a run folder"), (["x", "--batch-files", "0"], "batch_files"),
+    [([], "RUN is missing: Run folders"), (["x", "--batch-files", "0"], "--batch-files 0"),
      (["x", "--examples", "nowhere"], "nowhere"),
-     (["x", "--words", "nowhere"], "no such folder of translations"), (["x", "--upload-mib", "-1"], "upload_bytes"),
-     (["x", "--prot", "3"], "did you mean --port"), (["x", "--queue", "0"], "queue")],
+     (["x", "--words", "nowhere"], "no such folder of translations"), (["x", "--upload-mib", "-1"], "--upload-mib -1"),
+     (["x", "--prot", "3"], "did you mean --port"), (["x", "--queue", "0"], "--queue 0")],
 )  # fmt: skip
 def test_a_mistake_is_one_line(options: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

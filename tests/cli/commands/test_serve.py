@@ -9,6 +9,7 @@ from small_endpoint import tiny_model
 
 from clca.cli import serving
 from clca.cli.commands import serve
+from clca.cli.main import main
 from clca.errors import ClcaError
 from clca.serve import loading, server
 
@@ -16,11 +17,11 @@ from clca.serve import loading, server
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "RUN|run"),
-        (["x", "--max-batch", "0"], "max_batch"),
-        (["x", "--queue", "-1"], "queue"),
-        (["x", "--file-mib", "inf"], "--file-mib inf: has to be a finite number, such as 16"),
-        (["x", "--megapixels", "nan"], "--megapixels nan: has to be a finite number, such as 50"),
+        ([], "RUN is missing: Run folders"),
+        (["x", "--max-batch", "0"], "--max-batch 0"),
+        (["x", "--queue", "-1"], "--queue -1"),
+        (["x", "--file-mib", "inf"], "--file-mib inf: should be a finite number"),
+        (["x", "--megapixels", "nan"], "--megapixels nan: should be a finite number"),
         (["x", "--token-file", "empty"], "empty"),
         (["x", "--token-file", "short"], "fewer than 16"),
         (["x", "--token-file", "bytes"], "not text"),
@@ -93,9 +94,9 @@ def test_it_warns_where_others_can_ask_and_shows_how_to_send_the_token(
     asked = [str(tmp_path / "leaves"), "--device", "cpu"]
     with_token = ["--host", "::", "--token-file", str(token_file)]
     for options, warns in ([], False), (["--host", "0.0.0.0"], True), (with_token, False):
-        assert serve.run([*asked, *options]) == 0
+        assert main(["serve", *asked, *options]) == 0
         told = capsys.readouterr()
-        assert ("warning" in told.err) is warns
+        assert ("clca: warning: anyone who can reach 0.0.0.0 can query this server" in told.err) is warns
         assert "0123456789abcdef" not in told.out + told.err
     assert f"-H \"Authorization: Bearer $(cat '{token_file}')\"" in told.out
     assert "http://[::1]:" in told.out

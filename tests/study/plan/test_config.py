@@ -36,7 +36,7 @@ MISTAKES = [
     ({"seeds": [0, 0]}, "twice"),
     ({"seeds": [-1]}, "of at least 0"),
     ({"name": "a/b"}, "names a folder"),
-    ({"repeat": 3}, "is not a field of a study"),
+    ({"repeat": 3}, "no such setting"),
     ({"keep": "some"}, "keep"),
 ]
 

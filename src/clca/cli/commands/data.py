@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from clca.cli.main import dispatch
+from clca.cli.dispatch import dispatch
 
 COMMANDS = {
-    "check": ("data_check", "What is in a data set, and what is wrong with it"),
-    "leaves": ("data_leaves", "Draw synthetic leaves into a folder"),
-    "cache": ("data_cache", "What resized images are kept on disk, and how to be rid of them"),
+    "check": ("data_check", "Count and check the images of a data set"),
+    "leaves": ("data_leaves", "Draw a synthetic data set of leaves"),
+    "cache": ("data_cache", "List or remove the resized images on disk"),
 }
 
 
 def run(argv: Sequence[str]) -> int:
-    return dispatch("clca data", "Look at a data set, draw a synthetic one, clear what is kept.", COMMANDS, argv)
+    return dispatch("clca data", "Check a data set, draw a synthetic one, or list cached images.", COMMANDS, argv)

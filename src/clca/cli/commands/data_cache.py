@@ -2,31 +2,30 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
+from pydantic import Field
+
+from clca.cli.arguments import Arguments, Switch
 from clca.cli.parsing import parse
 
 
+class Cache(Arguments):
+    """List the resized images that training and evaluation keep on disk, or remove them.
+
+    They are in $CLCA_CACHE/resized, else ~/.cache/clca/resized, and may take $CLCA_CACHE_GB gigabytes (20 if that is
+    not set); the least recently used are removed for new ones. Removing them costs time only: the next run writes
+    them again.
+
+    Examples:
+      clca data cache
+      clca data cache --clear
+    """
+
+    clear: Switch = Field(False, description="Remove them all.")
+
+
 def run(argv: Sequence[str]) -> int:
-    import tyro
-
-    def cache(*, clear: tyro.conf.FlagCreatePairsOff[bool] = False) -> dict[str, Any]:
-        """List the resized images that training and evaluation keep on disk, or remove them.
-
-        They are in $CLCA_CACHE/resized, else ~/.cache/clca/resized, and may take $CLCA_CACHE_GB gigabytes (20 if that
-        is not set); those used least recently make room for new ones. Removing them costs time only: the next run
-        makes them again.
-
-        Examples:
-          clca data cache
-          clca data cache --clear
-
-        Args:
-            clear: Remove them all.
-        """
-        return dict(locals())
-
-    chosen = parse(cache, "clca data cache", argv)
+    chosen = dict(parse(Cache, "clca data cache", argv))
     from rich.console import Console
 
     from clca.data.cache.limits import cache_folder, cache_limit, cached_sets, clear_cache

@@ -1,36 +1,35 @@
 """`clca data check`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
+from pydantic import Field
+
+from clca.cli.arguments import Arguments, Spelling
 from clca.cli.parsing import parse
 
 
+class Check(Arguments):
+    """Read every image of a data set: classes, counts, sizes, and unreadable, near-empty or duplicate images.
+
+    The exit code is 1 if something has to be fixed before training.
+
+    Examples:
+      clca data check photos
+      clca data check ultra_fgvc/Cotton80 --source cotton80
+    """
+
+    root: Annotated[str, Spelling("DATA", positional=True)] = Field(
+        description="Folder or CSV file, as for clca train."
+    )
+    source: str | None = Field(
+        None, description="How the data is laid out (folder, csv, cotton80 …). Found out if omitted."
+    )
+    workers: int | None = Field(None, description="Threads that read images. If omitted: one per core, at most 16.")
+
+
 def run(argv: Sequence[str]) -> int:
-    import tyro
-
-    def check(
-        root: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
-        *,
-        source: str | None = None,
-        workers: int | None = None,
-    ) -> dict[str, Any]:
-        """Read every image of a data set: classes, counts, sizes, and what is unreadable, near-empty or there twice.
-
-        The exit code is 1 if something has to be mended before training.
-
-        Examples:
-          clca data check photos
-          clca data check ultra_fgvc/Cotton80 --source cotton80
-
-        Args:
-            root: Folder or CSV file, as for clca train.
-            source: How the data is laid out (folder, csv, cotton80 …). Found out if omitted.
-            workers: Threads that read. If omitted: one a core, at most 16.
-        """
-        return dict(locals())
-
-    chosen = parse(check, "clca data check", argv)
+    chosen = dict(parse(Check, "clca data check", argv))
     from rich.console import Console
 
     from clca.data.checks.report import check as run_check

@@ -2,38 +2,40 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from pydantic import Field
+
+from clca.cli.arguments import Arguments, Spelling, Switch
 from clca.cli.parsing import parse
 
 
+class Report(Arguments):
+    """Turn a study, finished or not, into one page with its figures and tables; or one run into a page.
+
+    The page is one file that can be sent by mail, for light and dark screens, phones and print. Beside it each figure
+    is a PNG and a PDF and each table a CSV and a LaTeX file.
+
+    Examples:
+      clca report runs/leaves-mini --out report
+      clca report runs/leaves-mini --out report --runs
+      clca report runs/first --out report-of-first
+    """
+
+    folder: Annotated[str, Spelling("STUDY", positional=True)] = Field(
+        description="Folder of a study (clca study run) or of one run (clca train)."
+    )
+    out: str = Field(
+        "clca-report",
+        description="Folder for index.html, figures/ and tables/; files of an earlier report there are replaced.",
+    )
+    runs: Switch = Field(
+        False, description="Write a page for every run of the study too, linked from the first; half a second each."
+    )
+
+
 def run(argv: Sequence[str]) -> int:
-    import tyro
-
-    def report(
-        folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")],
-        *,
-        out: str = "clca-report",
-        runs: tyro.conf.FlagCreatePairsOff[bool] = False,
-    ) -> dict[str, Any]:
-        """Turn a study into one page with its figures and tables, finished or not; or one run into a page.
-
-        The page is one file that can be sent around: light and dark, on a phone, in print. Beside it each figure is a
-        PNG and a PDF and each table a CSV and a LaTeX file.
-
-        Examples:
-          clca report runs/leaves-mini --out report
-          clca report runs/leaves-mini --out report --runs
-          clca report runs/first --out report-of-first
-
-        Args:
-            folder: Folder of a study (clca study run) or of one run (clca train).
-            out: Folder for index.html, figures/ and tables/; files of an earlier report there are replaced.
-            runs: A page for every run of the study too, linked from the first; half a second each.
-        """
-        return dict(locals())
-
-    chosen = parse(report, "clca report", argv)
+    chosen = dict(parse(Report, "clca report", argv))
     from clca.report.page import need_extras
     from clca.system.paths import shown
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from clca.cli.main import dispatch
+from clca.cli.dispatch import dispatch
 
 COMMANDS = {
-    "plan": ("study_plan", "How many runs a study has, what they cost, and what is done already"),
-    "run": ("study_run", "Make the runs that are not made yet, here or on a cluster"),
-    "status": ("study_status", "How far a study is, and what failed"),
+    "plan": ("study_plan", "Show the runs of a study, their cost, and what is finished"),
+    "run": ("study_run", "Run what is not finished, here or on a cluster"),
+    "status": ("study_status", "Show the progress of a study, and its errors"),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clca.errors import ClcaError
-from clca.system.numerals import is_whole_number
+from clca.system.numbers import is_whole_number
 
 if TYPE_CHECKING:
     from clca.study.plan.expand import Plan, PlannedRun

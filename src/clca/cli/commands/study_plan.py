@@ -2,45 +2,49 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from pydantic import Field
+
+from clca.cli.arguments import Arguments, Spelling
 from clca.cli.commands.study_choice import chosen_runs
 from clca.cli.parsing import parse
 from clca.system.paths import expanded
 
 
+class Plan(Arguments):
+    """Show the runs of a study and their cost, without starting anything.
+
+    Examples:
+      clca study plan paper --data-folder ~/ultra-fgvc
+      clca study plan paper --data-folder ~/ultra-fgvc --only data=cotton80 --only arm=base,clca
+      clca study plan my-study.yaml --gmacs-per-second 20000
+    """
+
+    study: Annotated[str, Spelling("STUDY", positional=True)] = Field(
+        description="A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini."
+    )
+    data_folder: str | None = Field(None, description="Folder that the study's relative data folders start from.")
+    out: str | None = Field(
+        None, description="The study's folder, where runs may be finished already. If omitted: runs/ and its name."
+    )
+    only: Annotated[tuple[str, ...], Spelling(repeated=True)] = Field(
+        (), description="Plan only these values of an axis, as in arm=base,clca; may be given several times."
+    )
+    gmacs_per_second: float | None = Field(
+        None,
+        description="Training speed of your device, in 10⁹ multiply-accumulates per second. If omitted: as measured in "
+        "the"
+        "finished runs, else by a matrix product here.",
+    )
+    cost: bool = Field(
+        True,
+        description="Add up the multiply-accumulates. The first time takes longer, because models are built.",
+    )
+
+
 def run(argv: Sequence[str]) -> int:
-    import tyro
-
-    def plan(
-        study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")],
-        /,
-        *,
-        data_folder: str | None = None,
-        out: str | None = None,
-        only: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="AXIS=VALUES")] = (),
-        gmacs_per_second: float | None = None,
-        cost: bool = True,
-    ) -> dict[str, Any]:
-        """Say what a study comes to, without starting anything.
-
-        Examples:
-          clca study plan paper --data-folder ~/ultra-fgvc
-          clca study plan paper --data-folder ~/ultra-fgvc --only data=cotton80 --only arm=base,clca
-          clca study plan my-study.yaml --gmacs-per-second 20000
-
-        Args:
-            study: A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini.
-            data_folder: Folder that relative data folders of the study are below.
-            out: The study's folder, where runs may be done already. If omitted: runs/ and its name.
-            only: Plan these values of an axis only, as in arm=base,clca; may be given several times.
-            gmacs_per_second: Rate of training on your device, in 10⁹ multiply-accumulates a second. If omitted: as
-                measured in the runs that are done, else a matrix product measured here.
-            cost: Whether to add up the multiply-accumulates. A model whose cost must be measured takes longer, once.
-        """
-        return dict(locals())
-
-    chosen = parse(plan, "clca study plan", argv)
+    chosen = dict(parse(Plan, "clca study plan", argv))
     from rich.console import Console
 
     from clca.study.plan.config import read_study

@@ -1,36 +1,30 @@
 """`clca study status`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
+from pydantic import Field
+
+from clca.cli.arguments import Arguments, Spelling, Switch
 from clca.cli.parsing import parse
 from clca.system.paths import expanded
 
 
+class Status(Arguments):
+    """Show the progress of a study: finished, running, interrupted and failed runs, by axis, and the errors.
+
+    Examples:
+      clca study status runs/leaves-mini
+      clca study status runs/leaves-mini --failed
+    """
+
+    folder: Annotated[str, Spelling("FOLDER", positional=True)] = Field(description="The study's folder.")
+    failed: Switch = Field(False, description="List every failed run with the file that holds its traceback.")
+    table: Switch = Field(False, description="Write results.parquet again from the runs' folders.")
+
+
 def run(argv: Sequence[str]) -> int:
-    import tyro
-
-    def status(
-        folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-        /,
-        *,
-        failed: tyro.conf.FlagCreatePairsOff[bool] = False,
-        table: tyro.conf.FlagCreatePairsOff[bool] = False,
-    ) -> dict[str, Any]:
-        """Say how far a study is: finished, running, interrupted and failed runs, by axis, and what went wrong.
-
-        Examples:
-          clca study status runs/leaves-mini
-          clca study status runs/leaves-mini --failed
-
-        Args:
-            folder: The study's folder.
-            failed: List every failed run with the file that holds its traceback.
-            table: Write results.parquet anew from the runs' folders.
-        """
-        return dict(locals())
-
-    chosen = parse(status, "clca study status", argv)
+    chosen = dict(parse(Status, "clca study status", argv))
     from rich.console import Console
 
     from clca.study.results.status import study_status

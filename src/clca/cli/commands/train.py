@@ -1,20 +1,24 @@
 """`clca train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clca.cli.parsing import parse, value_of
+from pydantic import Field
+
+from clca.cli.arguments import Argument, Arguments, Spelling, arguments_of, spelled
+from clca.cli.parsing import read
 from clca.errors import ClcaError
-from clca.system.processes import is_first_process, refuse_strangers
+from clca.system.processes import is_first_process, require_torchrun
+from clca.training import settings
 
 if TYPE_CHECKING:
     from clca.training import TrainConfig
 
-TRAIN_HELP = """Train a classifier with token reduction, and leave a run folder.
+SUMMARY = """Train a classifier with token reduction, and write a run folder.
 
-DATA is a folder with train/, val/ and test/ and one folder a class in each. Settings that are omitted are
-those of the published recipe. The same command again goes on where an interrupted run stopped.
+DATA is a folder with train/, val/ and test/ and one folder per class in each. The default settings are the published
+recipe. The same command again continues an interrupted run.
 
 Examples:
   clca train photos --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.1 --img-size 448
@@ -25,21 +29,37 @@ Examples:
 """
 
 
+class _Files(Arguments):
+    """The arguments that are no settings of a run."""
+
+    config: str | None = Field(None, description="YAML file with any of these settings; flags take precedence over it.")
+    resume: str | None = Field(None, description="Run folder of an interrupted run to continue; needs nothing else.")
+
+
+def arguments() -> list[Argument]:
+    """The flags of `clca train`: the settings of a run, DATA by its place, and the two flags that name files."""
+    listed = arguments_of(_Files)
+    for group, members in settings.setting_fields().items():
+        for name, info in members.items():
+            info = spelled(info, Spelling(positional=True), required=False) if name == "data" else info
+            listed.append(Argument(name, info, f"{group} options"))
+    return listed
+
+
 def run(argv: Sequence[str]) -> int:
-    from clca.training import settings as flags
+    about = {f"{group} options": description for group, description in settings.GROUPS.items()}
+    given = read(arguments(), "clca train", argv, SUMMARY, about)
+    resumed, file = given.pop("resume", None), given.pop("config", None)
+    if resumed is not None:
+        _refuse_changes(given, file)
+    from_file = settings.read_file(file) if file is not None else {}
+    require_torchrun()
+    from clca.training import resume, train
 
-    given = flags.read_file(value_of("--config", argv)) if value_of("--config", argv) else {}
-    parsed = parse(flags.arguments(given), "clca train", argv, TRAIN_HELP)
-    refuse_strangers()
-    from clca.training import resume
-    from clca.training import train as run
-
-    if parsed.resume is not None:
-        _refuse_changes(argv)
-        result = resume(parsed.resume) if parsed.run.cache else run(_without_cache(parsed.resume))
+    if resumed is not None:
+        result = resume(resumed) if given.get("cache", True) else train(_without_cache(resumed))
     else:
-        config = flags.to_config(parsed, given)
-        result = run(config)
+        result = train(settings.to_config(given, from_file))
     if is_first_process():
         watched = f"top-1 {result.watched['top1']:.1%} on the watched images, " if result.watched else ""
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
@@ -47,19 +67,16 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _refuse_changes(argv: Sequence[str]) -> None:
-    """A resumed run has the settings it was started with; whoever names others expects them to count."""
-    rest = iter(argv)
-    for word in rest:
-        name = word.partition("=")[0].replace("_", "-")
-        if name == "--resume":
-            if "=" not in word:
-                next(rest, None)
-        elif name not in ("--cache", "--no-cache"):
-            what = name if name.startswith("-") else f"DATA ({word})"
-            raise ClcaError(
-                f"--resume goes on with the settings of the run: leave {what} away, or train into a new --out"
-            )
+def _refuse_changes(given: Mapping[str, Any], file: str | None) -> None:
+    """Refuse other settings beside --resume: a resumed run has those that it was started with."""
+    named = [] if file is None else ["--config"]
+    named += [
+        f"DATA ({value})" if name == "data" else settings.flag_of(name)
+        for name, value in given.items()
+        if name != "cache"
+    ]
+    if named:
+        raise ClcaError(f"--resume continues with the settings of the run: omit {named[0]}, or train into a new --out")
 
 
 def _without_cache(folder: str) -> "TrainConfig":

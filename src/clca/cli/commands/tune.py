@@ -2,60 +2,56 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, cast
 
+from pydantic import Field
+
+from clca.cli.arguments import Arguments, Device, Precision, Spelling, Threads, Workers
 from clca.cli.parsing import parse
 from clca.errors import ClcaError
+from clca.models.config import Rate
+
+
+class Tune(Arguments):
+    """Find the most accurate run and keep rate within a budget, measured on this machine.
+
+    Give one budget. Accuracy is measured on the validation images; of two that differ by less than its standard error,
+    the cheaper is chosen. The keep rate is changed at run time, nothing is trained. Several runs (other reductions,
+    other sizes) are compared with each other.
+
+    Examples:
+      clca tune runs/first --latency-ms 40
+      clca tune runs/evit runs/topk runs/evit448 --gmacs 5
+      clca tune runs/first --images-per-second 30 --batch-size 8 --keep-rates 0.5 0.25 0.1
+    """
+
+    runs: Annotated[tuple[str, ...], Spelling("RUN", positional=True)] = Field(
+        description="Run folders, saved models' folders or hub ids, all with the same classes."
+    )
+    latency_ms: float | None = Field(
+        None, description="Budget: at most this many milliseconds per batch, in the median."
+    )
+    gmacs: float | None = Field(None, description="Budget: at most this many GMACs per image.")
+    images_per_second: float | None = Field(None, description="Budget: at least this many images per second.")
+    data: str | None = Field(
+        None, description="Images to evaluate on instead of the first run's own; of the same classes."
+    )
+    keep_rates: tuple[Rate, ...] = Field(
+        (), description="Shares of tokens to try beside the runs' own. If omitted: 1 0.9 0.7 0.5 0.35 0.25 0.15 0.1."
+    )
+    img_sizes: tuple[int, ...] = Field((), description="Sizes in pixels to try beside the runs' own, without training.")
+    batch_size: int = Field(1, description="Images per batch when latency is measured.")
+    workers: Workers = None
+    threads: Threads = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    out: str | None = Field(
+        None, description="Folder for tune.json, tune.csv and frontier.png. If omitted: RUN/tune of the first run."
+    )
 
 
 def run(argv: Sequence[str]) -> int:
-    import tyro
-
-    def tune(
-        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …", help_behavior_hint="")],
-        *,
-        latency_ms: float | None = None,
-        gmacs: float | None = None,
-        images_per_second: float | None = None,
-        data: str | None = None,
-        keep_rates: tuple[float, ...] = (),
-        img_sizes: tuple[int, ...] = (),
-        batch_size: int = 1,
-        workers: int | None = None,
-        threads: int | None = None,
-        device: Literal["auto", "cpu"] = "auto",
-        precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
-        out: str | None = None,
-    ) -> dict[str, Any]:
-        """Name the most accurate run and keep rate within a budget, measured on this machine.
-
-        Give one budget. Accuracy is that on the validation images; where two cannot be told apart by its standard
-        error, the cheaper is named. The keep rate is changed at run time, nothing is trained. Several runs (other
-        reductions, other sizes) are compared with each other.
-
-        Examples:
-          clca tune runs/first --latency-ms 40
-          clca tune runs/evit runs/topk runs/evit448 --gmacs 5
-          clca tune runs/first --images-per-second 30 --batch-size 8 --keep-rates 0.5 0.25 0.1
-
-        Args:
-            runs: Run folders, or saved models' folders or hub ids, all of the same classes.
-            latency_ms: Budget: at most this many milliseconds a batch, in the median.
-            gmacs: Budget: at most this many GMACs an image.
-            images_per_second: Budget: at least this many images a second.
-            data: Other images than the first run's own, of the same classes.
-            keep_rates: Shares of tokens to try beside the runs' own. If omitted: 1 0.9 0.7 0.5 0.35 0.25 0.15 0.1.
-            img_sizes: Sizes in pixels to try beside the runs' own, without training.
-            batch_size: Images at once when latency is measured.
-            workers: Processes that read images. If omitted: one a core, at most 8.
-            threads: Of the CPU. If omitted: as many as torch takes.
-            device: auto takes the GPU if there is one.
-            precision: auto takes bf16 where the device computes it fast.
-            out: Folder for tune.json, tune.csv and frontier.png. If omitted: RUN/tune of the first run.
-        """
-        return dict(locals())
-
-    chosen = parse(tune, "clca tune", argv)
+    chosen = dict(parse(Tune, "clca tune", argv))
     names = ("latency_ms", "gmacs", "images_per_second")
     given = {name: value for name in names if (value := chosen.pop(name)) is not None}
     if len(given) != 1:

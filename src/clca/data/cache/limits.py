@@ -1,5 +1,6 @@
 """Room for resized images: where they are kept, how much they may take, what goes first, and the lock on it all."""
 
+import logging
 import math
 import os
 import shutil
@@ -9,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from clca.data.cache.row_file import SUFFIX, UNFINISHED, read_row_file
 from clca.errors import ClcaError
-from clca.system.numerals import decimal_number
+from clca.system.numbers import decimal_number
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 20.0
 """Gigabytes (10⁹ bytes) that the cache takes in all."""
@@ -119,7 +121,7 @@ def locked(path: Path, progress: bool) -> Iterator[None]:
         lock.acquire(timeout=2)
     except Timeout:
         if progress:
-            Console(stderr=True).print("waiting for another process that is reading the same images", soft_wrap=True)
+            _log.info("waiting for another process that is reading the same images")
         lock.acquire()
     try:
         yield

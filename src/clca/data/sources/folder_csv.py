@@ -15,7 +15,7 @@ from clca.data.sources.splits import Samples, split_by_rule
 from clca.data.sources.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise, sets_below
 from clca.data.sources.walk import Identity, enclosing, identity, is_hidden, visible_files
 from clca.errors import ClcaError, brief, reason
-from clca.system.numerals import is_whole_number
+from clca.system.numbers import is_whole_number
 from clca.system.paths import expanded, shown
 
 SPLIT_NAMES = {

@@ -17,7 +17,7 @@ from clca.data.images import EXTENSIONS
 from clca.data.sources.listing import Listing, check_classes
 from clca.data.sources.splits import Samples
 from clca.errors import ClcaError
-from clca.system.numerals import is_whole_number
+from clca.system.numbers import is_whole_number
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
 from clca.system.files import file_objects, make_writable, part, read_csv, read_json
-from clca.system.numbers import integer, number
-from clca.system.numerals import decimal_number, is_whole_number, whole_number
+from clca.system.numbers import decimal_number, integer, is_whole_number, number, whole_number
 
 if TYPE_CHECKING:
     from clca.plots.figure import Picture

@@ -13,11 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from clca.errors import ClcaError, brief
 from clca.models.config import Name
-from clca.system.numerals import refuse_odd_number
+from clca.system.numbers import refuse_odd_number
+from clca.system.settings import Settings, explain
 from clca.system.yaml import read_yaml
 from clca.training.settings import flat_settings
 
@@ -36,13 +37,11 @@ _LONGEST_LABEL = 500
 _LARGEST_SEED = 2**31 - 1
 
 
-class AxisValue(BaseModel):
-    """One value of an axis: its label, and the settings that it stands for."""
+class AxisValue(Settings):
+    """One value of an axis."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    label: Name
-    settings: dict[str, Any]
+    label: Name = Field(description="Its name in tables and run names.")
+    settings: dict[str, Any] = Field(description="The settings that it stands for, by the names of the flags.")
 
 
 def _listed(value: Any) -> Any:
@@ -54,10 +53,8 @@ def _listed(value: Any) -> Any:
     return list(range(value))
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(Settings):
     """A grid of runs: every combination of the values of the axes that is not excluded, once per seed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name = Field(description="Name of the study and, below runs/, of its default folder.")
     about: str = Field("", description="Its purpose; the report begins with it.")
@@ -257,7 +254,7 @@ def validated_study(content: Mapping[str, Any], where: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(dict(content))
     except ValidationError as error:
-        raise ClcaError(f"{where}: {brief(_one_line(error), 1000)}") from None
+        raise ClcaError(f"{where}: {brief(explain(error, StudyConfig), 1000)}") from None
 
 
 def _read_yaml(path: Path) -> Any:
@@ -275,7 +272,7 @@ def _from_python(path: Path) -> StudyConfig:
         found = runpy.run_path(str(path)).get("study")
         made = found() if callable(found) and not isinstance(found, StudyConfig) else found
     except ValidationError as error:
-        raise ClcaError(f"{path}: {_one_line(error)}") from None
+        raise ClcaError(f"{path}: {explain(error, StudyConfig)}") from None
     except ClcaError as error:
         raise ClcaError(f"{path}: {error}") from None
     except Exception as error:
@@ -285,17 +282,3 @@ def _from_python(path: Path) -> StudyConfig:
     if not isinstance(made, StudyConfig):
         raise ClcaError(f"{path}: does not define a study; it should have study = StudyConfig(…), or a dict")
     return made
-
-
-def _one_line(error: ValidationError) -> str:
-    """The errors that pydantic reports, in one line."""
-    lines: dict[str, str] = {}
-    for item in error.errors():
-        field = brief(str(item["loc"][0]), 100) if item["loc"] else ""
-        message = brief(item["msg"].removeprefix("Value error, "), 500).removeprefix("settings: ")
-        if item["type"] == "missing":
-            message = "is missing"
-        elif item["type"] == "extra_forbidden":
-            message = f"is not a field of a study; choose from {', '.join(StudyConfig.model_fields)}"
-        lines.setdefault(field, message if not field or message.startswith(f"{field}:") else f"{field}: {message}")
-    return "; ".join(lines.values())

@@ -1,7 +1,8 @@
-"""What a person sees while a study goes on: one picture on a terminal, a line now and then in a log."""
+"""Progress of a study: one picture on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from pathlib import Path
@@ -21,6 +22,8 @@ from clca.system.numbers import integer
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
 
+_log = logging.getLogger(__name__)
+
 _SECONDS_BETWEEN_LINES = 60.0
 _SHOWN = 12  # runs at work
 _RECENT = 200  # finished runs that the rate is taken from
@@ -33,12 +36,11 @@ class Live:
         name: The study's.
         out: Its folder.
         total: Runs asked for.
-        console: Where to.
-        quiet: Show nothing.
+        quiet: Show no picture and log no progress.
     """
 
-    def __init__(self, name: str, out: Path, total: int, console: Console, quiet: bool) -> None:
-        self.name, self.out, self.total, self.console, self.quiet = name, out, total, console, quiet
+    def __init__(self, name: str, out: Path, total: int, quiet: bool) -> None:
+        self.name, self.out, self.total, self.quiet = name, out, total, quiet
         self.best: dict[str, Any] | None = None
         self.at_work: dict[str, float] = {}
         self.where = ""
@@ -52,15 +54,16 @@ class Live:
         self._begin = self._line_at = monotonic()
         done = f", {result.finished} of them finished" if result.finished else ""
         failed = f", {result.failed} failed" if result.failed else ""
-        self.say(f"{self.name}: {self.total} runs{done}{failed}; {where}; folder {self.out}")
-        if not self.quiet and self.console.is_terminal:
-            self._picture = Picture(console=self.console, auto_refresh=False, transient=True)
+        self.log(f"{self.name}: {self.total} runs{done}{failed}; {where}; folder {self.out}")
+        console = Console(stderr=True)
+        if not self.quiet and console.is_terminal:
+            self._picture = Picture(console=console, auto_refresh=False, transient=True)
             self._picture.start()
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the picture."""
+    def log(self, text: str) -> None:
+        """Log a line; the command line prints it above the picture."""
         if not self.quiet:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            _log.info("%s", text)
 
     def started(self, name: str) -> None:
         self.at_work[name] = monotonic()
@@ -89,7 +92,7 @@ class Live:
             self._picture.update(self._drawn(result, len(self.at_work) - beyond, waiting, elsewhere), refresh=True)
         elif self._picture is None and now - self._line_at >= _SECONDS_BETWEEN_LINES:
             self._line_at = now
-            self.say(self._line(result, len(self.at_work) - beyond, elsewhere))
+            self.log(self._line(result, len(self.at_work) - beyond, elsewhere))
 
     def close(self) -> None:
         if self._picture is not None:

@@ -10,8 +10,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rich.console import Console
-
 from clca.errors import ClcaError, WorkError, brief
 from clca.study.plan.expand import Plan, PlannedRun, arm, set_name
 from clca.study.results.folder import (
@@ -59,7 +57,6 @@ def run_study(
     retry_failed: bool = False,
     threads: int | None = None,
     work: str = TRAIN_AND_EVALUATE,
-    console: Console | None = None,
     quiet: bool = False,
 ) -> StudyResult:
     """Make the runs of a study that are not made yet, and keep the table.
@@ -75,8 +72,7 @@ def run_study(
         retry_failed: Try failed runs once more.
         threads: CPU threads a run; None for torch's choice.
         work: What makes a run, as module:function (see `work.Job`).
-        console: Where progress goes; stderr if omitted.
-        quiet: Show nothing.
+        quiet: Show no progress and log none.
 
     Raises:
         ClcaError: The images are not there, the folder cannot be used, or the executor cannot be started.
@@ -90,7 +86,7 @@ def run_study(
     remove_remains(folder)
     describe_study(plan, folder)
     driver = _Driver(plan, folder, executor or InThisProcess(), retry_failed, threads, work)
-    return driver.run(runs, console or Console(stderr=True), quiet)
+    return driver.run(runs, quiet)
 
 
 def describe_study(plan: Plan, folder: Path) -> None:
@@ -140,10 +136,10 @@ class _Driver:
     table_takes: float = 0.0
     table_told: bool = False
 
-    def run(self, runs: list[PlannedRun], console: Console, quiet: bool) -> StudyResult:
+    def run(self, runs: list[PlannedRun], quiet: bool) -> StudyResult:
         result = StudyResult(self.out, len(runs))
         began = monotonic()
-        self.live = Live(self.plan.study.name, self.out, len(runs), console, quiet)
+        self.live = Live(self.plan.study.name, self.out, len(runs), quiet)
         known = states(self.out, [run.name for run in runs])
         waiting = [run for run in runs if self._still_to_do(run, known[run.name], result)]
         if not waiting:
@@ -152,7 +148,7 @@ class _Driver:
         with first_signal(self.ask_to_stop):
             try:
                 self.executor.start()  # first, for Ray may be missing and drawing leaves takes minutes
-                self.roots = drawn(self.plan, self.out, waiting, self.live.say, progress=not quiet)
+                self.roots = drawn(self.plan, self.out, waiting, self.live.log, progress=not quiet)
                 self.live.begin(self.executor.describe(), result)
                 if self._pretrained(result):
                     self._drive(waiting, result)
@@ -184,7 +180,7 @@ class _Driver:
             folder = run_folder(self.out, run.name)
             if state_of(folder) == "finished":
                 continue
-            self.live.say(
+            self.live.log(
                 f"pretraining the weights that all runs start from ({number} of {len(self.plan.pretraining)})"
             )
             if state_of(folder) == "failed":  # nothing else can be done without it
@@ -271,7 +267,7 @@ class _Driver:
         if self.stopped_at is None:
             self.stopped_at = monotonic()
             if at_work:
-                self.live.say(f"stopping: {len(at_work)} runs save where they are (again to stop at once)")
+                self.live.log(f"stopping: {len(at_work)} runs save where they are (again to stop at once)")
             self.executor.stop()
         return monotonic() - self.stopped_at > _TO_SAVE
 
@@ -314,7 +310,7 @@ class _Driver:
                 self._mark_failed(run, line)
                 self._note_failed(run.name, line, result)
             else:
-                self.live.say(f"{run.name}: {outcome.detail or 'interrupted'}; it goes on elsewhere")
+                self.live.log(f"{run.name}: {outcome.detail or 'interrupted'}; it goes on elsewhere")
                 queue.appendleft(run)
 
     def _mark_failed(self, run: PlannedRun, line: str) -> None:
@@ -353,7 +349,7 @@ class _Driver:
         result.failed += 1
         self.rows[name] = row_of(self.out, name)
         if not known:
-            self.live.say(f"failed: {name}: {line}")
+            self.live.log(f"failed: {name}: {line}")
 
     def _write_table(self, force: bool = False) -> None:
         """Write results.parquet now and then; it is a copy, so that it cannot be written is told once and no more."""
@@ -366,7 +362,7 @@ class _Driver:
             write_table(self.out, table_rows(self.out, self.rows))
         except (ClcaError, WorkError) as error:
             if not self.table_told:
-                self.live.say(str(error))
+                self.live.log(str(error))
             self.table_told = True
         self.table_at = monotonic()
         self.table_takes = self.table_at - began

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from clca.study.run.job import Job, Outcome, perform
-from clca.system.processes import end_with, how_it_ended, leave_ctrl_c_to_parent
+from clca.system.processes import exit_with_parent, how_it_ended, leave_ctrl_c_to_parent
 
 
 class Executor(Protocol):
@@ -184,7 +184,7 @@ def _work_for(pipe: Connection, driver: int, gpu: str | None) -> None:
     leave_ctrl_c_to_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    end_with(driver)
+    exit_with_parent(driver)
     while True:
         try:
             job = pipe.recv()

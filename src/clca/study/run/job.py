@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -11,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TextIO
-
-from rich.console import Console
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.study.results.folder import (
@@ -56,7 +56,7 @@ class Job:
         threads: Of the CPU; None for torch's own choice.
         forgiven: Failures known to whoever wants it retried; 0 where a failed run stays failed.
         gone: The claim whose owner the driver has seen to be gone (`claim.Watch.gone`), if there is one.
-        work: What does it, as module:function; a function of (job, folder, console) that returns the record.
+        work: What does it, as module:function; a function of (job, folder) that returns the record.
     """
 
     name: str
@@ -133,9 +133,9 @@ def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
         _forgive(folder, earlier)
     began = monotonic()
     try:
-        with _log(folder / LOG, own_process) as console:
+        with _logging_to(folder / LOG, own_process):
             module, _, function = job.work.partition(":")
-            numbers = getattr(import_module(module), function)(job, folder, console)
+            numbers = getattr(import_module(module), function)(job, folder)
         row = {**job.row, "state": "finished", "error": None, **numbers, "seconds": round(monotonic() - began, 3)}
         if not held.still_held():  # this machine was away so long that another process went on with the run
             return Outcome(job.name, "taken")
@@ -220,13 +220,33 @@ def _opened(log: Path) -> Iterator[TextIO]:
         yield file
 
 
+class _RunLog(logging.StreamHandler):
+    """Writes records to the log of a run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignore that the log cannot be written: on a full disk the run's own files fail too, and with the reason."""
+
+
 @contextmanager
-def _log(path: Path, own_process: bool) -> Iterator[Console]:
-    """Where a run says what it does: its own file, and with it all that its process prints meanwhile."""
-    with _opened(path) as file:
-        console = Console(file=file, width=120, force_terminal=False)
+def _only_handler(handler: logging.Handler) -> Iterator[None]:
+    """Give the library's log to one handler alone, from INFO on."""
+    logger = logging.getLogger("clca")
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
+
+
+@contextmanager
+def _logging_to(path: Path, own_process: bool) -> Iterator[None]:
+    """Write what the library logs during a run to the run's own file alone; in its own process, all output too."""
+    with _opened(path) as file, _only_handler(_RunLog(file)):
         if not own_process:
-            yield console
+            yield
             return
         sys.stdout.flush()
         sys.stderr.flush()
@@ -234,7 +254,7 @@ def _log(path: Path, own_process: bool) -> Iterator[Console]:
         try:
             for number in kept:
                 os.dup2(file.fileno(), number)
-            yield console
+            yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -243,18 +263,19 @@ def _log(path: Path, own_process: bool) -> Iterator[Console]:
                 os.close(old)
 
 
-def train_and_evaluate(job: Job, folder: Path, console: Console) -> dict[str, Any]:
+def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     """Train with the job's settings, judge the result, and say what came of it."""
     import torch
 
     from clca.evaluation import evaluate
     from clca.training import train
+    from clca.training.progress import Display
 
     config = TrainConfig.model_validate(job.config).model_copy(update={"out": folder / TRAINED})
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     _go_along(folder / TRAINED, config)
-    train(config, console=console)
+    train(config, display=partial(Display, bar=False))
     evaluation = evaluate(
         folder / TRAINED,
         split=job.split,

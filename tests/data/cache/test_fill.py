@@ -27,7 +27,7 @@ from clca.data.cache.fill import use_cache
 from clca.data.cache.limits import cache_folder, cached_sets, clear_cache
 from clca.data.cache.row_file import SUFFIX, UNFINISHED, read_row_file
 from clca.data.datasets import ImageDataset
-from clca.data.images import read_image
+from clca.data.decoding import Decoders
 from clca.data.transforms import ResizeFirst, eval_transform, from_preprocess, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.models.config import ModelConfig
@@ -109,11 +109,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The image files that were decoded for the cache."""
     seen: list[Path] = []
 
-    def counting(path: Path) -> Image.Image:
-        seen.append(path)
-        return read_image(path)
+    decode = Decoders.image
 
-    monkeypatch.setattr(resized_cache, "read_image", counting)
+    def counting(decoders: Decoders, path: Path, resize: Any = None) -> tuple[Image.Image, str]:
+        seen.append(path)
+        return decode(decoders, path, resize)
+
+    monkeypatch.setattr(Decoders, "image", counting)
     return seen
 
 
@@ -126,7 +128,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def apply() -> None:
         monkeypatch.setattr("clca.data.datasets.read_image", refuse)
-        monkeypatch.setattr(resized_cache, "read_image", refuse)
+        monkeypatch.setattr(Decoders, "image", lambda decoders, path, resize=None: refuse(path))
 
     return apply
 
@@ -389,13 +391,15 @@ def test_unreadable_images_are_named_and_the_others_kept(photos, reads):
 def fill_slowly(root: Path, counted: Any) -> None:
     """In a process of its own: fill the cache, and send how many images that took."""
 
-    def slowly(path: Path) -> Image.Image:
+    decode = Decoders.image
+
+    def slowly(decoders: Decoders, path: Path, resize: Any = None) -> tuple[Image.Image, str]:
         with counted:
             counted.value += 1
         time.sleep(0.01)
-        return read_image(path)
+        return decode(decoders, path, resize)
 
-    resized_cache.read_image = slowly  # type: ignore[assignment]
+    Decoders.image = slowly  # type: ignore[assignment, method-assign]
     dataset = cached(root)
     assert dataset.resized is not None
     assert len(dataset.resized) == len(dataset)

@@ -273,7 +273,7 @@ def test_the_report_says_which_files_load_only_as_trusted(
     model = clca.from_pretrained(run)
     monkeypatch.setitem(_REDUCTIONS, "bessel", Bessel)
     foreign = clca.create_model(
-        "deit_tiny_patch16_224", reduction="bessel", keep_rate=0.5, locations=[1], num_classes=2, img_size=32,
+        "deit_tiny_patch16_224", reduction="bessel", keep_rate=0.5, locations=[0], num_classes=2, img_size=32,
         patch_size=8, embed_dim=24, num_heads=3, depth=2,
     )  # fmt: skip
     foreign.classes, foreign.preprocess = model.classes, model.preprocess

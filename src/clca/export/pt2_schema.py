@@ -249,9 +249,9 @@ class _InputOrBody(_Strict):
 
 
 class _CallOfBody(_Call):
-    target: Literal[tuple(sorted(WITH_A_BODY))]  # type: ignore[valid-type,assignment]
+    target: Literal[tuple(sorted(WITH_A_BODY))]  # type: ignore[valid-type]
     inputs: Annotated[list[_InputOrBody], Field(max_length=1000)]  # type: ignore[assignment]
-    is_hop_single_tensor_return: Literal[False]
+    is_hop_single_tensor_return: Literal[False]  # type: ignore[assignment]
 
 
 def _has_body(call: Any) -> str:

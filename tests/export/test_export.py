@@ -254,6 +254,43 @@ def test_pt2_is_the_same_model(run: Path, tmp_path: Path) -> None:
         file(torch.randn(1, 3, 48, 48))
 
 
+class Bessel(clca.Reduction):
+    """A reduction of another package, with an operator that none of this library's has."""
+
+    place = "inside"
+    needs = frozenset({"cls_attention"})
+
+    def keeps_all(self, num_tokens: int, state: TokenState) -> bool:
+        return False
+
+    def reduce(self, x: Tensor, evidence: Any, state: TokenState) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_the_report_says_which_files_load_only_as_trusted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = clca.from_pretrained(run)
+    monkeypatch.setitem(_REDUCTIONS, "bessel", Bessel)
+    foreign = clca.create_model(
+        "deit_tiny_patch16_224", reduction="bessel", keep_rate=0.5, locations=[0], num_classes=2, img_size=32,
+        patch_size=8, embed_dim=24, num_heads=3, depth=2,
+    )  # fmt: skip
+    foreign.classes, foreign.preprocess = model.classes, model.preprocess
+    foreign.save_pretrained(tmp_path / "foreign")
+    report = export_run(tmp_path / "foreign", "pt2", tmp_path / "a.pt2")
+    assert "special_bessel_j0" in report.refusal
+    (line,) = [line for line in report.lines() if "trusted=True" in line]
+    assert "\n" not in line
+    assert str(tmp_path) not in line
+    with pytest.raises(ClcaError, match=r"special_bessel_j0.*trusted=True"):
+        load_exported(report.path)
+    assert load_exported(report.path, trusted=True).classes == ["alder", "birch"]
+    own = export_run(run, "pt2", tmp_path / "b.pt2")
+    assert own.refusal == ""
+    assert not any("trusted" in line for line in own.lines())
+
+
 def _contents(path: Path) -> list[bytes]:
     with zipfile.ZipFile(path) as archive:
         return [archive.read(name) for name in archive.namelist()]

@@ -21,7 +21,7 @@ from pt2_files import METADATA, PROGRAM, WEIGHTS, changed, graph, load_all, load
 from pydantic import TypeAdapter, ValidationError
 
 from clca.errors import ClcaError
-from clca.export import export_pt2, load_exported
+from clca.export import export_pt2, load_exported, onnx_allowlist, pt2_allowlist, pt2_schema, pt2_size
 from clca.export.pt2_operators import OPERATORS, WITH_A_BODY
 from clca.export.pt2_schema import Argument, Program, UnknownOperator
 
@@ -360,3 +360,15 @@ def test_any_change_is_refused_or_harmless(sound: Path, tmp_path: Path, seed: in
         assert "\n" not in result
         Path(path).unlink()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_manual_states_the_limits() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "strangers-files.md").read_text()
+    nodes = pt2_schema._MOST_NODES
+    assert nodes == onnx_allowlist._MOST_NODES
+    json_part, directory = pt2_allowlist._LONGEST_JSON >> 20, pt2_allowlist._LONGEST_DIRECTORY >> 20
+    assert f"{json_part} MiB a JSON part, {directory} MiB of zip directory, {nodes:,} nodes" in page
+    assert f"{onnx_allowlist._LONGEST >> 20} MiB beside the weights, {nodes:,} nodes" in page
+    least, each, most = pt2_size._LEAST >> 20, pt2_size._PER_PIXEL >> 10, pt2_size._MOST >> 30
+    assert f"{least} MiB + {each} KiB a pixel, at most {most} GiB, and 3 × 10¹³ operations" in page
+    assert pt2_size._OPERATIONS == 3 * 10**13

@@ -13,6 +13,7 @@ import torch
 from clca.errors import ClcaError, WorkError
 from clca.export.check import Agreement, check_exported
 from clca.export.load import Exported, load_exported
+from clca.export.metadata import TRUST
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
@@ -148,8 +149,13 @@ def _loaded(files: dict[str, Path]) -> tuple[dict[str, Exported], str]:
         try:
             loaded[name] = load_exported(file)
         except ClcaError as error:
-            loaded[name], refusal = load_exported(file, trusted=True), str(error).removeprefix(f"{file}: ")
+            loaded[name], refusal = load_exported(file, trusted=True), _reason(error, file)
     return loaded, refusal
+
+
+def _reason(error: ClcaError, file: Path) -> str:
+    """A refusal without the name of a file that is there for a moment, and without how to go past it."""
+    return str(error).removeprefix(f"{file}: ").removesuffix(f"; {TRUST}")
 
 
 def _examined(

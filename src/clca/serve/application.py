@@ -10,6 +10,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
 import clca
@@ -25,9 +26,10 @@ from clca.serve.served_model import ServedModel, load
 from clca.serve.service import Ranked, Service
 from clca.serve.settings import ServeSettings
 from clca.serve.upload import Upload, read_uploads
-from clca.system.numerals import PLAIN
+from clca.system.numerals import refuse_odd_number
 from clca.training.device import make_accelerator
 
+_PLAIN = BeforeValidator(refuse_odd_number)  # before pydantic converts text
 _REASONS = {
     400: "The form is broken",
     401: "No token, or a wrong one",
@@ -134,10 +136,10 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=_BODY, tags=["predict"])
     async def predict(
         request: Request,
-        top_k: Annotated[int, PLAIN, Query(ge=1, le=100_000, description="classes to name, best first")] = 5,
+        top_k: Annotated[int, _PLAIN, Query(ge=1, le=100_000, description="classes to name, best first")] = 5,
         keep_rate: Annotated[
             float | None,
-            PLAIN,
+            _PLAIN,
             Query(gt=0, le=1, description="share of tokens to keep at each location, where the model can change it"),
         ] = None,
         model: Annotated[str | None, Query(description="name, as /v1/models says; the first without it")] = None,

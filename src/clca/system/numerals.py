@@ -8,8 +8,6 @@ import math
 import re
 from typing import Any
 
-from pydantic import BeforeValidator
-
 WHOLE = re.compile(r"[+-]?[0-9]+")
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _LONGEST = 400  # characters: more than the largest double has, and quick to convert
@@ -63,7 +61,3 @@ def refuse_odd_number(value: Any) -> Any:
             if isinstance(part, str):
                 decimal_number(part)
     return value
-
-
-PLAIN = BeforeValidator(refuse_odd_number)
-"""For the annotation of a field or a parameter that pydantic converts from text."""

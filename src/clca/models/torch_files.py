@@ -267,7 +267,7 @@ _OPCODES = (
 _PythonUnpickler: Any = vars(pickle)["_Unpickler"]
 
 
-class _Inspector(_PythonUnpickler):  # type: ignore[misc]
+class _Inspector(_PythonUnpickler):
     """Reads a pickle with stand-ins for all that it may name."""
 
     dispatch: dict[int, Any] = {code[0]: _PythonUnpickler.dispatch[code[0]] for code in _OPCODES}  # noqa: RUF012

@@ -136,11 +136,11 @@ def test_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("--epochs", "1_0", "--epochs 1_0: should be a number in plain digits"),
-        ("--lr", "1_0e-5", "--lr 1_0e-5: should be a number in plain digits"),
-        ("--keep-rate", "0_1e-1", "--keep-rate 0_1e-1: should be a number in plain digits"),
-        ("--locations", "٣", "--locations ٣: should be a number in plain digits"),
-        ("--lr", "nan", "--lr nan: should be a number in plain digits"),
+        ("--epochs", "1_0", "--epochs 1_0: should be a valid number in plain digits"),
+        ("--lr", "1_0e-5", "--lr 1_0e-5: should be a valid number in plain digits"),
+        ("--keep-rate", "0_1e-1", "--keep-rate 0_1e-1: should be a valid number in plain digits"),
+        ("--locations", "٣", "--locations ٣: should be a valid number in plain digits"),
+        ("--lr", "nan", "--lr nan: should be a valid number in plain digits"),
     ],
 )
 def test_the_command_line(flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,5 +59,5 @@ def refuse_odd_number(value: Any) -> Any:
             try:
                 decimal_number(part)
             except ValueError:
-                raise ValueError("should be a number in plain digits, such as 12 or 0.25") from None
+                raise ValueError("should be a valid number in plain digits, such as 12 or 0.25") from None
     return value

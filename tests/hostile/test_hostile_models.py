@@ -89,7 +89,6 @@ def test_a_sound_folder_is_loaded_within_the_limits(tmp_path: Path) -> None:
         {"qkv_bias": "yes"},
         {"class_token": False},
         {"pos_embed": "rotary"},
-        {"global_pool": "map"},
         {"global_pool": ["token"]},
         {"weight_init": "../x"},
         {"act_layer": "os.system"},
@@ -365,7 +364,7 @@ def test_what_python_makes_and_saves_is_loaded(kwargs: dict[str, Any], tmp_path:
     model.preprocess = None
     model.save_pretrained(tmp_path)
     assert bounded(load_and_run, str(tmp_path), **LIMITS).value == [1, 5]
-    assert from_pretrained(tmp_path).config == model.config
+    assert from_pretrained(tmp_path).config.model_dump(mode="json") == model.config.model_dump(mode="json")
 
 
 def test_every_backbone_that_fits_is_within_the_limits_of_a_file() -> None:

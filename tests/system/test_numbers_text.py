@@ -136,11 +136,11 @@ def test_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("--epochs", "1_0", "--epochs is '1_0': needs a whole number"),
-        ("--lr", "1_0e-5", "--lr is '1_0e-5': needs a number"),
-        ("--keep-rate", "0_1e-1", "keep-rate is '0_1e-1': needs a number"),
-        ("--locations", "٣", "locations is '٣': needs a whole number"),
-        ("--lr", "nan", "--lr is 'nan': needs a number"),
+        ("--epochs", "1_0", "--epochs 1_0: should be a valid number in plain digits"),
+        ("--lr", "1_0e-5", "--lr 1_0e-5: should be a valid number in plain digits"),
+        ("--keep-rate", "0_1e-1", "--keep-rate 0_1e-1: should be a valid number in plain digits"),
+        ("--locations", "٣", "--locations ٣: should be a valid number in plain digits"),
+        ("--lr", "nan", "--lr nan: should be a valid number in plain digits"),
     ],
 )
 def test_the_command_line(flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,23 @@ def test_a_setting_is_refused_before_an_image_is_read(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["red\x1b[31m", "leaf\u202egnp", "x" * 200 + "\x07"])
+def test_class_folders_that_no_model_could_name_are_refused_first(
+    make_config: Make, tmp_path: Path, draw_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(loop_of, "verify_images", lambda *_, **__: pytest.fail("images were read"))
+    root = draw_images(tmp_path / "odd", classes=2, images=2)
+    for split in ("train", "val", "test"):
+        (root / split / "class1").rename(root / split / name)
+    with pytest.raises(ClcaError, match="has control characters: rename it") as stopped:
+        train(make_config(data={"root": str(root)}), quiet=True)
+    message = str(stopped.value)
+    assert message.isprintable()
+    assert message.startswith(f"{root}: ")
+    assert repr(name[:60])[1:-1] in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_was_there_stays(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(ClcaError):

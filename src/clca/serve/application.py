@@ -29,6 +29,7 @@ from clca.serve.upload import Upload, read_uploads
 from clca.system.numbers import refuse_odd_number
 from clca.training.device import make_accelerator
 
+_PLAIN = BeforeValidator(refuse_odd_number)  # before pydantic converts text
 _REASONS = {
     400: "The form is broken",
     401: "No token, or a wrong one",
@@ -137,12 +138,10 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=_BODY, tags=["predict"])
     async def predict(
         request: Request,
-        top_k: Annotated[
-            int, BeforeValidator(refuse_odd_number), Query(ge=1, le=100_000, description="classes to name, best first")
-        ] = 5,
+        top_k: Annotated[int, _PLAIN, Query(ge=1, le=100_000, description="classes to name, best first")] = 5,
         keep_rate: Annotated[
             float | None,
-            BeforeValidator(refuse_odd_number),
+            _PLAIN,
             Query(gt=0, le=1, description="share of tokens to keep at each location, where the model can change it"),
         ] = None,
         model: Annotated[str | None, Query(description="name, as listed by /v1/models; if omitted, the first")] = None,

@@ -50,19 +50,19 @@ def is_whole_number(text: str) -> bool:
 
 
 def refuse_odd_number(value: Any) -> Any:
-    """A value as it came, unless it or a part of it is text that Python takes for a number and a reader does not.
+    """A value as it came, unless it, or an element of it, is text other than a plain number.
 
-    For fields that hold no text, before pydantic converts what they are given.
+    For fields that hold no text, before pydantic converts what they are given: it reads `1_0` as Python does.
 
     Raises:
         ValueError: It is.
     """
-    if isinstance(value, str):
-        decimal_number(value)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            if isinstance(part, str):
+    for part in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(part, str):
+            try:
                 decimal_number(part)
+            except ValueError:
+                raise ValueError("should be a valid number in plain digits, such as 12 or 0.25") from None
     return value
 
 

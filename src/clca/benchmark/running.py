@@ -19,6 +19,7 @@ from clca.benchmark.requested import requested
 from clca.benchmark.result import Benchmark, Growth, Row, exponent
 from clca.errors import ClcaError, WorkError
 from clca.evaluation.stored import by_rate
+from clca.kernels import onednn
 from clca.system.timing import (
     Spread,
     bandwidth,
@@ -82,7 +83,14 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None) -> Benchm
 
 def _best_rates(config: BenchmarkConfig, device: str, before: dict[str, float]) -> dict[str, float]:
     """The matrix rates, the best so far of each: what else runs on the machine can only lower them."""
-    return {name: max(before.get(name, 0), matrix_rate(DTYPES[name], device)) for name in config.precisions}
+    return {name: max(before.get(name, 0), _matrix_rate(DTYPES[name], device)) for name in config.precisions}
+
+
+def _matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """The rate of the faster of the libraries that the kernels use on this machine."""
+    by_onednn = onednn.BY_ONEDNN and device == "cpu" and dtype == torch.float32
+    others = {"oneDNN": lambda x, weight: onednn.product(x, weight.mT)} if by_onednn else {}
+    return matrix_rate(dtype, device, others=others)
 
 
 def _compiling(config: BenchmarkConfig) -> AbstractContextManager[Any]:

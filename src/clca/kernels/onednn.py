@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clca.kernels.cpu_info import Cpu, this_cpu
+from clca.system.cpu_info import Cpu, this_cpu
 
 WIDE = 2**19
 """The most entries of a wide activation that are made at once: 2 MiB of them."""

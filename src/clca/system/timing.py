@@ -28,8 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from clca.errors import ClcaError, WorkError
-from clca.kernels import onednn as products
-from clca.kernels.cpu_info import this_cpu
+from clca.system.cpu_info import this_cpu
 from clca.system.processes import forked_fresh, usable_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd",
@@ -227,14 +226,19 @@ def command() -> str:
 
 
 @torch.no_grad()
-def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", repeats: int = 5) -> float:
+def matrix_rate(
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    repeats: int = 5,
+    others: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] | None = None,
+) -> float:
     """GMAC/s, 10⁹ multiply-accumulates a second, of the linear layers of ViT-S and ViT-B on eight 448 px images.
 
     Args:
         dtype: Of both factors.
         device: Where to measure.
-        repeats: Rounds; of their medians the best layer's is the machine's rate, by the faster of the libraries that
-            PyTorch brings.
+        repeats: Rounds; of their medians the best layer's is the machine's rate.
+        others: Further functions that compute x [M, K] times weightᵀ [N, K]; the fastest counts.
     """
     on_cpu = torch.device(device).type == "cpu"
     shapes = [(rows if on_cpu else 8 * rows, *widths) for rows, *widths in MATRICES]  # a GPU would be half idle
@@ -245,9 +249,7 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         )
         for shape in shapes
     }
-    ways: dict[str, Callable[..., Any]] = {"torch": F.linear}
-    if on_cpu and dtype == torch.float32 and products.BY_ONEDNN:
-        ways["oneDNN"] = lambda a, b: products.product(a, b.mT)
+    ways: dict[str, Callable[..., Any]] = {"torch": F.linear, **(others or {})}
     calls = {f"{shape} {name}": partial(way, *factors[shape]) for shape in shapes for name, way in ways.items()}
     seconds = _seconds(calls, repeats, device)
     return max(math.prod(shape) / seconds[f"{shape} {name}"] for shape in shapes for name in ways) / 1e9

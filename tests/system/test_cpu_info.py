@@ -5,7 +5,7 @@ import platform
 import pytest
 
 from clca.kernels import onednn as products
-from clca.kernels.cpu_info import Cpu, described, this_cpu
+from clca.system.cpu_info import Cpu, described, this_cpu
 
 LINUX = """processor\t: 0
 vendor_id\t: AuthenticAMD

@@ -1,7 +1,7 @@
-"""How fast something runs and how much memory it takes, told so that it can be believed.
+"""Measuring time and memory so that the results can be trusted.
 
-Candidates are timed in turn, round after round, and compared within a round: what slows the machine down for a while
-slows all of them down. The spread is reported beside the median.
+Candidates are timed in turn, round after round, and compared within a round: whatever slows the machine down for a
+while affects all of them. The spread is reported beside the median.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def rounds(
         warmup: Untimed calls of each before the first round.
         seed: Of the order.
         device: Where the work is done.
-        failed: Told of a candidate that raised, which is then left out; None lets the error through.
-        progress: Told the name of a candidate after each of its calls, untimed ones included.
+        failed: Called with the name and the error of a candidate that raised, which is then dropped; None re-raises.
+        progress: Called with the name of a candidate after each of its calls, untimed ones included.
 
     Yields:
         Seconds by name, one round a time, until no candidate is left.
@@ -120,7 +120,7 @@ def interleaved(
         warmup: Untimed calls of each before the first round.
         seed: Of the order within each round.
         device: Where the work is done.
-        progress: Told the name of a candidate after each of its calls, untimed ones included.
+        progress: Called with the name of a candidate after each of its calls, untimed ones included.
 
     Raises:
         ClcaError: If there is nothing to time, or no round.
@@ -320,7 +320,7 @@ def peak_memory(
 
 def _weigh(sender: Any, function: Callable[..., Any], args: tuple[Any, ...], device: str, threads: int) -> None:
     """In the child: weigh the call and send (True, bytes) or (False, why not)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer, which then ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     try:
         torch.set_num_threads(threads)
         warm = torch.randn(256, 256, device=device, requires_grad=True)
@@ -338,19 +338,19 @@ def _weigh(sender: Any, function: Callable[..., Any], args: tuple[Any, ...], dev
             function(*args)
             peak = _status("VmHWM") - _status("RssFile") if linux else _largest_ever()
         sender.send((True, max(0, peak - before)))
-    except BaseException as error:  # whatever it is, the parent says it
+    except BaseException as error:  # whatever it is, the parent reports it
         text = " ".join(str(error).split())
         sender.send((False, f"{type(error).__name__}: {text}" if text else type(error).__name__))
 
 
 def _status(field: str) -> int:
-    """Bytes that Linux says under a name: VmRSS now, VmHWM at most, RssFile of files such as program code."""
+    """A field of Linux' process status in bytes: VmRSS (current), VmHWM (peak), RssFile (mapped files such as code)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _reset_high_water_mark() -> bool:
-    """Whether the kernel forgot the largest size so far, and tells what is needed."""
+    """Reset the peak; True if the kernel did and reports the fields needed."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return min(_status(field) for field in ("VmRSS", "VmHWM", "RssFile")) >= 0
@@ -362,6 +362,6 @@ def _largest_ever() -> int:
     try:
         import resource
     except ImportError:
-        raise ClcaError("this system does not tell the memory of a process") from None
+        raise ClcaError("this system does not report the memory of a process") from None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024

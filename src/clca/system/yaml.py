@@ -200,7 +200,7 @@ def _loader() -> Any:
         yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (the registry of PyYAML)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            # PyYAML would keep the last duplicate. Keys of this mapping take precedence over merged ones (<<: *another).
+            # PyYAML would keep the last duplicate. Keys written here take precedence over merged ones (<<: *another).
             seen: set[Any] = set()
             for key, _ in node.value:
                 if key.tag == f"{_TAG}merge":

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {"models": ("vit_tiny_patch16_224",), "img_sizes": (32,)
 @pytest.fixture(autouse=True)
 def _one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's rates, measured elsewhere."""
-    monkeypatch.setattr(running, "matrix_rate", lambda dtype, device: 50.0)
+    monkeypatch.setattr(running, "matrix_rate", lambda dtype, device, others: 50.0)
     monkeypatch.setattr(running, "bandwidth", lambda device: 20.0)
 
 
@@ -48,7 +48,7 @@ def saved(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def result() -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "matrix_rate", lambda dtype, device: 50.0)
+        patch.setattr(running, "matrix_rate", lambda dtype, device, others: 50.0)
         patch.setattr(running, "bandwidth", lambda device: 20.0)
         config = BenchmarkConfig(
             **(SMALL | {"img_sizes": (32, 64)}), reductions=("evit", "patchmerger"), keep_rates=(0.5, 0.1), rounds=3,

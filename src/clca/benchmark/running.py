@@ -19,6 +19,7 @@ from clca.benchmark.requested import requested
 from clca.benchmark.result import Benchmark, BenchmarkRow, Growth, exponent
 from clca.errors import ClcaError, WorkError
 from clca.evaluation.stored import by_rate
+from clca.kernels import dispatch, onednn
 from clca.system.timing import (
     Spread,
     bandwidth,
@@ -83,7 +84,14 @@ def benchmark(config: BenchmarkConfig) -> Benchmark:
 
 def _best_rates(config: BenchmarkConfig, device: str, before: dict[str, float]) -> dict[str, float]:
     """The best matrix rates so far: other load on the machine can only lower them."""
-    return {name: max(before.get(name, 0), matrix_rate(DTYPES[name], device)) for name in config.precisions}
+    return {name: max(before.get(name, 0), _matrix_rate(DTYPES[name], device)) for name in config.precisions}
+
+
+def _matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """The rate of the faster of the libraries that the kernels use on this machine."""
+    with_onednn = dispatch.TRAIN_WITH_ONEDNN and device == "cpu" and dtype == torch.float32
+    others = {"oneDNN": lambda x, weight: onednn.matmul(x, weight.mT)} if with_onednn else {}
+    return matrix_rate(dtype, device, others=others)
 
 
 def _compiling(config: BenchmarkConfig) -> AbstractContextManager[Any]:

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from clca.errors import ClcaError
 from clca.kernels import prepack
-from clca.kernels.cpu_info import has_wide_avx512, this_cpu
 from clca.kernels.module_hooks import has_global_hooks, has_hooks
 from clca.kernels.onednn import HAS_ONEDNN
+from clca.system.cpu_info import has_wide_avx512, this_cpu
 
 # -- the switch --------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Paths as users write them, and as they can be shown."""
+"""Expanding paths that users write, and displaying paths and names safely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with `~` replaced by the home folder; as it is where there is none, or `~` only begins a file's name."""
+    """Replace `~` by the home folder; leave the path unchanged if there is none, or `~` only begins a file name."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -19,12 +19,12 @@ def expanded(path: str | Path) -> Path:
 
 
 def shown(path: str | Path) -> str:
-    r"""A path or a name for people to read, on one line: control characters and what is no UTF-8 as `\x1b`."""
+    r"""Format a path or name for display on one line; control characters and invalid UTF-8 appear as `\x1b`."""
     return "".join(_visible(letter) for letter in str(path))
 
 
 def as_it_is(text: str | Path, style: str = "") -> Text:
-    """Names in a text for the terminal: brackets and colons in them are no markup, control characters no commands."""
+    """Format a text for the terminal without interpreting markup or control characters in it."""
     from rich.text import Text
 
     return Text(shown(text), style)
@@ -33,6 +33,6 @@ def as_it_is(text: str | Path, style: str = "") -> Text:
 def _visible(letter: str) -> str:
     if unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp"):
         return letter
-    if "\udc80" <= letter <= "\udcff":  # a byte that is no UTF-8, as Python hands it on
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8, as Python represents it
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""Ending in order when asked to."""
+"""Signals that ask a process to stop, handled so that it can save its state first."""
 
 import signal
 import threading
@@ -8,7 +8,13 @@ from pathlib import Path
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop and has saved where it is. `signal` is what asked for it, `folder` where to go on."""
+    """A run was interrupted after it had saved its state.
+
+    Attributes:
+        folder: The run folder, from which the run can be resumed.
+        step: Steps done.
+        signal: Number of the signal.
+    """
 
     def __init__(self, folder: Path, step: int, signal_number: int) -> None:
         super().__init__(
@@ -20,11 +26,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def first_signal(tell: Callable[[int], None]) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM be told, so that work can be saved, and a second one end it at once.
+def first_signal(handle: Callable[[int], None]) -> Iterator[None]:
+    """Handle the first SIGINT or SIGTERM, so that work can be saved; a second one ends the process at once.
 
     Args:
-        tell: Called with the signal's number. Outside the main thread, which alone can catch signals, never.
+        handle: Called with the signal's number. Never called outside the main thread, which alone receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,7 +38,7 @@ def first_signal(tell: Callable[[int], None]) -> Iterator[None]:
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def caught(number: int, _: object) -> None:
-        tell(number)
+        handle(number)
         restore()
 
     def restore() -> None:

@@ -1,7 +1,7 @@
-"""How fast something runs and how much memory it takes, told so that it can be believed.
+"""Measuring time and memory so that the results can be trusted.
 
-Candidates are timed in turn, round after round, and compared within a round: what slows the machine down for a while
-slows all of them down. The spread is reported beside the median.
+Candidates are timed in turn, round after round, and compared within a round: whatever slows the machine down for a
+while affects all of them. The spread is reported beside the median.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from clca.errors import ClcaError, WorkError
-from clca.kernels import dispatch, onednn
-from clca.kernels.cpu_info import this_cpu
+from clca.system.cpu_info import this_cpu
 from clca.system.processes import forkserver_context, usable_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd",
@@ -74,8 +73,8 @@ def rounds(
         warmup: Untimed calls of each before the first round.
         seed: Of the order.
         device: Where the work is done.
-        failed: Told of a candidate that raised, which is then left out; None lets the error through.
-        progress: Told the name of a candidate after each of its calls, untimed ones included.
+        failed: Called with the name and the error of a candidate that raised, which is then dropped; None re-raises.
+        progress: Called with the name of a candidate after each of its calls, untimed ones included.
 
     Yields:
         Seconds by name, one round a time, until no candidate is left.
@@ -121,7 +120,7 @@ def interleaved(
         warmup: Untimed calls of each before the first round.
         seed: Of the order within each round.
         device: Where the work is done.
-        progress: Told the name of a candidate after each of its calls, untimed ones included.
+        progress: Called with the name of a candidate after each of its calls, untimed ones included.
 
     Raises:
         ClcaError: If there is nothing to time, or no round.
@@ -227,14 +226,19 @@ def command() -> str:
 
 
 @torch.no_grad()
-def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", repeats: int = 5) -> float:
+def matrix_rate(
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    repeats: int = 5,
+    others: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] | None = None,
+) -> float:
     """GMAC/s, 10⁹ multiply-accumulates a second, of the linear layers of ViT-S and ViT-B on eight 448 px images.
 
     Args:
         dtype: Of both factors.
         device: Where to measure.
-        repeats: Rounds; of their medians the best layer's is the machine's rate, by the faster of the libraries that
-            PyTorch brings.
+        repeats: Rounds; of their medians the best layer's is the machine's rate.
+        others: Further functions that compute x [M, K] times weightᵀ [N, K]; the fastest counts.
     """
     on_cpu = torch.device(device).type == "cpu"
     shapes = [(rows if on_cpu else 8 * rows, *widths) for rows, *widths in MATRICES]  # a GPU would be half idle
@@ -245,9 +249,7 @@ def matrix_rate(dtype: torch.dtype = torch.float32, device: str | torch.device =
         )
         for shape in shapes
     }
-    ways: dict[str, Callable[..., Any]] = {"torch": F.linear}
-    if on_cpu and dtype == torch.float32 and dispatch.TRAIN_WITH_ONEDNN:
-        ways["oneDNN"] = lambda a, b: onednn.matmul(a, b.mT)
+    ways: dict[str, Callable[..., Any]] = {"torch": F.linear, **(others or {})}
     calls = {f"{shape} {name}": partial(way, *factors[shape]) for shape in shapes for name, way in ways.items()}
     seconds = _seconds(calls, repeats, device)
     return max(math.prod(shape) / seconds[f"{shape} {name}"] for shape in shapes for name in ways) / 1e9
@@ -318,7 +320,7 @@ def peak_memory(
 
 def _weigh(sender: Any, function: Callable[..., Any], args: tuple[Any, ...], device: str, threads: int) -> None:
     """In the child: weigh the call and send (True, bytes) or (False, why not)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer, which then ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     try:
         torch.set_num_threads(threads)
         warm = torch.randn(256, 256, device=device, requires_grad=True)
@@ -336,19 +338,19 @@ def _weigh(sender: Any, function: Callable[..., Any], args: tuple[Any, ...], dev
             function(*args)
             peak = _status("VmHWM") - _status("RssFile") if linux else _largest_ever()
         sender.send((True, max(0, peak - before)))
-    except BaseException as error:  # whatever it is, the parent says it
+    except BaseException as error:  # whatever it is, the parent reports it
         text = " ".join(str(error).split())
         sender.send((False, f"{type(error).__name__}: {text}" if text else type(error).__name__))
 
 
 def _status(field: str) -> int:
-    """Bytes that Linux says under a name: VmRSS now, VmHWM at most, RssFile of files such as program code."""
+    """A field of Linux' process status in bytes: VmRSS (current), VmHWM (peak), RssFile (mapped files such as code)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _reset_high_water_mark() -> bool:
-    """Whether the kernel forgot the largest size so far, and tells what is needed."""
+    """Reset the peak; True if the kernel did and reports the fields needed."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return min(_status(field) for field in ("VmRSS", "VmHWM", "RssFile")) >= 0
@@ -360,6 +362,6 @@ def _largest_ever() -> int:
     try:
         import resource
     except ImportError:
-        raise ClcaError("this system does not tell the memory of a process") from None
+        raise ClcaError("this system does not report the memory of a process") from None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024

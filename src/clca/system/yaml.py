@@ -1,8 +1,8 @@
-"""The one reader of YAML: settings and studies, which may come from anybody.
+"""The reader of all YAML files (settings and studies), safe for files from untrusted sources.
 
-A file is checked event by event before anything is built from it, so that it cannot take more than its size allows.
-Words without quotes are read as in YAML 1.2: `no` is text, `1e-4` a number. What other versions read as another number
-than it looks like (`010`, `1_000`, `1:30`, `0x1F`) is refused.
+A file is checked event by event before any object is built, so memory stays within fixed limits. Unquoted scalars
+follow YAML 1.2: `no` is text, `1e-4` a number. Numbers that YAML versions read differently (`010`, `1_000`, `1:30`,
+`0x1F`) are refused.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from clca.system.numbers import DECIMAL, WHOLE
 
 MOST_BYTES = 1 << 20
 MOST_NODES = 100_000
-"""Keys and values of a file; what an alias (`*name`) repeats counts again."""
-MOST_LETTERS = 4 << 20
-"""Characters of all keys and values, counted in the same way."""
+"""Keys and values of a file, counted again wherever an alias (`*name`) repeats them."""
+MOST_CHARACTERS = 4 << 20
+"""Characters of all keys and values, counted the same way."""
 MOST_DEPTH = 32
 LONGEST_TEXT = 1 << 16
-LARGEST_WHOLE = 2**63 - 1
+LARGEST_INTEGER = 2**63 - 1
 
 _TAG = "tag:yaml.org,2002:"
 _NOT_OCTAL = r"(?![-+]?0[0-9])"  # 010 is 8 in YAML 1.1
-_WHOLE = re.compile(_NOT_OCTAL + WHOLE.pattern)
+_INTEGER = re.compile(_NOT_OCTAL + WHOLE.pattern)
 _NUMBER = re.compile(_NOT_OCTAL + DECIMAL.pattern)
-# What YAML 1.1, Python or a calculator takes for a number, and what is none here.
-_DOUBTFUL = re.compile(
+# What YAML 1.1 or Python reads as a number, but this reader does not.
+_AMBIGUOUS = re.compile(
     r"[-+]?(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+"
     r"|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
     r"|(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9_]+)?"
     r"|\.(?:inf|Inf|INF|nan|NaN|NAN))"
 )
-_IMPLICIT = {
+_PLAIN_SCALARS = {
     "null": re.compile(r"(?:~|null|Null|NULL|)\Z"),
     "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
-    "int": re.compile(_WHOLE.pattern + r"\Z"),
+    "int": re.compile(_INTEGER.pattern + r"\Z"),
     "float": re.compile(_NUMBER.pattern + r"\Z"),
     "merge": re.compile(r"<<\Z"),
 }
-_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def read_yaml(path: str | Path, where: str | None = None) -> Any:
-    """The content of a YAML (or JSON) file: dictionaries, lists, texts, numbers, true, false and None.
+    """Read a YAML (or JSON) file of mappings, lists, strings, numbers, booleans and nulls.
 
     Args:
         path: The file.
-        where: What a message begins with; the path if omitted.
+        where: Prefix of error messages; the path if omitted.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ClcaError: In one line that names the file: it cannot be read, is no YAML, or exceeds a limit.
+        ClcaError: It cannot be read, is not YAML, or exceeds a limit.
     """
     where = str(path) if where is None else where
     try:
@@ -66,19 +66,19 @@ def read_yaml(path: str | Path, where: str | None = None) -> Any:
         text = raw.decode("utf-8-sig") if len(raw) <= MOST_BYTES else ""
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path, or no UTF-8
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path, or invalid UTF-8
         raise ClcaError(f"{where}: cannot be read ({reason(error)})") from None
     if len(raw) > MOST_BYTES:
         raise ClcaError(f"{where}: is larger than {MOST_BYTES >> 20} MiB; a file of settings is smaller")
-    return _loaded(text, where)
+    return _parse(text, where)
 
 
-def _loaded(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     import yaml
 
     loader = _loader()
     try:
-        _Check(where).events(yaml.parse(text, Loader=loader))
+        _LimitChecker(where).events(yaml.parse(text, Loader=loader))
         return yaml.load(text, Loader=loader)
     except ClcaError:
         raise
@@ -91,8 +91,8 @@ def _loaded(text: str, where: str) -> Any:
 
 
 @dataclass
-class _Open:
-    """A list or mapping whose end has not come yet."""
+class _Container:
+    """A list or mapping that is still open."""
 
     anchor: str | None
     before: tuple[int, int]
@@ -100,48 +100,48 @@ class _Open:
     children: int = 0
 
 
-class _Check:
-    """Counts what a file would become, and refuses it at the first event that is beyond a limit."""
+class _LimitChecker:
+    """Counts what would be built from a file and raises at the first event beyond a limit."""
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.nodes = self.letters = 0
-        self.open: list[_Open] = []
-        self.anchored: dict[str, tuple[int, int] | None] = {}  # None: not whole yet
+        self.nodes = self.characters = 0
+        self.open: list[_Container] = []
+        self.anchored: dict[str, tuple[int, int] | None] = {}  # None: still open
 
     def events(self, events: Iterable[Any]) -> None:
         from yaml import events as kinds
 
         for event in events:
             if isinstance(event, kinds.ScalarEvent):
-                self._key_or_value(event, is_word=True)
+                self._key_or_value(event, is_scalar=True)
                 self._scalar(event)
             elif isinstance(event, (kinds.SequenceStartEvent, kinds.MappingStartEvent)):
-                self._key_or_value(event, is_word=False)
+                self._key_or_value(event, is_scalar=False)
                 self._begin(event, isinstance(event, kinds.MappingStartEvent))
             elif isinstance(event, (kinds.SequenceEndEvent, kinds.MappingEndEvent)):
                 self._end()
             elif isinstance(event, kinds.AliasEvent):
-                self._key_or_value(event, is_word=False)
+                self._key_or_value(event, is_scalar=False)
                 self._alias(event)
 
     def _refuse(self, event: Any, why: str) -> None:
         raise ClcaError(f"{self.where}: line {event.start_mark.line + 1}: {why}")
 
-    def _count(self, event: Any, nodes: int, letters: int) -> None:
+    def _count(self, event: Any, nodes: int, characters: int) -> None:
         self.nodes += nodes
-        self.letters += letters
+        self.characters += characters
         if self.nodes > MOST_NODES:
             self._refuse(event, f"more than {MOST_NODES:,} values, aliases written out; a file of settings has fewer")
-        if self.letters > MOST_LETTERS:
-            self._refuse(event, f"more than {MOST_LETTERS >> 20} MiB of text, aliases written out")
+        if self.characters > MOST_CHARACTERS:
+            self._refuse(event, f"more than {MOST_CHARACTERS >> 20} MiB of text, aliases written out")
 
-    def _key_or_value(self, event: Any, is_word: bool) -> None:
+    def _key_or_value(self, event: Any, is_scalar: bool) -> None:
         if not self.open:
             return
         parent = self.open[-1]
-        if parent.mapping and parent.children % 2 == 0 and not is_word:
-            self._refuse(event, "a key should be a word or a number")
+        if parent.mapping and parent.children % 2 == 0 and not is_scalar:
+            self._refuse(event, "a key should be text or a number")
         parent.children += 1
 
     def _scalar(self, event: Any) -> None:
@@ -150,21 +150,21 @@ class _Check:
         self._count(event, 1, len(value))
         if len(value) > LONGEST_TEXT:
             self._refuse(event, f"a text of {len(value):,} characters; at most {LONGEST_TEXT:,} are read")
-        if _NO_TEXT.search(value):
+        if _CONTROL.search(value):
             self._refuse(event, f"a control character in {brief(repr(value), 60)}")
         if event.implicit[0] and not event.style:  # not in quotes
-            self._plain(event, value)
+            self._plain_scalar(event, value)
         if event.anchor is not None:
             self.anchored[event.anchor] = (1, len(value))
 
-    def _plain(self, event: Any, value: str) -> None:
-        if _WHOLE.fullmatch(value):
-            if len(value) > 20 or abs(int(value)) > LARGEST_WHOLE:
+    def _plain_scalar(self, event: Any, value: str) -> None:
+        if _INTEGER.fullmatch(value):
+            if len(value) > 20 or abs(int(value)) > LARGEST_INTEGER:
                 self._refuse(event, f"{brief(value, 40)} is too large a number")
         elif _NUMBER.fullmatch(value):
             if not math.isfinite(float(value)):
                 self._refuse(event, f"{brief(value, 40)} is too large a number")
-        elif len(value) <= 100 and _DOUBTFUL.fullmatch(value):
+        elif len(value) <= 100 and _AMBIGUOUS.fullmatch(value):
             self._refuse(event, f"{value} is no plain number: write digits such as 1000 or 0.5, or quote it as text")
 
     def _tag(self, event: Any) -> None:
@@ -176,17 +176,17 @@ class _Check:
         self._count(event, 1, 0)
         if len(self.open) >= MOST_DEPTH:
             self._refuse(event, f"nested more than {MOST_DEPTH} deep")
-        self.open.append(_Open(event.anchor, (self.nodes - 1, self.letters), mapping))
+        self.open.append(_Container(event.anchor, (self.nodes - 1, self.characters), mapping))
         if event.anchor is not None:
             self.anchored[event.anchor] = None
 
     def _end(self) -> None:
         ended = self.open.pop()
         if ended.anchor is not None:
-            self.anchored[ended.anchor] = (self.nodes - ended.before[0], self.letters - ended.before[1])
+            self.anchored[ended.anchor] = (self.nodes - ended.before[0], self.characters - ended.before[1])
 
     def _alias(self, event: Any) -> None:
-        size = self.anchored.get(event.anchor, (1, 0))  # one that is not defined is refused by the loader
+        size = self.anchored.get(event.anchor, (1, 0))  # the loader refuses an undefined alias
         if size is None:
             self._refuse(event, f"*{brief(event.anchor, 40)} is within itself")
         else:
@@ -195,14 +195,14 @@ class _Check:
 
 @functools.cache
 def _loader() -> Any:
-    """A safe loader with the plain words of YAML 1.2, that refuses a key that occurs twice."""
+    """A safe loader that resolves plain scalars as YAML 1.2 does and refuses duplicate keys."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (the registry of PyYAML)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            # YAML keeps the last of two; of <<: *another the keys that are written here go before.
+            # PyYAML would keep the last duplicate. Keys written here take precedence over merged ones (<<: *another).
             seen: set[Any] = set()
             for key, _ in node.value:
                 if key.tag == f"{_TAG}merge":
@@ -213,6 +213,6 @@ def _loader() -> Any:
                 seen.add(word)
             return super().construct_mapping(node, deep)
 
-    for name, words in _IMPLICIT.items():
+    for name, words in _PLAIN_SCALARS.items():
         Loader.add_implicit_resolver(f"{_TAG}{name}", words, None)
     return Loader

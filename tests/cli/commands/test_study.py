@@ -105,7 +105,7 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, monkeypatch, capsys):
 def test_failed_runs_end_in_code_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    study = write_study(tmp_path, axes={"reduction": ["evit"], "lr": [1e30]}, base={**BASE, "min_lr": 0.0, "epochs": 8})
+    study = write_study(tmp_path, axes={"reduction": ["evit"], "lr": [1e9]}, base={**BASE, "min_lr": 0.0, "epochs": 8})
     assert main(["study", "run", study, "--out", "out"]) == 1
     said = capsys.readouterr()
     assert "0 of 1 runs are finished, 0 of them now, 1 failed" in " ".join(said.out.split())

@@ -4,8 +4,8 @@ import platform
 
 import pytest
 
-from clca.kernels import cpu_info
-from clca.kernels.cpu_info import Cpu, parse_cpu, this_cpu
+from clca.system import cpu_info
+from clca.system.cpu_info import Cpu, parse_cpu, this_cpu
 
 LINUX = """processor\t: 0
 vendor_id\t: AuthenticAMD

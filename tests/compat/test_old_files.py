@@ -19,9 +19,9 @@ from clca.export import load_exported
 from clca.report.study.report import study_report
 from clca.study.plan.config import StudyConfig
 from clca.study.plan.expand import plan
-from clca.study.results.status import study_status
 from clca.study.results.table import read_table
 from clca.study.run.driver import run_study
+from clca.study.run.status import study_status
 from clca.training import resume
 
 SAVED = ("ats", "dynamicvit", "sit", "tome")

@@ -2,16 +2,24 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from clca.data.cache.rows import ResizedRows
 from clca.data.images import read_image
 from clca.data.sources.splits import Samples
 from clca.data.synthetic.leaves import DrawnLeaves
-from clca.data.transforms import ResizeFirst
+from clca.data.transforms import ResizeFirst, SquareResize
+
+
+class ResizedImages(Protocol):
+    """Resized images of a data set by index, as `clca.data.cache` keeps them."""
+
+    resize: SquareResize
+
+    def read(self, index: int) -> Any | None:
+        """The resized image [3, side, side], uint8; None if it has to be read from its file."""
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
@@ -39,7 +47,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.labels = [label for _, label in samples]
         self.transform = transform
         self.root = root
-        self.resized: ResizedRows | None = None
+        self.resized: ResizedImages | None = None
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from matplotlib.collections import PathCollection
 from study_maker import make_study
 
+from clca.plots.axes import plain_number, spread, thinned
 from clca.plots.figure import DARK, LIGHT, Mark, Panel, Picture, panel_svgs, plain_style, swatch, write_files
 from clca.reductions import list_reductions
 from clca.report.published import published
 from clca.report.study.figures import Numbers, study_figures
 from clca.report.study.figures.accuracy_cost import accuracy_gmacs
-from clca.report.study.figures.axes import plain_number, spread, thinned
 from clca.report.study.figures.cells import MOST_PANELS, panel_keys, pooled
 from clca.report.study.figures.marks import ARMS, of_arm, of_reduction, reductions_in_order
 from clca.report.study.gradients import gradients

@@ -21,11 +21,11 @@ from clca.errors import ClcaError, WorkError
 from clca.report.study.numbers import over_seeds, paired_gains
 from clca.report.study.report import study_report
 from clca.study.results.folder import begun_runs, run_folder, state_of
-from clca.study.results.status import study_status
 from clca.study.results.table import read_table
 from clca.study.run.driver import run_study
 from clca.study.run.executors import LocalProcesses
 from clca.study.run.job import Outcome, perform
+from clca.study.run.status import study_status
 
 QUICK = {"work": "fake_work:note", "quiet": True}
 

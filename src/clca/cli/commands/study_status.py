@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Status, "clca study status", argv))
     from rich.console import Console
 
-    from clca.study.results.status import study_status
+    from clca.study.run.status import study_status
 
     out = expanded(chosen["folder"])
     found = study_status(out)

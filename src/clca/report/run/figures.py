@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from clca.plots.axes import log_y, percent, plain_number
 from clca.plots.figure import FAINT, Mark, Panel, Picture
-from clca.report.study.figures.axes import log_y, percent, plain_number
 
 MOST_POINTS = 300
 _STEP, _EPOCH, _WATCHED = "#888888", "#d55e00", "#0072b2"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clca.plots.axes import cost_scale, percent
 from clca.plots.figure import FAINT, INK, PAPER, Panel, Picture
 from clca.report.study.figures import cells as cells_of
-from clca.report.study.figures.axes import cost_scale, percent
 from clca.report.study.figures.marks import arms_in_order, legend, of_arm, of_reduction, reductions_in_order
 from clca.report.study.settings import by_default
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clca.plots.axes import percent, rows, spread
 from clca.plots.figure import INK, PAPER, Panel, Picture
-from clca.report.study.figures.axes import percent, rows, spread
 from clca.report.study.figures.marks import arms_in_order, of_arm, reductions_in_order, short, slug
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from clca.plots.axes import rows, spread, thinned
 from clca.plots.figure import FAINT, INK, Mark, Panel, Picture
 from clca.report.study.cells import signed
-from clca.report.study.figures.axes import rows, spread, thinned
 from clca.report.study.figures.marks import of_arm, reductions_in_order
 
 if TYPE_CHECKING:

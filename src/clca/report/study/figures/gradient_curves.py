@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clca.plots.axes import log_y, thinned
 from clca.plots.figure import Panel, Picture
-from clca.report.study.figures.axes import log_y, thinned
 from clca.report.study.figures.marks import ARM_NAMES, arms_in_order, of_arm
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from clca.plots.axes import percent
 from clca.plots.figure import Mark, Panel, Picture
 from clca.report.study.figures import cells as cells_of
-from clca.report.study.figures.axes import percent
 from clca.report.study.figures.marks import arms_in_order, of_arm, reductions_in_order, short, slug
 from clca.report.study.settings import by_default
 

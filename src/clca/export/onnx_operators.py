@@ -62,6 +62,7 @@ OPERATORS = frozenset(
         "Sqrt",
         "Squeeze",
         "Sub",
+        "Tanh",
         "Tile",
         "TopK",
         "Transpose",

@@ -25,7 +25,7 @@ from clca.export import export_pt2, load_exported, onnx_allowlist, pt2_allowlist
 from clca.export.pt2_operators import OPERATORS, WITH_A_BODY
 from clca.export.pt2_schema import Argument, Program, UnknownOperator
 
-MEMORY, SECONDS = 1024, 60  # a refusal takes 60 MiB and 2 s, loading a sound file 250 MiB and 5 s
+MEMORY, SECONDS = 512, 25  # a refusal takes up to 45 MiB and 2 s, loading a sound file 70 MiB and 3 s
 
 
 @pytest.fixture(scope="module")

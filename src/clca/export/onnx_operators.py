@@ -30,6 +30,7 @@ OPERATORS = frozenset(
         "Gemm",
         "Greater",
         "InstanceNormalization",
+        "IsNaN",
         "LayerNormalization",
         "Less",
         "LessOrEqual",

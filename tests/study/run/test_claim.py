@@ -315,7 +315,7 @@ def test_a_child_does_not_release(tmp_path: Path, take: Callable[..., Claim]) ->
 def test_a_process_number_given_again_is_not_the_owner(tmp_path: Path) -> None:
     alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started="another time")
     assert holder(tmp_path) is None
-    alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started=module.start_of(os.getpid()))
+    alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started=module.start_time(os.getpid()))
     assert holder(tmp_path).pid == os.getpid()
 
 

@@ -381,15 +381,15 @@ class Dying(LocalProcesses):
     def start(self):
         pass
 
-    def room(self):
+    def free_slots(self):
         return 1 - len(self.given)
 
     def submit(self, job):
         self.given.append(job)
 
     def wait(self, seconds):
-        told, self.given = self.given, []
-        return [Outcome(job.name, "lost", "its process ended") for job in told]
+        lost, self.given = self.given, []
+        return [Outcome(job.name, "lost", "its process ended") for job in lost]
 
 
 def test_a_pretraining_whose_process_dies_time_and_again_is_tried_with_every_command(tmp_path):

@@ -177,10 +177,10 @@ def read_study_file(out: Path) -> dict[str, Any]:
     content = study_content(out)
     if content is None or content.get("format") != FORMAT:
         if content is None and (out / STUDY).is_file():
-            raise ClcaError(f"{out / STUDY}: is damaged; give clca study run once more, which writes it anew")
+            raise ClcaError(f"{out / STUDY}: is damaged; run clca study run again, which rewrites it")
         raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
     if (wrong := _wrong_field(content)) is not None:
-        raise ClcaError(f"{out / STUDY}: {wrong} is not as clca study run writes it; give it once more")
+        raise ClcaError(f"{out / STUDY}: {wrong} is not as clca study run writes it; run it again")
     return dict(as_utf8(content))
 
 

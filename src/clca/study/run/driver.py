@@ -98,7 +98,7 @@ def describe_study(plan: Plan, folder: Path) -> None:
     stored = study_content(folder)
     if stored is not None and stored.get("name") != plan.study.name:
         other = brief(str(stored.get("name")), 100)
-        raise ClcaError(f"--out {folder}: holds the study {other}, not {plan.study.name}; choose another")
+        raise ClcaError(f"--out {folder}: holds the study {other}, not {plan.study.name}; choose another folder")
     content = {
         "format": FORMAT,
         "name": plan.study.name,
@@ -310,7 +310,7 @@ class _Driver:
                 self._mark_failed(run, line)
                 self._record_failed(run.name, line, result)
             else:
-                self.display.log(f"{run.name}: {outcome.detail or 'interrupted'}; it goes on elsewhere")
+                self.display.log(f"{run.name}: {outcome.detail or 'interrupted'}; it will be resumed")
                 queue.appendleft(run)
 
     def _mark_failed(self, run: PlannedRun, line: str) -> None:

@@ -70,7 +70,7 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, monkeypatch, capsys):
         (["study", "run", write_study(tmp_path), "--shard", "5/4"], "--shard 5/4"),
         (["study", "run", "ablation", "--data-folder", "nowhere"], "no such images: nowhere/soygene"),
         (["study", "status", "nowhere"], "holds no study"),
-        (["study", "status", "half"], "study.json: is damaged; give clca study run once more"),
+        (["study", "status", "half"], "study.json: is damaged; run clca study run again"),
         (["study", "stats"], "did you mean status?"),
     ]
     for words, said in wrong:

@@ -312,10 +312,10 @@ def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
 
 def test_two_drivers_on_one_folder_make_every_run_once(tmp_path):
     drivers = [driver(tmp_path, "among_three"), driver(tmp_path, "among_three", "None")]
-    said = [one.communicate(timeout=120)[0].split() for one in drivers]
-    assert [words[0] for words in said] == ["24", "24"]  # both see all of it finished
-    assert sum(int(words[1]) for words in said) == 24
-    assert all(int(words[1]) > 0 for words in said)
+    printed = [one.communicate(timeout=120)[0].split() for one in drivers]
+    assert [words[0] for words in printed] == ["24", "24"]  # both see all of it finished
+    assert sum(int(words[1]) for words in printed) == 24
+    assert all(int(words[1]) > 0 for words in printed)
     assert set(made(tmp_path / "out").values()) == {1}
     assert len(made(tmp_path / "out")) == 24
 
@@ -379,15 +379,15 @@ class Dying(LocalProcesses):
     def start(self):
         pass
 
-    def room(self):
+    def free_slots(self):
         return 1 - len(self.given)
 
     def submit(self, job):
         self.given.append(job)
 
     def wait(self, seconds):
-        told, self.given = self.given, []
-        return [Outcome(job.name, "lost", "its process ended") for job in told]
+        lost, self.given = self.given, []
+        return [Outcome(job.name, "lost", "its process ended") for job in lost]
 
 
 def test_a_pretraining_whose_process_dies_time_and_again_is_tried_with_every_command(tmp_path):
@@ -487,9 +487,9 @@ def test_a_list_of_keep_rates_is_another_setting_than_its_mean_also_in_runs_made
 
 
 def test_leaves_are_drawn_where_a_study_asks_for_them_and_as_it_asks(tmp_path, monkeypatch):
-    told = small_plan(base={**BASE, "source": "leaves"}, seeds=1)
-    run_study(told, tmp_path / "told", runs=told.runs[:1], work="fake_work:look", quiet=True)
-    assert read_table(tmp_path / "told")["train_images"].tolist() == [12]
+    named = small_plan(base={**BASE, "source": "leaves"}, seeds=1)
+    run_study(named, tmp_path / "named", runs=named.runs[:1], work="fake_work:look", quiet=True)
+    assert read_table(tmp_path / "named")["train_images"].tolist() == [12]
     write_leaves(tmp_path / "leaves", 3, 5, 40, progress=False)
     monkeypatch.chdir(tmp_path)
     found = small_plan(base={**BASE, "data": "leaves"}, seeds=1)

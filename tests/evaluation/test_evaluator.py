@@ -26,7 +26,7 @@ from clca.evaluation.stored import evaluations
 from clca.models.config import ModelConfig
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.training import DataConfig, TrainConfig, device, train
-from clca.training.run_folder import OwnImages, own_images
+from clca.training.run_folder import RunFolder, RunImages
 from clca.training.validation import InferenceResult, run_inference
 
 
@@ -82,16 +82,16 @@ def test_a_run_finds_its_own_images_from_another_folder(
     found = evaluate(moved, workers=0)
     assert (found.data, found.images) == (images.name, 18)
     assert [stored.split for stored in evaluations(moved)] == ["test"]
-    assert own_images(moved) == OwnImages(images.name, str(images), None, "train")
+    assert RunFolder(moved).images == RunImages(images.name, str(images), None, "train")
 
     (tmp_path / images.name).mkdir()  # what is here goes first
-    assert own_images(moved) == OwnImages(images.name, images.name, None, "train")
+    assert RunFolder(moved).images == RunImages(images.name, images.name, None, "train")
 
 
 def test_what_is_no_run_has_no_images_of_its_own(run: Path, tmp_path: Path) -> None:
     clca.from_pretrained(run).save_pretrained(tmp_path)
-    assert own_images(tmp_path) is None
-    assert own_images("hf-hub:someone/model") is None
+    assert RunFolder(tmp_path).images is None
+    assert RunFolder("hf-hub:someone/model").images is None
 
 
 def test_evaluation_goes_by_class_names_not_by_numbers(run: Path, images: Path, tmp_path: Path) -> None:

@@ -16,11 +16,10 @@ from clca.cli import main as cli
 from clca.errors import ClcaError, WorkError
 from clca.system.processes import require_torchrun
 from clca.system.signals import Interrupted
-from clca.training import TrainConfig, train
-from clca.training import trainer as loop_of
+from clca.training import TrainConfig, train, trainer
 from clca.training.device import make_accelerator
-from clca.training.run_folder import own_images
-from clca.training.trainer import _Loop, finished_run
+from clca.training.run_folder import RunFolder
+from clca.training.trainer import _Trainer, finished_run
 
 Make = Callable[..., TrainConfig]
 
@@ -37,7 +36,7 @@ Make = Callable[..., TrainConfig]
 def test_a_setting_is_refused_before_an_image_is_read(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
 ) -> None:
-    monkeypatch.setattr(loop_of, "verify_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(trainer, "verify_images", lambda *_, **__: pytest.fail("images were read"))
     with pytest.raises(ClcaError, match=told):
         train(make_config(**changes), quiet=True)
     assert not (tmp_path / "run").exists()
@@ -47,7 +46,7 @@ def test_a_setting_is_refused_before_an_image_is_read(
 def test_class_folders_that_no_model_could_name_are_refused_first(
     make_config: Make, tmp_path: Path, draw_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(loop_of, "verify_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(trainer, "verify_images", lambda *_, **__: pytest.fail("images were read"))
     root = draw_images(tmp_path / "odd", classes=2, images=2)
     for split in ("train", "val", "test"):
         (root / split / "class1").rename(root / split / name)
@@ -83,7 +82,7 @@ def test_weights_that_answer_nonsense_on_val_are_told_as_such(make_config: Make)
 
 
 def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = loop_of._Loop._one_step
+    step = trainer._Trainer._one_step
 
     def failing(self: Any, batches: Any) -> bool:
         if self.progress.step == 2:
@@ -91,7 +90,7 @@ def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypat
         return step(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_of._Loop, "_one_step", failing)
+        patch.setattr(trainer._Trainer, "_one_step", failing)
         config = make_config(checkpoint_steps=1)
         with pytest.raises(torch.OutOfMemoryError):
             train(config, quiet=True)
@@ -108,7 +107,7 @@ def test_a_tracker_that_does_not_begin_says_why(
         raise RuntimeError("api_key not configured (no-tty)")
 
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", init_trackers)
-    with pytest.raises(ClcaError, match=r"--track tensorboard: it did not begin \(api_key not configured"):
+    with pytest.raises(ClcaError, match=r"--track tensorboard: could not be started \(api_key not configured"):
         train(make_config(track="tensorboard"), quiet=True)
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -117,12 +116,12 @@ def test_an_early_stop_and_a_finished_run_are_logged(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "clca")
-    monkeypatch.setattr(loop_of._Loop, "_note_if_best", lambda self, _: setattr(self.progress, "stale", 9) or False)
+    monkeypatch.setattr(trainer._Trainer, "_note_if_best", lambda self, _: setattr(self.progress, "stale", 9) or False)
     config = make_config(epochs=9, patience=9)
     train(config)
-    assert "no better on val for 9 epochs: stopped early" in caplog.text
+    assert "no improvement on val for 9 epochs: stopped early" in caplog.text
     train(config)
-    assert "is finished already" in caplog.text
+    assert "already finished" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -172,14 +171,14 @@ def test_processes_of_mpirun_that_know_nothing_of_each_other_are_refused(
 def test_a_config_of_others_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ClcaError) as caught:
-        own_images(tmp_path)
+        RunFolder(tmp_path).images  # noqa: B018
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
 def test_a_summary_that_is_not_whole_is_told(tmp_path: Path) -> None:
     for text in ("[", "3", "[" * 100_000, '{"epochs": 3}'):
         (tmp_path / "summary.json").write_text(text)
-        with pytest.raises(WorkError, match="remove it, and the same command makes it anew"):
+        with pytest.raises(WorkError, match="remove it, and the same command writes it again"):
             finished_run(tmp_path)
 
 
@@ -209,12 +208,12 @@ def test_a_full_disk_is_told_with_the_file_and_half_a_line_goes(make_config: Mak
 def test_a_signal_in_the_first_step_ends_it_at_once_and_leaves_nothing(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compiles(self: _Loop, *_: object) -> None:
+    def compiles(self: _Trainer, *_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the step went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "_forward_backward", compiles)
+        patch.setattr(_Trainer, "_forward_backward", compiles)
         with pytest.raises(Interrupted, match="stopped in the first step; the same command begins anew") as caught:
             train(make_config(), quiet=True)
         assert caught.value.signal == signal.SIGTERM

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clca.errors import ClcaError
-from clca.training.run_folder import distinct, told_apart
+from clca.training.run_folder import distinct, unique_labels
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_the_shortest_names_that_tell_runs_apart(folders: list[str], names: list
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     runs = [str(tmp_path / folder) for folder in folders]
-    assert told_apart(runs) == dict(zip(runs, names, strict=True))
+    assert unique_labels(runs) == dict(zip(runs, names, strict=True))
 
 
 def test_what_is_no_folder_keeps_its_name(tmp_path: Path) -> None:
     run = tmp_path / "vit_tiny_patch16_224"
     run.mkdir()
-    found = told_apart(["vit_tiny_patch16_224", "someone/model", str(run)])
+    found = unique_labels(["vit_tiny_patch16_224", "someone/model", str(run)])
     assert list(found.values()) == ["vit_tiny_patch16_224", "someone/model", f"{tmp_path.name}/{run.name}"]
 
 
@@ -53,13 +53,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from clca.models.saving import read_config
-from clca.training.run_folder import read_config
-folder = Path(sys.argv[1])
-print(ascii([read_config(folder), read_config(folder / "config.json")]))
+from clca.training.run_folder import RunFolder
+print(ascii(RunFolder(Path(sys.argv[1])).content))
 """
     ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=ascii_only
     )
-    assert done.stdout == ascii([{"classes": ["Blåbær"]}] * 2) + "\n", done.stderr
+    assert done.stdout == ascii({"classes": ["Blåbær"]}) + "\n", done.stderr

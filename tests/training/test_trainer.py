@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 import clca
 from clca.errors import ClcaError, WorkError
 from clca.models import saving
-from clca.training import TrainConfig, device, resume, train
-from clca.training import trainer as loop_of
+from clca.training import TrainConfig, device, resume, train, trainer
 from clca.training.progress import Display
-from clca.training.run_folder import find_run
+from clca.training.run_folder import RunFolder
 
 Make = Callable[..., TrainConfig]
 
@@ -116,7 +115,7 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
 ) -> None:
     whole = train(make_config(out=tmp_path / "whole", **settings), quiet=True)
     config = make_config(**settings)
-    step, stop_after = loop_of._Loop._one_step, iter([1, 2, 1, 1])
+    step, stop_after = trainer._Trainer._one_step, iter([1, 2, 1, 1])
 
     def stopping(self: Any, batches: Any) -> bool:
         wanted = next(stop_after, None) if self.progress.step == self.state.saved_step else None
@@ -124,9 +123,9 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
         step(self, batches)
         return self.progress.step == self.wanted
 
-    monkeypatch.setattr(loop_of._Loop, "_one_step", stopping)
+    monkeypatch.setattr(trainer._Trainer, "_one_step", stopping)
     for _ in range(4):
-        with pytest.raises(loop_of.Interrupted, match="goes on from there"):
+        with pytest.raises(trainer.Interrupted, match="goes on from there"):
             train(config, quiet=True)
     result = resume(tmp_path / "run", quiet=True)
     assert same(weights(result.folder), weights(whole.folder))
@@ -136,14 +135,14 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
 
 def stop_after(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave a run that was asked to stop in its update number `step`."""
-    one_step = loop_of._Loop._one_step
+    one_step = trainer._Trainer._one_step
 
     def stopping(self: Any, batches: Any) -> bool:
         return one_step(self, batches) or self.progress.step == step
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_of._Loop, "_one_step", stopping)
-        with pytest.raises(loop_of.Interrupted):
+        patch.setattr(trainer._Trainer, "_one_step", stopping)
+        with pytest.raises(trainer.Interrupted):
             train(config, quiet=True)
 
 
@@ -345,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(make_config: M
 
 
 def test_it_stops_early_without_progress(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)
+    monkeypatch.setattr(trainer._Trainer, "_note_if_best", _never_better)
     result = train(make_config(epochs=9, patience=2), quiet=True)
     assert result.epochs == 2
 
@@ -361,7 +360,7 @@ def test_that_the_weights_can_be_loaded_is_checked_once_a_run(
 ) -> None:
     checks, check = [], saving._check_can_be_made
     monkeypatch.setattr(saving, "_check_can_be_made", lambda *given: (checks.append(given), check(*given)))
-    monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)  # but saved each time
+    monkeypatch.setattr(trainer._Trainer, "_note_if_best", _never_better)  # but saved each time
     result = train(make_config(epochs=3), quiet=True)
     assert len(checks) == 1
     model = clca.from_pretrained(result.folder)
@@ -399,7 +398,7 @@ def test_unreadable_images_are_named_before_training(make_config: Make, images: 
     (root / "val" / "class2" / "1.png").write_text("hello")
     with pytest.raises(ClcaError, match=r"2 of 36 images cannot be used: .*0\.png: .*empty.*1\.png: is text"):
         train(make_config(data={"root": str(root)}), quiet=True)
-    assert find_run(tmp_path / "run", make_config()) == "new"
+    assert RunFolder(tmp_path / "run").state_for(make_config()) == "new"
 
 
 @pytest.fixture
@@ -438,7 +437,7 @@ def test_a_run_can_go_on_with_the_cache_switched(make_config: Make, tmp_path: Pa
     train(make_config(cache=False, checkpoint_steps=1), quiet=True)
     (tmp_path / "run" / "summary.json").unlink()
     config = make_config(cache=True, cache_gb=1.0)
-    assert find_run(tmp_path / "run", config) == "started"
+    assert RunFolder(tmp_path / "run").state_for(config) == "started"
     assert same(weights(train(config, quiet=True).folder), weights(whole.folder))
 
 
@@ -518,7 +517,9 @@ def test_a_tracker_that_fails_on_the_way_ends_nothing(
     result = train(make_config(track="tensorboard"))
     assert sent == [1, 2]
     told = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
-    assert told == ["--track tensorboard: the server has gone; no more is sent there, metrics.jsonl has it all"]
+    assert told == [
+        "--track tensorboard: the server has gone; nothing more is sent there; metrics.jsonl has all metrics"
+    ]
     assert without_time(lines(result.folder)) == without_time(lines(plain.folder))
 
 
@@ -532,7 +533,7 @@ def test_a_tracker_that_does_not_end_hides_no_result(
 
     monkeypatch.setattr("accelerate.Accelerator.end_training", end_training)
     assert train(make_config(track="tensorboard")).steps == 6
-    assert "--track tensorboard: it did not end in order (gone)" in capsys.readouterr().err
+    assert "--track tensorboard: did not close properly (gone)" in capsys.readouterr().err
     with pytest.raises(WorkError, match="not finite"):
         train(make_config(track="tensorboard", lr=1e30, warmup_epochs=0, out=tmp_path / "failing"), quiet=True)
 

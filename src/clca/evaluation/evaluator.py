@@ -20,7 +20,6 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError, reason
 from clca.evaluation.stored import FOLDER, NUMBERS
 from clca.models.cost import cost
-from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.system.files import replacing, write_csv, write_json
@@ -30,7 +29,7 @@ from clca.system.tables import Column, Table, words
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, same_classes, warn_of_cache
-from clca.training.run_folder import own_images
+from clca.training.run_folder import RunFolder
 from clca.training.validation import run_inference
 
 ROWS_SHOWN = 30
@@ -124,7 +123,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | Path,
+    run: str | Path | RunFolder,
     data: str | Path | None = None,
     split: str = "test",
     *,
@@ -177,6 +176,7 @@ class Evaluator:
     The arguments are those of `evaluate`.
 
     Attributes:
+        run: The run folder, or the name of a model on the hub.
         model: On its device, in evaluation mode.
         own_rate: The keep rate that the run was trained with.
         accelerator: Device, precision and processes.
@@ -187,7 +187,7 @@ class Evaluator:
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | RunFolder,
         data: str | Path | None = None,
         split: str = "test",
         *,
@@ -203,13 +203,14 @@ class Evaluator:
         if batch_size < 1:
             raise ClcaError(f"batch_size {batch_size}: must be at least 1")
         workers = reading_processes(workers)
-        model = from_pretrained(run)
+        self.run = run = RunFolder.of(run)
+        model = run.load_model()
         if model.classes is None or model.preprocess is None:
             raise ClcaError(f"{run}: the saved model lacks its classes or preprocessing, so it cannot be evaluated")
         self.own_rate = model.keep_rate
         if check is not None:
             check(model)
-        own = own_images(run) if data is None else None
+        own = run.images if data is None else None
         if data is None and own is None:
             raise ClcaError(f"{run}: its training data is not known; pass the images too: clca evaluate RUN DATA")
         name, root, source = (own.name, own.root, own.source) if own is not None else (str(data), str(data), None)
@@ -226,7 +227,7 @@ class Evaluator:
         self._sample = _some_images(self._images, model.preprocess) if model._pads else None
         self.model = model.to(accelerator.device)
         self.root, self.split = name, split
-        self._run, self._data, self._batch_size = Path(run), data, batch_size
+        self._data, self._batch_size = data, batch_size
 
     def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:
         """Run the model on every image at a keep rate, and write the files if a folder is given.
@@ -268,7 +269,7 @@ class Evaluator:
 
     def folder(self, keep_rate: float | tuple[float, ...], parent: Path | None = None) -> Path | None:
         """The folder of an evaluation, in `parent`, by default `RUN/evaluation`; None if there is no parent."""
-        parent = parent or (self._run / FOLDER if self._run.is_dir() else None)
+        parent = parent or (self.run.path / FOLDER if self.run.exists else None)
         if parent is None:
             return None
         rates = keep_rate if isinstance(keep_rate, (tuple, list)) else [keep_rate]

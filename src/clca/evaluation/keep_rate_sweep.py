@@ -20,6 +20,7 @@ from clca.system.files import read_json, replacing, write_csv, write_json
 from clca.system.numbers import integer, number, share
 from clca.system.paths import shown
 from clca.system.tables import Column, Table, words
+from clca.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -172,13 +173,13 @@ def sweep(
         cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
     )  # fmt: skip
     with closing(evaluator):
-        return _sweep(evaluator, run, keep_rates, out)
+        return _sweep(evaluator, evaluator.run, keep_rates, out)
 
 
-def _sweep(evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
+def _sweep(evaluator: Evaluator, run: RunFolder, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
     own = evaluator.own_rate
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
-    parent = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
+    parent = Path(out) if out is not None else run.path / FOLDER if run.exists else None
     folders = [evaluator.folder(rate, parent) for rate in rates]
     if parent is not None and evaluator.accelerator.is_main_process:
         _make_folder(parent)

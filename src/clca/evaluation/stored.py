@@ -9,7 +9,7 @@ from typing import Any
 from clca.errors import ClcaError
 from clca.models.config import by_rate as by_rate  # its former home, for those that import it from here
 from clca.system.files import read_json
-from clca.training.run_folder import read_config
+from clca.training.run_folder import RunFolder
 
 FOLDER, NUMBERS = "evaluation", "evaluation.json"
 SPLITS = ("test", "val", "train", "train_val")
@@ -46,7 +46,7 @@ class StoredEvaluation:
         return standard_error(self.top1, self.images)
 
 
-def evaluations(run: str | Path) -> list[StoredEvaluation]:
+def evaluations(run: str | Path | RunFolder) -> list[StoredEvaluation]:
     """What is in `RUN/evaluation` for the run's own images; nothing is computed.
 
     Args:
@@ -57,13 +57,13 @@ def evaluations(run: str | Path) -> list[StoredEvaluation]:
         its mean). One for a split and keep rate: the newest. What cannot be read, and what was found on other
         images than the run's own, is left out.
     """
-    run = Path(run)
+    run = RunFolder.of(run)
     try:
-        own = read_config(run)["train"]["data"]["root"]
+        own = run.content["train"]["data"]["root"]
     except (ClcaError, KeyError, TypeError):
         return []
     newest: dict[tuple[str, float | tuple[float, ...]], tuple[int, StoredEvaluation]] = {}
-    for path in sorted(run.glob(f"{FOLDER}/*/{NUMBERS}")):
+    for path in sorted(run.path.glob(f"{FOLDER}/*/{NUMBERS}")):
         numbers = read_json(path)
         stored = _stored(numbers, path.parent) if numbers is not None and numbers.get("data") == own else None
         if stored is None:

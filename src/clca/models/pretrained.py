@@ -12,8 +12,8 @@ from clca.errors import ClcaError
 from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
-from clca.models.saving import CONFIG, WEIGHTS, on_meta, read_config
-from clca.models.stored_model import check_classes, check_preprocess, stored_config
+from clca.models.saving import CONFIG, WEIGHTS, on_meta
+from clca.models.stored_model import check_classes, check_preprocess, read_config, stored_config
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weight_headers import TensorHeader, check_memory
 from clca.models.weights import differences, load_strict, read_header, read_state_dict
@@ -38,11 +38,24 @@ def from_pretrained(
         folder = _fetch(str(folder_or_hub_id), revision, token)
     elif revision is not None:
         raise ClcaError(f"{folder} is a folder here, which has no revision {revision!r}: leave the revision out")
+    return load_folder(folder)
+
+
+def load_folder(folder: Path, content: dict[str, Any] | None = None) -> TokenReducedViT:
+    """The model in a folder, as `from_pretrained`.
+
+    Args:
+        folder: A finished run or a saved model.
+        content: That of its `config.json`, if it has been read already.
+
+    Raises:
+        ClcaError: A file is missing, or the two do not belong together.
+    """
     config_file, weights_file = folder / CONFIG, folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ClcaError(f"{folder} is not a finished run or saved model: it has no {file.name}")
-    content = read_config(config_file)
+    content = read_config(config_file) if content is None else content
     config = stored_config(content.get("model"), str(config_file))
     header = read_header(weights_file)
     try:

@@ -19,10 +19,10 @@ from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES, build_backbone, resolve
 from clca.models.config import ModelConfig
 from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
-from clca.models.stored_model import check_classes, check_preprocess, check_storable
+from clca.models.stored_model import check_classes, check_preprocess, check_storable, read_config
 from clca.models.weights import differences
 from clca.reductions.registry import SHIPPED
-from clca.system.files import MOST_BYTES, parse_json, read_bounded, temporary_beside
+from clca.system.files import MOST_BYTES, temporary_beside
 from clca.system.paths import expanded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -161,18 +161,3 @@ def push_to_hub(model: SavingMixin, repo_id: str, *, private: bool = False, toke
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add a clca model"))
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The content of a `config.json`.
-
-    Raises:
-        ClcaError: It is not a JSON object, or too large.
-    """
-    try:
-        content = parse_json(read_bounded(file))
-    except (OSError, ValueError) as error:
-        raise ClcaError(f"{file} is not a JSON file: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise ClcaError(f"{file} does not hold settings by name")
-    return content

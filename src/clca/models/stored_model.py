@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.models.config import ModelConfig
 from clca.models.limits import LARGEST_STORED_SIDE, SIZES
+from clca.system.files import parse_json, read_bounded
 from clca.system.settings import explain
 
 _LARGEST_SCALE = 4  # of what is resized, over what the model takes: a photograph shrinks to little more than that
@@ -110,6 +112,23 @@ BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
         ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), _RATE
     ),
 }
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
+
+    Raises:
+        ClcaError: It cannot be read, is not a JSON object, or is too large.
+    """
+    try:
+        content = parse_json(read_bounded(file))
+    except OSError as error:
+        raise ClcaError(f"{file}: cannot be read ({reason(error)})") from None
+    except ValueError as error:
+        raise ClcaError(f"{file} is not a JSON file: {reason(error)}") from None
+    if not isinstance(content, dict):
+        raise ClcaError(f"{file} does not hold settings by name")
+    return content
 
 
 def stored_config(settings: Any, where: str) -> ModelConfig:

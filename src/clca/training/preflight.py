@@ -29,9 +29,8 @@ from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.stored_model import check_class_names, check_classes
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.system.files import part
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CONFIG, read_config
+from clca.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     return splits
 
 
-def refuse_other_images(folder: Path, splits: Splits) -> None:
+def refuse_other_images(run: RunFolder, splits: Splits) -> None:
     """Refuse to go on with a run whose images are not those it was begun with.
 
     Its steps are counted by their number, its epochs ordered by their place in the list, and its head by their classes:
@@ -100,15 +99,14 @@ def refuse_other_images(folder: Path, splits: Splits) -> None:
     Raises:
         ClcaError: With what has changed.
     """
-    stored = read_config(folder)
-    then, now = part(stored, "resolved"), described_images(splits)
+    then, now = run.resolved, described_images(splits)
     changed = [
         f"{brief(str(then[name]), 40)} {name.replace('_', ' ')} then and {now[name]} now"
         for name in ("train_images", "watched_images")
         if then.get(name, now[name]) != now[name]
     ]
-    classes = splits.classes if stored.get("classes") is None else stored["classes"]
-    check_classes(classes, len(classes) if isinstance(classes, list) else 0, str(folder / CONFIG))
+    classes = splits.classes if run.content.get("classes") is None else run.content["classes"]
+    check_classes(classes, len(classes) if isinstance(classes, list) else 0, str(run.config_file))
     if classes != splits.classes:
         differing = ((classes, splits.classes, "without"), (splits.classes, classes, "with"))
         told = [f"{how} {_some(sorted(set(a) - set(b)))}" for a, b, how in differing if set(a) - set(b)]
@@ -120,7 +118,7 @@ def refuse_other_images(folder: Path, splits: Splits) -> None:
     ]
     if changed:
         raise ClcaError(
-            f"--out {folder}: its images have changed since it was begun ({'; '.join(changed)}); "
+            f"--out {run}: its images have changed since it was begun ({'; '.join(changed)}); "
             "put them back to go on, or choose another --out to begin anew"
         )
 

@@ -34,7 +34,7 @@ from clca.study.results.record import result_row
 from clca.study.run.claim import Claim, claim
 from clca.system.files import part, read_json, write_json
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS
+from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS, RunFolder
 
 TRAIN_AND_EVALUATE = "clca.study.run.job:train_and_evaluate"
 _SPARE = 32 * 2**20  # bytes; with less than this left, whatever failed is taken to have failed for want of room
@@ -276,8 +276,9 @@ def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
         torch.set_num_threads(job.threads)
     _go_along(folder / TRAINED, config)
     train(config, display=partial(Display, bar=False))
+    trained = RunFolder(folder / TRAINED)
     evaluation = evaluate(
-        folder / TRAINED,
+        trained,
         split=job.split,
         batch_size=max(64, config.batch_size),
         workers=config.workers,
@@ -286,7 +287,7 @@ def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
         cache=config.cache,
         cache_gb=config.cache_gb,
     )
-    return result_row(folder, evaluation, job.threads)
+    return result_row(trained, evaluation, job.threads)
 
 
 def _go_along(trained: Path, config: TrainConfig) -> None:

@@ -202,7 +202,7 @@ def test_on_a_cpu_freed_memory_is_kept_for_the_next_batch(
     evaluate(run, workers=0, device="cpu")
     assert list(predict(run, sorted(images.rglob("*.png"))[:2], device="cpu"))
     assert told == ["kept", "kept"]
-    device.make_accelerator(device="cpu", serves=True)
+    device.make_accelerator(device="cpu", serving=True)
     assert told == ["kept", "kept"]
 
 

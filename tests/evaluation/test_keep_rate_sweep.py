@@ -121,13 +121,13 @@ def test_interrupted_and_started_again_nothing_is_lost(
     words = ["evaluate", str(run), "--sweep", "1", "0.7", "0.1", "--workers", "0", "--precision", "no"]
     assert cli.main(words) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "clca: stopped with 2 of 4 keep rates done; the same command goes on from there"
+    assert last == "clca: stopped with 2 of 4 keep rates done; the same command continues from there"
     assert not (run / "evaluation" / "test-sweep.json").exists()
     assert [each.keep_rate for each in evaluations(run)] == [0.7, 1.0]
     monkeypatch.setattr(evaluation, "run_inference", counted)
     assert cli.main(words) == 0
     assert asked == [1.0, 0.7, 0.5, 0.1]
-    assert "keep rate 0.7: taken from" in capsys.readouterr().err
+    assert "keep rate 0.7: reused from" in capsys.readouterr().err
     once = json.loads((run / "evaluation" / "test-sweep.json").read_text())
     assert cli.main(words) == 0
     assert len(asked) == 4

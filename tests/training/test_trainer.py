@@ -164,7 +164,7 @@ def test_a_run_does_not_go_on_with_other_images(
     for part in root.glob(split):
         (shutil.copy if (part / old).is_file() else shutil.move)(part / old, part / new)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(ClcaError, match=f"have changed since it was begun .{told}.; put them back to go on, or"):
+    with pytest.raises(ClcaError, match=f"have changed since it was started .{told}.; restore them to resume, or"):
         train(config, quiet=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     for part in root.glob(split):
@@ -216,7 +216,7 @@ def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
     stop_after(4, config, monkeypatch)
     monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun != "bf16")
     result = resume(tmp_path / "run")
-    assert f"goes on with precision {begun}, as it was begun" in capsys.readouterr().err
+    assert f"continues with precision {begun}, as it was started" in capsys.readouterr().err
     assert same(weights(result.folder), weights(whole.folder))
 
 

@@ -15,10 +15,10 @@ from clca.models.saving import save_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import need_space, write_json
 from clca.training.batch_norm import normalise_over_processes
-from clca.training.checkpoints import Progress, check_place, load_checkpoint, load_optimizer, save_checkpoint
+from clca.training.checkpoints import Progress, check_position, load_checkpoint, load_optimizer, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
-from clca.training.loaders import Plan
+from clca.training.loaders import BatchPlan
 from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
 from clca.training.preflight import Splits, described_images, image_size, set_transforms
@@ -54,7 +54,7 @@ class RunState:
     ) -> None:
         self.config, self.run, self.accelerator, self.log = config, run, accelerator, log
         self.first: bool = accelerator.is_main_process
-        self.plan = Plan.fitting(
+        self.plan = BatchPlan.create(
             len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed,
             mixes=bool(config.mixup or config.cutmix),
         )  # fmt: skip
@@ -91,7 +91,7 @@ class RunState:
         if path.is_file():
             self.progress, states = load_checkpoint(path)
             try:
-                check_place(self.progress, self.plan.steps_per_epoch, self.config.epochs)
+                check_position(self.progress, self.plan.steps_per_epoch, self.config.epochs)
                 for name, holder in self._stateful().items():
                     if name == "optimizer":
                         load_optimizer(holder, states[name])

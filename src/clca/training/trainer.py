@@ -32,7 +32,7 @@ from clca.training.loaders import (
 )
 from clca.training.losses import make_loss
 from clca.training.metrics_log import MetricsLog, locked_log
-from clca.training.preflight import build_model, open_splits, refuse_other_images, verify_images
+from clca.training.preflight import build_model, open_splits, require_same_images, verify_images
 from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
 from clca.training.state import RunState
@@ -110,7 +110,7 @@ def _prepare_run(config: TrainConfig, run: RunFolder, log: MetricsLog | None, sh
     images = run.images if resumed else None
     splits = open_splits(config, images.root if images is not None else None)
     if resumed:
-        refuse_other_images(run, splits)
+        require_same_images(run, splits)
     # Before the images are read, which takes long, so that a setting that the model rejects is reported at once.
     model = build_model(config, splits.classes, start=not resumed)
     if is_first_on_its_machine():  # each machine has its own cache, and no process group waits for it

@@ -149,7 +149,9 @@ def test_a_resumed_fp16_run_without_a_gpu_is_told_what_can_be_done(make_config: 
     config = make_config(precision="fp16")
     with pytest.raises(ClcaError, match="on a CPU choose bf16 or no"):
         make_accelerator(config, tmp_path)
-    with pytest.raises(ClcaError, match=r"begun with --precision fp16.* go on where there is one, or choose another"):
+    with pytest.raises(
+        ClcaError, match=r"started with --precision fp16.* resume it on a machine with a GPU, or choose another"
+    ):
         make_accelerator(config, tmp_path, precision="fp16")
 
 

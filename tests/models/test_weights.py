@@ -329,7 +329,7 @@ def test_own_and_published_naming(naming: str, reduction: str, name: str, tmp_pa
 
 
 @pytest.mark.parametrize("cla", [True, False])
-def test_head_of_other_classes_starts_anew_with_a_word(cla: bool, tmp_path: Path) -> None:
+def test_head_for_other_classes_stays_random_with_a_warning(cla: bool, tmp_path: Path) -> None:
     source = make(cla=cla)
     file = tmp_path / "weights.pth"
     torch.save(source.state_dict(), file)
@@ -344,7 +344,7 @@ def test_head_of_other_classes_starts_anew_with_a_word(cla: bool, tmp_path: Path
         assert torch.equal(model.cla_head.depthwise.weight, source.cla_head.depthwise.weight)
 
 
-def test_a_head_that_the_file_lacks_is_told(tmp_path: Path) -> None:
+def test_a_head_that_the_file_lacks_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(random_backbone(num_classes=0).state_dict(), file)
     with pytest.warns(UserWarning, match="head is not in it and starts from random weights"):

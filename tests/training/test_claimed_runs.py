@@ -66,10 +66,10 @@ def test_one_that_begins_beside_another_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("lr", "told"), [(1e-3, "another process has just trained there"), (1e-4, "holds a different run")]
+    ("lr", "message"), [(1e-3, "another process has just trained there"), (1e-4, "holds a different run")]
 )
 def test_a_run_that_came_between_the_look_and_the_claim_stays(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: float, told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: float, message: str
 ) -> None:
     state_for, looks = RunFolder.state_for, 0
 
@@ -81,13 +81,13 @@ def test_a_run_that_came_between_the_look_and_the_claim_stays(
         return state
 
     monkeypatch.setattr(RunFolder, "state_for", then_another_came)
-    with pytest.raises(ClcaError, match=told):
+    with pytest.raises(ClcaError, match=message):
         train(make_config(), quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["lr"] == lr
     assert "summary.json" in content(tmp_path / "run")
 
 
-def test_a_claim_on_a_file_that_was_removed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, lock = tmp_path / "metrics.jsonl", metrics_log._lock
 
     def lock_after_its_end(file: Any) -> bool:

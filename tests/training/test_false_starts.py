@@ -1,4 +1,4 @@
-"""What is wrong is told before the long work, and a start that came to nothing stands in nobody's way."""
+"""Errors are reported before the long work, and a failed start leaves nothing that blocks the next one."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ Make = Callable[..., TrainConfig]
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model": {"backbone": "vit_tinny_patch16_224"}}, "vit_tinny"),
         ({"model": {"locations": (9,)}}, "location"),
@@ -34,10 +34,10 @@ Make = Callable[..., TrainConfig]
     ],
 )
 def test_a_setting_is_refused_before_an_image_is_read(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(trainer, "verify_images", lambda *_, **__: pytest.fail("images were read"))
-    with pytest.raises(ClcaError, match=told):
+    with pytest.raises(ClcaError, match=message):
         train(make_config(**changes), quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -75,7 +75,7 @@ def test_after_a_failure_before_the_first_checkpoint_another_setting_may_follow(
     assert train(make_config(), quiet=True).folder == tmp_path / "run"
 
 
-def test_weights_that_answer_nonsense_on_val_are_told_as_such(make_config: Make) -> None:
+def test_weights_with_a_loss_on_val_that_is_not_finite_are_reported(make_config: Make) -> None:
     # One update an epoch: the loss before it is finite, and that of the watched images comes next.
     with pytest.raises(WorkError, match=r"the val loss is not finite at step 1 \(epoch 1\); no checkpoint"):
         train(make_config(lr=1e30, warmup_epochs=0, batch_size=18), quiet=True)
@@ -99,7 +99,7 @@ def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypat
     train(config, quiet=True)
 
 
-def test_a_tracker_that_does_not_begin_says_why(
+def test_a_tracker_that_cannot_start_is_reported(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def init_trackers(self: Any, *_: object) -> None:
@@ -125,16 +125,16 @@ def test_an_early_stop_and_a_finished_run_are_logged(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [(["--epochs", "9"], "--epochs"), (["--lr=1"], "--lr"), (["photos"], r"DATA \(photos\)")]
+    ("words", "message"), [(["--epochs", "9"], "--epochs"), (["--lr=1"], "--lr"), (["photos"], r"DATA \(photos\)")]
 )
 def test_resume_refuses_what_it_would_not_heed(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = cli.main(["train", "--resume", str(tmp_path), *words])
     assert code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"omit {told},".replace("\\", "") in error
+    assert f"omit {message},".replace("\\", "") in error
 
 
 @pytest.mark.parametrize("words", [["--no-cache"], ["--cache"]])
@@ -145,7 +145,7 @@ def test_resume_takes_what_changes_no_result(
     assert "config.json" in capsys.readouterr().err  # no run there: that it looked
 
 
-def test_a_resumed_fp16_run_without_a_gpu_is_told_what_can_be_done(make_config: Make, tmp_path: Path) -> None:
+def test_resuming_an_fp16_run_without_a_gpu_reports_what_to_do(make_config: Make, tmp_path: Path) -> None:
     config = make_config(precision="fp16")
     with pytest.raises(ClcaError, match="on a CPU choose bf16 or no"):
         make_accelerator(config, tmp_path)
@@ -177,14 +177,14 @@ def test_a_config_of_others_is_refused_in_a_line(tmp_path: Path, text: str) -> N
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
-def test_a_summary_that_is_not_whole_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_summary_is_reported(tmp_path: Path) -> None:
     for text in ("[", "3", "[" * 100_000, '{"epochs": 3}'):
         (tmp_path / "summary.json").write_text(text)
         with pytest.raises(WorkError, match="remove it, and the same command writes it again"):
             finished_run(tmp_path)
 
 
-def test_a_full_disk_is_told_with_the_file_and_half_a_line_goes(make_config: Make, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file_and_a_partial_line_is_removed(make_config: Make, tmp_path: Path) -> None:
     config = make_config(checkpoint_steps=1, log_every=1)
     script = (
         "import resource, sys; from clca.training import metrics_log; from clca.cli.main import main\n"

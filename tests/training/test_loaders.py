@@ -126,7 +126,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 class Slow(Dataset):
-    """Images that say where they are in the data set; some take longer than others, and one worker than another."""
+    """Images that hold their index in the data set; some take longer than others, and one worker than another."""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         time.sleep(0.002 * (index % 3 == 0))
@@ -179,7 +179,7 @@ def test_evaluation_sees_every_image_exactly_once(processes: int, batch: int) ->
     assert sorted(seen) == list(range(11))
 
 
-def test_reading_processes_end_when_told_to_and_not_when_they_are_collected() -> None:
+def test_workers_end_on_request_and_not_when_they_are_garbage_collected() -> None:
     loader = eval_loader(Noise(), 10, 2, 0, 1, workers=2, device=CPU)
     assert len(list(loader)) == 5
     workers = multiprocessing.active_children()

@@ -62,10 +62,10 @@ def test_mlflow_goes_on_in_the_same_run(make_config: Make, tmp_path: Path, monke
 def test_a_store_that_knows_the_run_no_more_gets_a_new_one(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = []
+    starts = []
 
     def init_trackers(self: Any, project: str, settings: dict[str, Any], more: dict[str, Any]) -> None:
-        begun.append(more["mlflow"])
+        starts.append(more["mlflow"])
         if "run_id" in more["mlflow"]:
             raise RuntimeError("no such run")
 
@@ -73,13 +73,13 @@ def test_a_store_that_knows_the_run_no_more_gets_a_new_one(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     load = trainer.RunState._resume
 
-    def told(self: Any) -> None:
+    def resume(self: Any) -> None:
         load(self)
         self.progress.tracked = "gone"
 
-    monkeypatch.setattr(trainer.RunState, "_resume", told)
+    monkeypatch.setattr(trainer.RunState, "_resume", resume)
     train(make_config(track="mlflow"), quiet=True)
-    assert begun == [{"run_id": "gone"}, {"run_name": "run"}]
+    assert starts == [{"run_id": "gone"}, {"run_name": "run"}]
 
 
 def log_records(content: bytes) -> Iterator[bytes]:

@@ -147,7 +147,7 @@ def stop_after(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("split", "old", "new", "told"),
+    ("split", "old", "new", "message"),
     [
         ("train", "class1/0.png", "class1/more.png", "18 train images then and 19 now"),
         ("val", "class1/0.png", "class1/more.png", "18 watched images then and 19 now"),
@@ -156,7 +156,7 @@ def stop_after(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_run_does_not_go_on_with_other_images(
     make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    split: str, old: str, new: str, told: str,
+    split: str, old: str, new: str, message: str,
 ) -> None:  # fmt: skip
     root = shutil.copytree(images, tmp_path / "copy")
     config = make_config(data={"root": str(root)})
@@ -164,7 +164,7 @@ def test_a_run_does_not_go_on_with_other_images(
     for part in root.glob(split):
         (shutil.copy if (part / old).is_file() else shutil.move)(part / old, part / new)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(ClcaError, match=f"have changed since it was started .{told}.; restore them to resume, or"):
+    with pytest.raises(ClcaError, match=f"have changed since it was started .{message}.; restore them to resume, or"):
         train(config, quiet=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     for part in root.glob(split):
@@ -172,9 +172,9 @@ def test_a_run_does_not_go_on_with_other_images(
     train(config, quiet=True)
 
 
-@pytest.mark.parametrize(("split", "told"), [("train", "train"), ("val", "watched")])
+@pytest.mark.parametrize(("split", "message"), [("train", "train"), ("val", "watched")])
 def test_a_run_does_not_go_on_with_as_many_other_images(
-    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, told: str
+    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, message: str
 ) -> None:
     root = shutil.copytree(images, tmp_path / "copy")
     config = make_config(data={"root": str(root)})
@@ -184,7 +184,9 @@ def test_a_run_does_not_go_on_with_as_many_other_images(
         shutil.copy2(images / content, kept)
         one.rename(tmp_path / "away.png")
         shutil.copy2(kept, one.with_name(name))
-        with pytest.raises(ClcaError, match=f"begun .as many {told} images, with other names, sizes or classes.; put"):
+        with pytest.raises(
+            ClcaError, match=f"started .as many {message} images, with other names, sizes or classes.; restore"
+        ):
             train(config, quiet=True)
         one.with_name(name).unlink()
         (tmp_path / "away.png").rename(one)
@@ -206,17 +208,21 @@ def test_a_run_of_before_that_names_no_images_goes_on(
     assert train(config, quiet=True).steps == 6
 
 
-@pytest.mark.parametrize("begun", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: str
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
 ) -> None:
-    whole = train(make_config(out=tmp_path / "whole", precision=begun), quiet=True)
+    whole = train(make_config(out=tmp_path / "whole", precision=precision), quiet=True)
     config = make_config(precision="auto")
-    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun == "bf16")
+    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: precision == "bf16")
     stop_after(4, config, monkeypatch)
-    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun != "bf16")
+    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: precision != "bf16")
     result = resume(tmp_path / "run")
-    assert f"continues with precision {begun}, as it was started" in capsys.readouterr().err
+    assert f"continues with precision {precision}, as it was started" in capsys.readouterr().err
     assert same(weights(result.folder), weights(whole.folder))
 
 
@@ -455,9 +461,9 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_training_goes_on(
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "file"))
     capsys.readouterr()
     result = train(make_config())
-    told = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
+    message = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
     where = tmp_path / "file" / "resized"
-    assert told == [
+    assert message == [
         f"the resized images are not cached: {where} cannot be written (not a directory); the images are read from "
         "their own files"
     ]
@@ -473,13 +479,13 @@ def test_unreadable_images_are_named_the_same_with_part_of_them_cached(
     (root / "train" / "class1" / "0.png").write_bytes(b"")
     (root / "train" / "class1" / "0.png").unlink()
     (root / "train" / "class1" / "0.png").symlink_to("nowhere.png")
-    told = []
+    message = []
     for cache in (True, True, False):
         with pytest.raises(ClcaError) as refused:
             train(make_config(data={"root": str(root)}, cache=cache), quiet=True)
-        told.append(str(refused.value))
-    assert told[0] == told[1] == told[2]
-    assert "of 36 images cannot be used" in told[0] or "of 35 images cannot be used" in told[0]
+        message.append(str(refused.value))
+    assert message[0] == message[1] == message[2]
+    assert "of 36 images cannot be used" in message[0] or "of 35 images cannot be used" in message[0]
 
 
 def test_one_class_and_missing_classes_are_refused(
@@ -516,8 +522,8 @@ def test_a_tracker_that_fails_on_the_way_ends_nothing(
     monkeypatch.setattr("accelerate.Accelerator.log", log)
     result = train(make_config(track="tensorboard"))
     assert sent == [1, 2]
-    told = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
-    assert told == [
+    message = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
+    assert message == [
         "--track tensorboard: the server has gone; nothing more is sent there; metrics.jsonl has all metrics"
     ]
     assert without_time(lines(result.folder)) == without_time(lines(plain.folder))

@@ -465,7 +465,7 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_training_goes_on(
     where = tmp_path / "file" / "resized"
     assert message == [
         f"the resized images are not cached: {where} cannot be written (not a directory); the images are read from "
-        "their own files"
+        "their original files"
     ]
     assert same(weights(result.folder), weights(plain.folder))
 

@@ -70,7 +70,7 @@ class RunFolder:
     @classmethod
     def of(cls, run: "str | Path | RunFolder") -> "RunFolder":
         """The object itself if it is one already, with what it has read."""
-        return run if isinstance(run, cls) else cls(run)
+        return run if isinstance(run, RunFolder) else cls(run)
 
     def __str__(self) -> str:
         return self.name

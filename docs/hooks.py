@@ -74,7 +74,7 @@ def _capture(*arguments: object) -> str:
 
 
 def as_markdown(found: Help) -> str:
-    """The help of a command as paragraphs, examples and lists of options, which are searchable and fit narrow screens."""
+    """The help of a command as paragraphs, examples and lists of options, searchable and fit for narrow screens."""
     summary, _, examples = inspect.cleandoc(found.summary).partition("Examples:")
     positional = [argument for argument in found.arguments if argument.spelling.positional]
     usage = " ".join([found.prog, "[OPTIONS]", *map(usage_of, positional)])

@@ -29,7 +29,7 @@ from clca.data.decoding import Decoders
 from clca.data.image_formats import EXTENSIONS, FORMATS, UnreadableImage
 from clca.data.images import decode_image, read_image
 from clca.errors import ClcaError
-from clca.models.pretrained import save_pretrained
+from clca.models.saving import save_pretrained
 from clca.serve import ServeSettings
 
 ALL = {**FOREIGN, **REFUSED, **HARMLESS}

@@ -1,4 +1,4 @@
-"""Checks of what every reduction and every backbone promises, in the manner of scikit-learn's `check_estimator`."""
+"""Check that a reduction or a backbone meets its requirements, like scikit-learn's `check_estimator`."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _RATES: tuple[Any, ...] = (1.0, 0.6, (0.9, 0.3), 0.01)
 
 
 def check_reduction(name: str) -> None:
-    """Check that a registered reduction keeps what every reduction promises; takes seconds.
+    """Check that a registered reduction meets the requirements of every reduction; takes seconds.
 
-    With and without the head and the cache, with one and several prefix tokens, at keep rates from 0.01 to 1: the
-    result of an image does not depend on its batch, and repeats; the prefix stays in front, followed by at least one
-    token; every patch is owned by a token that exists, or by none from then on; a lower rate keeps no more; the keep
-    rate can be set at run time, unless `fixed_counts`; `tokens_after` and `macs`, if it has them, agree with what is
-    measured; gradients are finite and reach its parameters; double precision, bfloat16 and autocast work. It cannot
-    check the formula: compare that with a plain loop.
+    With and without aggregation head and cache, with one and several prefix tokens, at keep rates from 0.01 to 1: the
+    result of an image does not depend on its batch and is reproducible; the prefix stays in front, followed by at least
+    one token; every patch is owned by an existing token, or by none from then on; a lower rate keeps no more tokens;
+    the keep rate can be set at run time, unless `fixed_counts`; `tokens_after` and `macs`, if defined, agree with the
+    measured cost; gradients are finite and reach all parameters; double precision, bfloat16 and autocast work. The
+    formula itself is not checked: compare it with a plain loop.
 
     Args:
         name: Its registered name.
 
     Raises:
-        AssertionError: If a promise is not kept; the message names it and the settings.
-        ClcaError: If there is no such reduction.
+        AssertionError: A requirement is not met; the message has it and the settings.
+        ClcaError: There is no such reduction.
     """
     if reduction_class(name) is None:
         raise ClcaError(f"reduction {name!r} reduces nothing: there is nothing to check")
@@ -72,17 +72,17 @@ def check_reduction(name: str) -> None:
 def check_backbone(backbone: str | nn.Module) -> None:
     """Check that a backbone works with token reduction and Cross-Layer Cache Aggregation.
 
-    Without reduction, head and cache, and at a keep rate of 1, the outputs are those of timm's model to the last bit.
+    Without reduction, head and cache, and at a keep rate of 1, the outputs equal those of timm's model bit for bit.
     With a reduction, and with and without head and cache, the result of an image does not depend on its batch, and
-    gradients are finite and reach every parameter. Takes as long as a few training steps on four images. A model given
+    gradients are finite and reach every parameter. Takes as long as a few training steps on four images. A given model
     is copied, not changed.
 
     Args:
-        backbone: A timm VisionTransformer; or the name of one, which is made with random weights.
+        backbone: A timm VisionTransformer; or the name of one, which is created with random weights.
 
     Raises:
-        AssertionError: If a promise is not kept; the message names it and the settings.
-        ClcaError: If the backbone does not fit at all, with the reason.
+        AssertionError: A requirement is not met; the message has it and the settings.
+        ClcaError: The backbone is not supported, with the reason.
 
     Example:
         >>> clca.testing.check_backbone(timm.create_model("vit_tiny_patch16_224", reg_tokens=4))
@@ -121,7 +121,7 @@ def _backbone_of(backbone: str | nn.Module) -> tuple[str, nn.Module]:
 
 
 def _random_images(vit: Any) -> Tensor:
-    """Four images of the model's own size, on its device and in its precision."""
+    """Four images of the model's image size, on its device and in its precision."""
     like = next(vit.parameters())
     generator = torch.Generator().manual_seed(1)
     return torch.randn(4, vit.in_chans, *vit.patch_embed.img_size, generator=generator).to(like.device, like.dtype)
@@ -132,7 +132,7 @@ def _check_identity(vit: nn.Module, images: Tensor, settings: dict[str, Any]) ->
     with torch.no_grad():
         own, ours = vit(images), model(images)
     _require(torch.isfinite(own).all(), "the outputs of timm's model are not finite")
-    _require(torch.equal(own, ours), "the outputs are not those of timm's model to the last bit")
+    _require(torch.equal(own, ours), "the outputs do not equal those of timm's model bit for bit")
 
 
 def _check_batch_independence(model: nn.Module, images: Tensor) -> None:
@@ -140,7 +140,7 @@ def _check_batch_independence(model: nn.Module, images: Tensor) -> None:
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
     close = torch.allclose(alone, together, rtol=1e-7, atol=1e-9 * float(together.abs().max()))
-    _require(close, "an image alone gives another result than in a batch")
+    _require(close, "an image alone gives a different result than in a batch")
 
 
 def _check_gradients(model: nn.Module, images: Tensor) -> None:
@@ -159,20 +159,20 @@ def _naming(subject: str, settings: dict[str, Any]) -> Iterator[None]:
     where = f"{subject}, {', '.join(f'{key}={value}' for key, value in settings.items())}"
     try:
         yield
-    except AssertionError as broken:
-        raise AssertionError(f"{where}: {broken}") from None
+    except AssertionError as failure:
+        raise AssertionError(f"{where}: {failure}") from None
     except Exception as error:
         error.add_note(where)
         raise
 
 
-def _require(holds: bool | Tensor, promise: str) -> None:
-    if not bool(holds):
-        raise AssertionError(promise)
+def _require(condition: bool | Tensor, failure: str) -> None:
+    if not bool(condition):
+        raise AssertionError(failure)
 
 
 def _model(name: str, settings: dict[str, Any], grid: int = _GRID) -> TokenReducedViT:
-    """A model in double precision and evaluation mode, whose attention is uneven enough to rank tokens."""
+    """A model in double precision and evaluation mode, with attention uneven enough to rank tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(
@@ -190,7 +190,7 @@ def _model(name: str, settings: dict[str, Any], grid: int = _GRID) -> TokenReduc
 
 
 def _images(grid: int = _GRID) -> Tensor:
-    """Images [4, 3, H, W] that differ much, so that what a reduction does to them differs too."""
+    """Images [4, 3, H, W] that differ enough for a reduction to treat them differently."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(4, 3, grid * _PATCH, grid * _PATCH, generator=generator, dtype=torch.float64)
     images[1] *= 5
@@ -204,20 +204,20 @@ def _check_evaluation(name: str, settings: dict[str, Any], grid: int = _GRID) ->
     with torch.no_grad():
         logits, trace = model.forward_trace(images)
         _require(torch.isfinite(logits).all(), "the outputs are not finite")
-        _require(torch.equal(model(images), logits), "the same images give another result the second time")
+        _require(torch.equal(model(images), logits), "the same images give a different result the second time")
         for b in range(len(images)):
             alone, own = model.forward_trace(images[b : b + 1])
             close = torch.allclose(alone[0], logits[b], rtol=1e-7, atol=1e-9)
-            _require(close, "an image alone gives another result than in a batch")
+            _require(close, "an image alone gives a different result than in a batch")
             same = all(torch.equal(one[b], other[0]) for one, other in zip(trace.owner, own.owner, strict=True))
-            _require(same, "the owners of an image's patches depend on the images beside it")
+            _require(same, "the owners of an image's patches depend on the other images of the batch")
     prefix, patches = model.num_prefix_tokens, grid * grid
     dropped = torch.zeros(len(images), patches, dtype=torch.bool)
     for owner, tokens in zip(trace.owner, trace.tokens, strict=True):
-        _require(torch.as_tensor(tokens).min() > prefix, "no token stays behind the prefix")
+        _require(torch.as_tensor(tokens).min() > prefix, "no token is left after the prefix")
         _require(owner.shape == dropped.shape, "the owner map has lost its shape: call state.move with [B, N]")
-        there = (owner >= prefix) & (owner < torch.as_tensor(tokens).view(-1, 1))
-        _require((there | (owner == -1)).all(), "a patch is owned by the prefix, or by a token that does not exist")
+        exists = (owner >= prefix) & (owner < torch.as_tensor(tokens).view(-1, 1))
+        _require((exists | (owner == -1)).all(), "a patch is owned by the prefix or by a token that does not exist")
         _require((owner[dropped] == -1).all(), "a patch that was dropped is owned again")
         dropped = owner == -1
 
@@ -230,7 +230,7 @@ def _check_cost(name: str, settings: dict[str, Any]) -> None:
     planned = forward_gmacs(model.config, _CLASSES)
     measured = cost(model, images=_images()).gmacs
     agree = measured <= planned * (1 + 1e-12) if cls.pads else math.isclose(measured, planned, rel_tol=1e-12)
-    _require(agree, f"tokens_after and macs give {planned:.9g} GMACs, and {measured:.9g} are measured")
+    _require(agree, f"tokens_after and macs give {planned:.9g} GMACs, but {measured:.9g} are measured")
 
 
 def _check_training(name: str, settings: dict[str, Any]) -> None:
@@ -254,9 +254,9 @@ def _check_precisions(name: str, settings: dict[str, Any]) -> None:
         single = _model(name, settings).float()
         with torch.autocast("cpu", torch.bfloat16):
             _require(torch.isfinite(single(images.float())).all(), "not finite under bfloat16 autocast")
-        half = single.bfloat16()(images.bfloat16())
-        _require(half.dtype == torch.bfloat16, "it does not keep bfloat16: give back tokens of the dtype of x")
-        _require(torch.isfinite(half).all(), "not finite in bfloat16")
+        logits = single.bfloat16()(images.bfloat16())
+        _require(logits.dtype == torch.bfloat16, "it does not keep bfloat16: return tokens of the dtype of x")
+        _require(torch.isfinite(logits).all(), "not finite in bfloat16")
 
 
 def _check_run_time(name: str, settings: dict[str, Any]) -> None:
@@ -265,15 +265,15 @@ def _check_run_time(name: str, settings: dict[str, Any]) -> None:
     assert cls is not None
     kept: list[int] = []
     for rate in (0.9, 0.5, 0.2):
-        made = _model(name, {**settings, "keep_rate": rate})
+        built = _model(name, {**settings, "keep_rate": rate})
         with torch.no_grad():
-            logits, trace = made.forward_trace(images)
+            logits, trace = built.forward_trace(images)
             if not cls.fixed_counts:
                 model.keep_rate = rate
                 again = model(images)
                 _require(
                     torch.equal(again, logits),
-                    "a keep rate set at run time gives another result than at construction",
+                    "a keep rate set at run time gives a different result than one set at construction",
                 )
         kept.append(int(torch.as_tensor(trace.tokens[model.locations[0]]).max()))
     _require(kept == sorted(kept, reverse=True), f"lower keep rates keep more tokens: {kept} at 0.9, 0.5 and 0.2")

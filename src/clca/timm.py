@@ -1,4 +1,4 @@
-"""timm's door to clca: importing this module makes `timm.create_model("clca_vit", …)` work."""
+"""Register `clca_vit` with timm: after `import clca.timm`, `timm.create_model("clca_vit", …)` works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["clca_vit"]
 
-# What timm's scripts ask before they make `clca_vit`: only a model of fixed size is handed `--img-size`.
+# Read by timm's scripts before they create `clca_vit`: they pass `--img-size` only to a model of fixed input size.
 default_cfgs = {
     "clca_vit": {
         "architecture": "clca_vit",
@@ -31,15 +31,15 @@ default_cfgs = {
 
 @register_model
 def clca_vit(pretrained: bool = False, backbone: str = "deit3_base_patch16_224.fb_in1k", **kwargs: Any) -> nn.Module:
-    """timm's door: `timm.create_model("clca_vit", backbone=…, reduction=…)`, as its own scripts call it."""
-    # Only now: this module is imported while timm is, maybe by a module that the factory needs and that wants timm.
+    """`clca.create_model` as a model of timm: `timm.create_model("clca_vit", backbone=…, reduction=…)`."""
+    # Imported late: this module may be imported while timm itself is, by a module that the factory needs.
     from clca.models.factory import create_model, weights_settings
 
     cfg = {
         **weights_settings(kwargs.pop("pretrained_cfg", None)),
         **weights_settings(kwargs.pop("pretrained_cfg_overlay", None)),
     }
-    if pretrained and cfg.get("file"):  # the scripts' --pretrained-path
+    if pretrained and cfg.get("file"):  # --pretrained-path of timm's scripts
         kwargs.setdefault("weights", cfg["file"])
     if kwargs.pop("cache_dir", None) is not None:
         raise ClcaError("clca_vit takes no cache_dir: set HF_HOME and TORCH_HOME instead")

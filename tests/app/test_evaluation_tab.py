@@ -21,7 +21,7 @@ def run(vines: Path, tmp_path: Path) -> Path:
 
 
 def told(run: Path, keep_rate: float | tuple[float, ...] = 0.5) -> str:
-    served = SimpleNamespace(folder=run, classes=CLASSES, keep_rate=keep_rate)
+    served = SimpleNamespace(run=run, classes=CLASSES, keep_rate=keep_rate)
     return evaluation_html(Words().translator({}), served, evaluations(run))  # type: ignore[arg-type]
 
 

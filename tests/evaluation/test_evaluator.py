@@ -26,7 +26,7 @@ from clca.evaluation.stored import evaluations
 from clca.models.config import ModelConfig
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.training import DataConfig, TrainConfig, device, train
-from clca.training.run_folder import OwnImages, own_images
+from clca.training.run_folder import RunFolder, RunImages
 from clca.training.validation import InferenceResult, run_inference
 
 
@@ -82,16 +82,16 @@ def test_a_run_finds_its_own_images_from_another_folder(
     found = evaluate(moved, workers=0)
     assert (found.data, found.images) == (images.name, 18)
     assert [stored.split for stored in evaluations(moved)] == ["test"]
-    assert own_images(moved) == OwnImages(images.name, str(images), None, "train")
+    assert RunFolder(moved).images == RunImages(images.name, str(images), None, "train")
 
     (tmp_path / images.name).mkdir()  # what is here goes first
-    assert own_images(moved) == OwnImages(images.name, images.name, None, "train")
+    assert RunFolder(moved).images == RunImages(images.name, images.name, None, "train")
 
 
 def test_what_is_no_run_has_no_images_of_its_own(run: Path, tmp_path: Path) -> None:
     clca.from_pretrained(run).save_pretrained(tmp_path)
-    assert own_images(tmp_path) is None
-    assert own_images("hf-hub:someone/model") is None
+    assert RunFolder(tmp_path).images is None
+    assert RunFolder("hf-hub:someone/model").images is None
 
 
 def test_evaluation_goes_by_class_names_not_by_numbers(run: Path, images: Path, tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_names_of_classes_are_neither_markup_nor_formulas(tmp_path: Path) -> Non
                        "cpu", "no", "", None)  # fmt: skip
     console = Console(record=True, width=400)
     found.render(console)
-    told = console.export_text()
-    assert "test of set[old]: 5 images" in told
+    output = console.export_text()
+    assert "test of set[old]: 5 images" in output
     for name in ("[red]a", "b[/b]", ":herb:", "c$^$", r"d\x1b[31m\n"):
-        assert told.count(name) == 3  # in the table, and twice among those that are confused
+        assert output.count(name) == 3  # in the table, and twice among those that are confused
 
 
 def test_most_confused_pairs_come_first() -> None:
@@ -197,16 +197,16 @@ def test_predictions_come_in_order_with_probabilities(run: Path, images: Path) -
 def test_on_a_cpu_freed_memory_is_kept_for_the_next_batch(
     run: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(device, "keep_freed_memory", lambda: told.append("kept"))
+    calls: list[str] = []
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: calls.append("kept"))
     evaluate(run, workers=0, device="cpu")
     assert list(predict(run, sorted(images.rglob("*.png"))[:2], device="cpu"))
-    assert told == ["kept", "kept"]
-    device.make_accelerator(device="cpu", serves=True)
-    assert told == ["kept", "kept"]
+    assert calls == ["kept", "kept"]
+    device.make_accelerator(device="cpu", serving=True)
+    assert calls == ["kept", "kept"]
 
 
-def test_bad_files_are_told_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:
+def test_bad_files_are_reported_among_good_ones(run: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
     good = images / "test" / "class0" / "0.png"
@@ -229,9 +229,7 @@ def test_what_is_hidden_in_a_folder_is_no_image_but_what_is_named_is(tmp_path: P
     assert find_images([tmp_path / ".thumbs"]) == [tmp_path / ".thumbs" / "leaf.jpg"]
 
 
-def test_names_that_lead_nowhere_are_told_with_what_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_files_are_reported_with_unreadable_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_images(["~leaf.jpg", "x" * 300, "zero\0byte"]) == [
         Path("~leaf.jpg"),

@@ -89,10 +89,10 @@ def test_a_sweep_is_what_each_evaluation_finds_alone(
 def test_the_table_says_the_same_in_every_form(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--workers", "0", "--precision", "no", "--device", "cpu"]
     assert cli.main(["evaluate", str(run), "--sweep", "1", "0.25", *words]) == 0
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     room = run / "evaluation"
-    assert "test-sweep.json, test-sweep.csv, test-sweep.png" in told.out
-    assert told.err.splitlines() == ["keep rate 1: done", "keep rate 0.5: done", "keep rate 0.25: done"]
+    assert "test-sweep.json, test-sweep.csv, test-sweep.png" in output.out
+    assert output.err.splitlines() == ["keep rate 1: done", "keep rate 0.5: done", "keep rate 0.25: done"]
     content = json.loads((room / "test-sweep.json").read_text())
     assert (content["format"], content["reduction"], content["images"]) == ("clca-sweep-1", "evit", 18)
     rows = list(csv.DictReader((room / "test-sweep.csv").open()))
@@ -101,7 +101,7 @@ def test_the_table_says_the_same_in_every_form(run: Path, capsys: pytest.Capture
         assert float(row["top1"]) == point["top1"]
         assert float(row["gmacs"]) == point["gmacs"]
         assert row["folder"] == point["folder"]
-        assert f"{point['top1']:.1%} ± {point['top1_error']:.1%}" in told.out
+        assert f"{point['top1']:.1%} ± {point['top1_error']:.1%}" in output.out
     with Image.open(room / "test-sweep.png") as picture:
         assert 400 < picture.width < 1500
     assert not list(run.rglob("*.tmp"))
@@ -121,13 +121,13 @@ def test_interrupted_and_started_again_nothing_is_lost(
     words = ["evaluate", str(run), "--sweep", "1", "0.7", "0.1", "--workers", "0", "--precision", "no"]
     assert cli.main(words) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "clca: stopped with 2 of 4 keep rates done; the same command goes on from there"
+    assert last == "clca: stopped with 2 of 4 keep rates done; the same command continues from there"
     assert not (run / "evaluation" / "test-sweep.json").exists()
     assert [each.keep_rate for each in evaluations(run)] == [0.7, 1.0]
     monkeypatch.setattr(evaluation, "run_inference", counted)
     assert cli.main(words) == 0
     assert asked == [1.0, 0.7, 0.5, 0.1]
-    assert "keep rate 0.7: taken from" in capsys.readouterr().err
+    assert "keep rate 0.7: reused from" in capsys.readouterr().err
     once = json.loads((run / "evaluation" / "test-sweep.json").read_text())
     assert cli.main(words) == 0
     assert len(asked) == 4

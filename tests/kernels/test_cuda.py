@@ -15,8 +15,7 @@ from clca.benchmark import BenchmarkConfig, benchmark
 from clca.benchmark.candidates import Candidate, CandidateBuilder
 from clca.evaluation import evaluate
 from clca.reductions import list_reductions
-from clca.training import TrainConfig, resume, train
-from clca.training import trainer as loop_of
+from clca.training import TrainConfig, resume, train, trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU of NVIDIA's here")
 
@@ -145,15 +144,15 @@ def test_train_stop_resume_evaluate_and_load(tmp_path: Path, precision: str, mon
             "workers": 1,
         }
     )
-    one_step = loop_of._Loop._one_step
+    one_step = trainer._Trainer._one_step
 
     def stopping(loop: Any, batches: Any) -> bool:
         if loop.progress.step == 7:
             loop.ask_to_stop(signal.SIGINT)
         return one_step(loop, batches)
 
-    monkeypatch.setattr(loop_of._Loop, "_one_step", stopping)
-    with pytest.raises(loop_of.Interrupted, match="after step 8"):
+    monkeypatch.setattr(trainer._Trainer, "_one_step", stopping)
+    with pytest.raises(trainer.Interrupted, match="after step 8"):
         train(config, quiet=True)
     result = resume(tmp_path / "run", quiet=True)
     assert (result.epochs, result.steps) == (20, 40)

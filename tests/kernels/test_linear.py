@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: the numbers of the plain layers, and only where nobody could tell."""
+"""Linear layers through oneDNN: the numbers of the plain layers, and only where no observer would notice."""
 
 import gc
 from collections.abc import Callable

@@ -219,7 +219,7 @@ def test_a_wrapped_model_is_saved_if_it_can_be_made_again(tmp_path: Path) -> Non
     with pytest.raises(clca.ClcaError, match="settings cannot be saved as JSON"):
         clca.reduce_tokens(unnamed, num_classes=3).save_pretrained(tmp_path / "a")
     by_hand = timm.models.VisionTransformer(**TINY)
-    with pytest.raises(clca.ClcaError, match=r"VisionTransformer was not made by timm.create_model"):
+    with pytest.raises(clca.ClcaError, match=r"VisionTransformer was not created by timm.create_model"):
         clca.reduce_tokens(by_hand, num_classes=3).save_pretrained(tmp_path / "b")
     model.preprocess = {"mean": torch.zeros(3)}
     with pytest.raises(clca.ClcaError, match="preprocess cannot be saved as JSON"):
@@ -242,7 +242,7 @@ def test_what_could_not_be_loaded_again_is_not_saved(change: Any, words: str, tm
     change(vit)
     model = clca.reduce_tokens(vit, cla=False, locations=[1])
     drawn = torch.get_rng_state()
-    with pytest.raises(clca.ClcaError, match="no longer what its settings make") as refused:
+    with pytest.raises(clca.ClcaError, match="no longer matches its settings") as refused:
         model.save_pretrained(tmp_path)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -326,7 +326,7 @@ def test_a_revision_from_the_hub_cache(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "expected.pt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("me/leaves (revision v2) is neither a folder here nor a model that the hub gave")
+    assert done.stdout.startswith("me/leaves (revision v2) is neither a local folder nor a model that the hub returned")
     assert done.stdout.count("\n") == 1
 
 
@@ -358,7 +358,7 @@ def test_a_private_model_asks_for_the_token(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     make().save_pretrained(tmp_path)
-    with pytest.raises(clca.ClcaError, match="is a folder here, which has no revision 'v1': leave the revision out"):
+    with pytest.raises(clca.ClcaError, match="is a local folder, which has no revision 'v1': omit the revision"):
         clca.from_pretrained(tmp_path, revision="v1")
 
 
@@ -421,7 +421,7 @@ def test_where_the_nine_are() -> None:
 
 @pytest.fixture
 def url_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A small backbone whose weights timm does not carry, as MoCo v3's."""
+    """A small backbone whose weights timm does not have, as MoCo v3's."""
     monkeypatch.setitem(PAPER_BACKBONES, "tiny.url", Backbone("tiny.url", DEIT, URL, "nowhere"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     return "tiny.url"

@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
 import clca
+import clca.timm
 
 REDUCTIONS = clca.list_reductions()
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -190,7 +191,7 @@ def test_maps_of_features_are_refused_by_name(reduction: str) -> None:
 
 def test_features_only_is_refused_by_name() -> None:
     for make in (clca.create_model, lambda name, **more: timm.create_model("clca_vit", backbone=name, **more)):
-        with pytest.raises(clca.ClcaError, match="features_only=True asks for maps of features"):
+        with pytest.raises(clca.ClcaError, match="features_only=True returns feature maps"):
             make("vit_tiny_patch16_224", features_only=True)
 
 

@@ -196,8 +196,8 @@ def _save_object_npz(file: Path) -> None:
         ("a.pth", lambda f: torch.save({"model": {}}, f), "holds no state dict"),
         ("a.pth", lambda f: torch.save([torch.ones(2)], f), "holds no state dict"),
         ("a.pth", lambda f: torch.save(torch.ones(2), f), "holds no state dict"),
-        ("a.pth", lambda f: torch.save({"a": 1}, f), "something else than tensors"),
-        ("a.pth", lambda f: torch.save({1: torch.ones(1)}, f), "something else than tensors"),
+        ("a.pth", lambda f: torch.save({"a": 1}, f), "values other than tensors"),
+        ("a.pth", lambda f: torch.save({1: torch.ones(1)}, f), "values other than tensors"),
         ("a.pth", lambda f: torch.save(torch.nn.Linear(1, 1), f), r"pickled code \(torch.nn.modules.linear.Linear\)"),
         ("a.pth", lambda f: f.mkdir(), "no weights at"),
         ("a.pth", lambda f: None, "no weights at"),
@@ -329,12 +329,14 @@ def test_own_and_published_naming(naming: str, reduction: str, name: str, tmp_pa
 
 
 @pytest.mark.parametrize("cla", [True, False])
-def test_head_of_other_classes_starts_anew_with_a_word(cla: bool, tmp_path: Path) -> None:
+def test_head_for_other_classes_stays_random_with_a_warning(cla: bool, tmp_path: Path) -> None:
     source = make(cla=cla)
     file = tmp_path / "weights.pth"
     torch.save(source.state_dict(), file)
     head = "cla_head.classifier" if cla else "head"
-    with pytest.warns(UserWarning, match=rf"weights.pth: {head} is for another number of classes and starts anew"):
+    with pytest.warns(
+        UserWarning, match=rf"weights.pth: {head} is for another number of classes and starts from random weights"
+    ):
         model = make(cla=cla, num_classes=9, weights=str(file))
     assert model(torch.randn(2, 3, 16, 16)).shape == (2, 9)
     assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
@@ -342,16 +344,16 @@ def test_head_of_other_classes_starts_anew_with_a_word(cla: bool, tmp_path: Path
         assert torch.equal(model.cla_head.depthwise.weight, source.cla_head.depthwise.weight)
 
 
-def test_a_head_that_the_file_lacks_is_told(tmp_path: Path) -> None:
+def test_a_head_that_the_file_lacks_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(random_backbone(num_classes=0).state_dict(), file)
-    with pytest.warns(UserWarning, match="head is not in it and starts anew"):
+    with pytest.warns(UserWarning, match="head is not in it and starts from random weights"):
         make(cla=False, weights=str(file))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(weights=str(file))  # the aggregation head is new to every backbone's file
     torch.save(make().state_dict(), file)
-    with pytest.warns(UserWarning, match="head and norm are not in it and start anew"):
+    with pytest.warns(UserWarning, match="head and norm are not in it and start from random weights"):
         make(cla=False, weights=str(file))
 
 
@@ -479,7 +481,9 @@ def test_other_image_channels_as_timm_adapts_them(tmp_path: Path) -> None:
 def test_jax_naming_says_what_to_do(tmp_path: Path) -> None:
     names = ("cls", "embedding/kernel", "Transformer/encoderblock_0/LayerNorm_0/scale")
     np.savez(tmp_path / "augreg.npz", **{name: np.ones(3, dtype=np.float32) for name in names})
-    with pytest.raises(clca.ClcaError, match=r"augreg.npz: is in JAX's naming: load it with timm.*\.safetensors$"):
+    with pytest.raises(
+        clca.ClcaError, match=r"augreg.npz: has JAX's parameter names: load it with timm.*\.safetensors$"
+    ):
         make(weights=str(tmp_path / "augreg.npz"))
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from clca.errors import ClcaError
-from clca.training import TrainConfig, metrics_log, train
-from clca.training import run_folder as folder_of
-from clca.training import trainer as loop_of
-from clca.training.metrics_log import MetricsLog, claimed
+from clca.training import TrainConfig, metrics_log, train, trainer
+from clca.training.metrics_log import MetricsLog, locked_log
+from clca.training.run_folder import RunFolder
 
 pytest.importorskip("fcntl")
 Make = Callable[..., TrainConfig]
@@ -48,7 +47,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(make_config: Make, tmp_path: 
     (tmp_path / "run" / "summary.json").unlink()
     before = content(tmp_path / "run")
     with held_elsewhere(tmp_path / "run"):
-        with pytest.raises(ClcaError, match="another process trains this run now; wait for its end, or choose another"):
+        with pytest.raises(ClcaError, match="another process is training this run; wait until it ends, or"):
             train(config, quiet=True)
         assert content(tmp_path / "run") == before
     train(config, quiet=True)
@@ -59,36 +58,36 @@ def test_one_that_begins_beside_another_writes_nothing(
 ) -> None:
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch, held_elsewhere(tmp_path / "run"):
-        patch.setattr(loop_of, "open_splits", lambda *_: pytest.fail("the images were looked at"))
-        with pytest.raises(ClcaError, match="another process trains this run now"):
+        patch.setattr(trainer, "open_splits", lambda *_: pytest.fail("the images were looked at"))
+        with pytest.raises(ClcaError, match="another process is training this run"):
             train(make_config(), quiet=True)
         assert content(tmp_path / "run") == {"metrics.jsonl": b""}
     train(make_config(), quiet=True)  # an empty log is no run, and no other file
 
 
 @pytest.mark.parametrize(
-    ("lr", "told"), [(1e-3, "another process has just trained there"), (1e-4, "holds a different run")]
+    ("lr", "message"), [(1e-3, "another process has just trained there"), (1e-4, "holds a different run")]
 )
 def test_a_run_that_came_between_the_look_and_the_claim_stays(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: float, told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: float, message: str
 ) -> None:
-    look, looks = folder_of.find_run, 0
+    state_for, looks = RunFolder.state_for, 0
 
-    def then_another_came(folder: Path, config: TrainConfig) -> str:
+    def then_another_came(run: RunFolder, config: TrainConfig) -> str:
         nonlocal looks
-        looks, state = looks + 1, look(folder, config)
+        looks, state = looks + 1, state_for(run, config)
         if looks == 1:
             train(make_config(lr=lr), quiet=True)
         return state
 
-    monkeypatch.setattr(folder_of, "find_run", then_another_came)
-    with pytest.raises(ClcaError, match=told):
+    monkeypatch.setattr(RunFolder, "state_for", then_another_came)
+    with pytest.raises(ClcaError, match=message):
         train(make_config(), quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["lr"] == lr
     assert "summary.json" in content(tmp_path / "run")
 
 
-def test_a_claim_on_a_file_that_was_removed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, lock = tmp_path / "metrics.jsonl", metrics_log._lock
 
     def lock_after_its_end(file: Any) -> bool:
@@ -109,7 +108,7 @@ def test_nothing_is_left_of_a_start_that_saved_nothing(
     tmp_path: Path, stop: BaseException, name: str, left: set[str]
 ) -> None:
     def begin_and_end() -> None:
-        with claimed(tmp_path):
+        with locked_log(tmp_path):
             (tmp_path / name).write_text("{}")
             raise stop
 

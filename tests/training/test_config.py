@@ -105,7 +105,7 @@ def test_a_frozen_backbone_leaves_what_is_new(model: clca.TokenReducedViT) -> No
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"lr": -1}, "--lr -1: should be greater than 0"),
         ({"lr": "fast"}, "--lr fast: should be a valid number"),
@@ -127,11 +127,11 @@ def test_a_frozen_backbone_leaves_what_is_new(model: clca.TokenReducedViT) -> No
         ({"nonsense": 1}, "--nonsense: no such setting"),
     ],
 )
-def test_a_wrong_setting_is_told_in_one_line(settings: dict, told: str) -> None:
+def test_a_wrong_setting_is_reported_in_one_line(settings: dict, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(**settings)
     line = explain_flags(caught.value)
-    assert line.startswith(told)
+    assert line.startswith(message)
     assert "\n" not in line
 
 

@@ -1,4 +1,4 @@
-"""What is wrong is told before the long work, and a start that came to nothing stands in nobody's way."""
+"""Errors are reported before the long work, and a failed start leaves nothing that blocks the next one."""
 
 import json
 import signal
@@ -16,17 +16,16 @@ from clca.cli import main as cli
 from clca.errors import ClcaError, WorkError
 from clca.system.processes import require_torchrun
 from clca.system.signals import Interrupted
-from clca.training import TrainConfig, train
-from clca.training import trainer as loop_of
+from clca.training import TrainConfig, train, trainer
 from clca.training.device import make_accelerator
-from clca.training.run_folder import own_images
-from clca.training.trainer import _Loop, finished_run
+from clca.training.run_folder import RunFolder
+from clca.training.trainer import _Trainer, finished_run
 
 Make = Callable[..., TrainConfig]
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model": {"backbone": "vit_tinny_patch16_224"}}, "vit_tinny"),
         ({"model": {"locations": (9,)}}, "location"),
@@ -35,10 +34,10 @@ Make = Callable[..., TrainConfig]
     ],
 )
 def test_a_setting_is_refused_before_an_image_is_read(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(loop_of, "verify_images", lambda *_, **__: pytest.fail("images were read"))
-    with pytest.raises(ClcaError, match=told):
+    monkeypatch.setattr(trainer, "verify_images", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(ClcaError, match=message):
         train(make_config(**changes), quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -47,7 +46,7 @@ def test_a_setting_is_refused_before_an_image_is_read(
 def test_class_folders_that_no_model_could_name_are_refused_first(
     make_config: Make, tmp_path: Path, draw_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(loop_of, "verify_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(trainer, "verify_images", lambda *_, **__: pytest.fail("images were read"))
     root = draw_images(tmp_path / "odd", classes=2, images=2)
     for split in ("train", "val", "test"):
         (root / split / "class1").rename(root / split / name)
@@ -76,14 +75,14 @@ def test_after_a_failure_before_the_first_checkpoint_another_setting_may_follow(
     assert train(make_config(), quiet=True).folder == tmp_path / "run"
 
 
-def test_weights_that_answer_nonsense_on_val_are_told_as_such(make_config: Make) -> None:
+def test_weights_with_a_loss_on_val_that_is_not_finite_are_reported(make_config: Make) -> None:
     # One update an epoch: the loss before it is finite, and that of the watched images comes next.
     with pytest.raises(WorkError, match=r"the val loss is not finite at step 1 \(epoch 1\); no checkpoint"):
         train(make_config(lr=1e30, warmup_epochs=0, batch_size=18), quiet=True)
 
 
 def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = loop_of._Loop._one_step
+    step = trainer._Trainer._one_step
 
     def failing(self: Any, batches: Any) -> bool:
         if self.progress.step == 2:
@@ -91,7 +90,7 @@ def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypat
         return step(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_of._Loop, "_one_step", failing)
+        patch.setattr(trainer._Trainer, "_one_step", failing)
         config = make_config(checkpoint_steps=1)
         with pytest.raises(torch.OutOfMemoryError):
             train(config, quiet=True)
@@ -100,7 +99,7 @@ def test_after_a_checkpoint_a_failure_keeps_the_run(make_config: Make, monkeypat
     train(config, quiet=True)
 
 
-def test_a_tracker_that_does_not_begin_says_why(
+def test_a_tracker_that_cannot_start_is_reported(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def init_trackers(self: Any, *_: object) -> None:
@@ -108,7 +107,7 @@ def test_a_tracker_that_does_not_begin_says_why(
         raise RuntimeError("api_key not configured (no-tty)")
 
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", init_trackers)
-    with pytest.raises(ClcaError, match=r"--track tensorboard: it did not begin \(api_key not configured"):
+    with pytest.raises(ClcaError, match=r"--track tensorboard: could not be started \(api_key not configured"):
         train(make_config(track="tensorboard"), quiet=True)
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -117,25 +116,25 @@ def test_an_early_stop_and_a_finished_run_are_logged(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "clca")
-    monkeypatch.setattr(loop_of._Loop, "_note_if_best", lambda self, _: setattr(self.progress, "stale", 9) or False)
+    monkeypatch.setattr(trainer._Trainer, "_note_if_best", lambda self, _: setattr(self.progress, "stale", 9) or False)
     config = make_config(epochs=9, patience=9)
     train(config)
-    assert "no better on val for 9 epochs: stopped early" in caplog.text
+    assert "no improvement on val for 9 epochs: stopped early" in caplog.text
     train(config)
-    assert "is finished already" in caplog.text
+    assert "already finished" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [(["--epochs", "9"], "--epochs"), (["--lr=1"], "--lr"), (["photos"], r"DATA \(photos\)")]
+    ("words", "message"), [(["--epochs", "9"], "--epochs"), (["--lr=1"], "--lr"), (["photos"], r"DATA \(photos\)")]
 )
 def test_resume_refuses_what_it_would_not_heed(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = cli.main(["train", "--resume", str(tmp_path), *words])
     assert code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"omit {told},".replace("\\", "") in error
+    assert f"omit {message},".replace("\\", "") in error
 
 
 @pytest.mark.parametrize("words", [["--no-cache"], ["--cache"]])
@@ -146,11 +145,13 @@ def test_resume_takes_what_changes_no_result(
     assert "config.json" in capsys.readouterr().err  # no run there: that it looked
 
 
-def test_a_resumed_fp16_run_without_a_gpu_is_told_what_can_be_done(make_config: Make, tmp_path: Path) -> None:
+def test_resuming_an_fp16_run_without_a_gpu_reports_what_to_do(make_config: Make, tmp_path: Path) -> None:
     config = make_config(precision="fp16")
     with pytest.raises(ClcaError, match="on a CPU choose bf16 or no"):
         make_accelerator(config, tmp_path)
-    with pytest.raises(ClcaError, match=r"begun with --precision fp16.* go on where there is one, or choose another"):
+    with pytest.raises(
+        ClcaError, match=r"started with --precision fp16.* resume it on a machine with a GPU, or choose another"
+    ):
         make_accelerator(config, tmp_path, precision="fp16")
 
 
@@ -172,18 +173,18 @@ def test_processes_of_mpirun_that_know_nothing_of_each_other_are_refused(
 def test_a_config_of_others_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ClcaError) as caught:
-        own_images(tmp_path)
+        RunFolder(tmp_path).images  # noqa: B018
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
-def test_a_summary_that_is_not_whole_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_summary_is_reported(tmp_path: Path) -> None:
     for text in ("[", "3", "[" * 100_000, '{"epochs": 3}'):
         (tmp_path / "summary.json").write_text(text)
-        with pytest.raises(WorkError, match="remove it, and the same command makes it anew"):
+        with pytest.raises(WorkError, match="remove it, and the same command writes it again"):
             finished_run(tmp_path)
 
 
-def test_a_full_disk_is_told_with_the_file_and_half_a_line_goes(make_config: Make, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file_and_a_partial_line_is_removed(make_config: Make, tmp_path: Path) -> None:
     config = make_config(checkpoint_steps=1, log_every=1)
     script = (
         "import resource, sys; from clca.training import metrics_log; from clca.cli.main import main\n"
@@ -209,12 +210,12 @@ def test_a_full_disk_is_told_with_the_file_and_half_a_line_goes(make_config: Mak
 def test_a_signal_in_the_first_step_ends_it_at_once_and_leaves_nothing(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compiles(self: _Loop, *_: object) -> None:
+    def compiles(self: _Trainer, *_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the step went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "_forward_backward", compiles)
+        patch.setattr(_Trainer, "_forward_backward", compiles)
         with pytest.raises(Interrupted, match="stopped in the first step; the same command begins anew") as caught:
             train(make_config(), quiet=True)
         assert caught.value.signal == signal.SIGTERM

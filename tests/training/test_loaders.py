@@ -23,10 +23,10 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.processes import is_first_on_its_machine, is_first_process
 from clca.training import TrainConfig, train
 from clca.training.loaders import (
-    Plan,
+    BatchPlan,
     PlannedBatches,
     SeededImages,
-    _leave_interrupts_to_the_parent,
+    _ignore_interrupts,
     end_workers,
     eval_loader,
     train_loader,
@@ -46,8 +46,8 @@ def test_processes_share_the_batches_of_one(images: int, share: int, accum: int,
     batch = share * accum * processes
     if images < accum * processes:
         return
-    plan = Plan.fitting(images, batch, accum, processes, seed)
-    alone = Plan(images, plan.batch_size, 1, 1, seed)
+    plan = BatchPlan.create(images, batch, accum, processes, seed)
+    alone = BatchPlan(images, plan.batch_size, 1, 1, seed)
     steps = 3 * plan.steps_per_epoch
     whole = list(PlannedBatches(alone, 0, 0, steps))
     parts = [list(PlannedBatches(plan, rank, 0, steps)) for rank in range(processes)]
@@ -60,13 +60,13 @@ def test_processes_share_the_batches_of_one(images: int, share: int, accum: int,
 
 @given(start=st.integers(0, 14))
 def test_a_resumed_order_is_the_rest_of_the_whole(start: int) -> None:
-    plan = Plan.fitting(23, 4, 2, 1, seed=3)
+    plan = BatchPlan.create(23, 4, 2, 1, seed=3)
     whole = list(PlannedBatches(plan, 0, 0, 15))
     assert list(PlannedBatches(plan, 0, start, 15)) == whole[2 * start :]
 
 
 def test_an_epoch_sees_no_image_twice_and_epochs_differ() -> None:
-    plan = Plan.fitting(23, 4, 1, 1, seed=3)
+    plan = BatchPlan.create(23, 4, 1, 1, seed=3)
     keys = [key for batch in PlannedBatches(plan, 0, 0, 10) for key in batch]
     first, second = ([index for epoch, index in keys if epoch == number] for number in (0, 1))
     assert len(set(first)) == len(first) == 20
@@ -74,15 +74,15 @@ def test_an_epoch_sees_no_image_twice_and_epochs_differ() -> None:
 
 
 def test_a_set_smaller_than_the_batch_still_trains() -> None:
-    plan = Plan.fitting(7, 32, 1, 2, seed=0)
+    plan = BatchPlan.create(7, 32, 1, 2, seed=0)
     assert (plan.batch_size, plan.steps_per_epoch, plan.share) == (6, 1, 3)
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
     with pytest.raises(ClcaError, match="--batch-size 32 cannot be divided over 3 processes"):
-        Plan.fitting(100, 32, 1, 3, 0)
+        BatchPlan.create(100, 32, 1, 3, 0)
     with pytest.raises(ClcaError, match="3 training images are too few"):
-        Plan.fitting(3, 8, 1, 4, 0)
+        BatchPlan.create(3, 8, 1, 4, 0)
 
 
 @given(images=st.integers(4, 40), processes=st.integers(1, 2), accum=st.integers(1, 2))
@@ -90,17 +90,17 @@ def test_a_set_smaller_than_the_batch_can_be_mixed(images: int, processes: int, 
     shares = 2 * processes * accum
     if images < shares:
         with pytest.raises(ClcaError, match=r"too few .* in pairs"):
-            Plan.fitting(images, 48, accum, processes, 0, mixes=True)
+            BatchPlan.create(images, 48, accum, processes, 0, mixes=True)
         return
-    plan = Plan.fitting(images, 48, accum, processes, 0, mixes=True)
+    plan = BatchPlan.create(images, 48, accum, processes, 0, mixes=True)
     assert plan.share % 2 == 0 < plan.share
     assert plan.batch_size > images - shares
 
 
 def test_a_batch_that_processes_cannot_mix_is_refused() -> None:
-    assert Plan.fitting(18, 6, 1, 2, 0).share == 3
+    assert BatchPlan.create(18, 6, 1, 2, 0).share == 3
     with pytest.raises(ClcaError, match=r"--batch-size 6 cannot .* in pairs, .*; choose a multiple of 4"):
-        Plan.fitting(18, 6, 1, 2, 0, mixes=True)
+        BatchPlan.create(18, 6, 1, 2, 0, mixes=True)
 
 
 class Noise(Dataset):
@@ -114,7 +114,7 @@ class Noise(Dataset):
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
-    plan = Plan.fitting(11, 4, 1, 1, seed=5)
+    plan = BatchPlan.create(11, 4, 1, 1, seed=5)
     here = [batch[0] for batch in train_loader(Noise(), plan, 0, 0, 4, workers=0, device=CPU)]
     torch.manual_seed(99)
     workers = [batch[0].clone() for batch in train_loader(Noise(), plan, 0, 0, 4, workers=2, device=CPU)]
@@ -126,7 +126,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 class Slow(Dataset):
-    """Images that say where they are in the data set; some take longer than others, and one worker than another."""
+    """Images that hold their index in the data set; some take longer than others, and one worker than another."""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         time.sleep(0.002 * (index % 3 == 0))
@@ -136,7 +136,7 @@ class Slow(Dataset):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_batch_holds_until_the_next_is_asked_for(workers: int) -> None:
     """Workers, which are far ahead by then, do not write into what is in use."""
-    plan = Plan.fitting(30, 3, 1, 1, seed=1)
+    plan = BatchPlan.create(30, 3, 1, 1, seed=1)
     whole = iter(PlannedBatches(plan, 0, 0, 40))
     for number, (batch, labels) in enumerate(train_loader(Slow(), plan, 0, 0, 40, workers, CPU)):
         if number % 7 == 0:
@@ -151,7 +151,7 @@ def test_a_model_sees_the_same_bits_from_batches_of_bytes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, cache: bool
 ) -> None:
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path))
-    plan = Plan.fitting(18, 6, 1, 1, seed=2)
+    plan = BatchPlan.create(18, 6, 1, 1, seed=2)
     floats = data.open(images, transform=train_transform(32))
     pixels = data.open(images, transform=train_transform(32, normalize=False))
     if cache:
@@ -179,7 +179,7 @@ def test_evaluation_sees_every_image_exactly_once(processes: int, batch: int) ->
     assert sorted(seen) == list(range(11))
 
 
-def test_reading_processes_end_when_told_to_and_not_when_they_are_collected() -> None:
+def test_workers_end_on_request_and_not_when_they_are_garbage_collected() -> None:
     loader = eval_loader(Noise(), 10, 2, 0, 1, workers=2, device=CPU)
     assert len(list(loader)) == 5
     workers = multiprocessing.active_children()
@@ -208,7 +208,7 @@ def test_a_reading_process_outlives_one_sigterm_and_not_two() -> None:
 
 
 def _serve(pipe: Connection) -> None:
-    _leave_interrupts_to_the_parent(0)
+    _ignore_interrupts(0)
     pipe.send("ready")
     while True:
         pipe.send(pipe.recv())

@@ -70,15 +70,15 @@ def test_killed_and_interrupted_at_random_steps_it_ends_with_the_same_bits(make_
     process = start(words)
     wait_for_step(process, folder / "metrics.jsonl", at + steps.randint(1, 30))
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "Traceback" not in told
-    assert told.splitlines()[-1].endswith(f"the same command, or clca train --resume {folder}, goes on from there")
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].endswith(f"the same command, or clca train --resume {folder}, goes on from there")
 
     process = start(words)
-    printed, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
-    assert f"resuming {folder}" in told
+    printed, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert f"resuming {folder}" in stderr
     assert f"next: clca evaluate {folder}" in printed
 
     whole = train(make_config(out=tmp_path / "whole", **settings), quiet=True)
@@ -95,12 +95,12 @@ def test_a_time_limit_that_reaches_the_workers_too_loses_nothing(make_config: Ma
     process = start(words)
     wait_for_step(process, folder / "metrics.jsonl", 5)
     os.killpg(process.pid, signal.SIGTERM)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "Traceback" not in told
-    assert f"clca train --resume {folder}" in told.splitlines()[-1]
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert "Traceback" not in stderr
+    assert f"clca train --resume {folder}" in stderr.splitlines()[-1]
     done = max(line["step"] for line in read_lines(folder))
-    assert f"stopped after step {done};" in told
+    assert f"stopped after step {done};" in stderr
 
 
 def test_two_processes_reach_what_one_does(make_config: Make, tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_two_processes_reach_what_one_does(make_config: Make, tmp_path: Path) ->
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     process = start(command(two_config, tmp_path / "two.yaml", launcher))
     one = train(make_config(out=tmp_path / "one", **settings), quiet=True)
-    _, told = process.communicate(timeout=180)
-    assert process.returncode == 0, told
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
 
     lines_of_one, lines_of_two = read_lines(one.folder), read_lines(tmp_path / "two")
     for line, other in zip(lines_of_one, lines_of_two, strict=True):

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from waiting import until
 
-from clca.training import TrainConfig, train
-from clca.training import trainer as loop_of
+from clca.training import TrainConfig, train, trainer
 
 Make = Callable[..., TrainConfig]
 
 
 def train_in_two_parts(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, stop: int = 4) -> list[dict[str, Any]]:
     """Fail before update `stop` + 1, one past the last checkpoint, go on; the lines of metrics.jsonl."""
-    step = loop_of._Loop._one_step
+    step = trainer._Trainer._one_step
 
     def failing(self: Any, batches: Any) -> bool:
         if self.progress.step == stop:
@@ -25,7 +24,7 @@ def train_in_two_parts(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, sto
         return step(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_of._Loop, "_one_step", failing)
+        patch.setattr(trainer._Trainer, "_one_step", failing)
         with pytest.raises(RuntimeError, match="the power"):
             train(config, quiet=True)
     train(config, quiet=True)
@@ -63,24 +62,24 @@ def test_mlflow_goes_on_in_the_same_run(make_config: Make, tmp_path: Path, monke
 def test_a_store_that_knows_the_run_no_more_gets_a_new_one(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = []
+    starts = []
 
     def init_trackers(self: Any, project: str, settings: dict[str, Any], more: dict[str, Any]) -> None:
-        begun.append(more["mlflow"])
+        starts.append(more["mlflow"])
         if "run_id" in more["mlflow"]:
             raise RuntimeError("no such run")
 
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", init_trackers)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    load = loop_of.RunState._resume
+    load = trainer.RunState._resume
 
-    def told(self: Any) -> None:
+    def resume(self: Any) -> None:
         load(self)
         self.progress.tracked = "gone"
 
-    monkeypatch.setattr(loop_of.RunState, "_resume", told)
+    monkeypatch.setattr(trainer.RunState, "_resume", resume)
     train(make_config(track="mlflow"), quiet=True)
-    assert begun == [{"run_id": "gone"}, {"run_name": "run"}]
+    assert starts == [{"run_id": "gone"}, {"run_name": "run"}]
 
 
 def log_records(content: bytes) -> Iterator[bytes]:

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 import clca
 from clca.errors import ClcaError, WorkError
 from clca.models import saving
-from clca.training import TrainConfig, device, resume, train
-from clca.training import trainer as loop_of
+from clca.training import TrainConfig, device, resume, train, trainer
 from clca.training.progress import Display
-from clca.training.run_folder import find_run
+from clca.training.run_folder import RunFolder
 
 Make = Callable[..., TrainConfig]
 
@@ -116,7 +115,7 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
 ) -> None:
     whole = train(make_config(out=tmp_path / "whole", **settings), quiet=True)
     config = make_config(**settings)
-    step, stop_after = loop_of._Loop._one_step, iter([1, 2, 1, 1])
+    step, stop_after = trainer._Trainer._one_step, iter([1, 2, 1, 1])
 
     def stopping(self: Any, batches: Any) -> bool:
         wanted = next(stop_after, None) if self.progress.step == self.state.saved_step else None
@@ -124,9 +123,9 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
         step(self, batches)
         return self.progress.step == self.wanted
 
-    monkeypatch.setattr(loop_of._Loop, "_one_step", stopping)
+    monkeypatch.setattr(trainer._Trainer, "_one_step", stopping)
     for _ in range(4):
-        with pytest.raises(loop_of.Interrupted, match="goes on from there"):
+        with pytest.raises(trainer.Interrupted, match="goes on from there"):
             train(config, quiet=True)
     result = resume(tmp_path / "run", quiet=True)
     assert same(weights(result.folder), weights(whole.folder))
@@ -136,19 +135,19 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
 
 def stop_after(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave a run that was asked to stop in its update number `step`."""
-    one_step = loop_of._Loop._one_step
+    one_step = trainer._Trainer._one_step
 
     def stopping(self: Any, batches: Any) -> bool:
         return one_step(self, batches) or self.progress.step == step
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_of._Loop, "_one_step", stopping)
-        with pytest.raises(loop_of.Interrupted):
+        patch.setattr(trainer._Trainer, "_one_step", stopping)
+        with pytest.raises(trainer.Interrupted):
             train(config, quiet=True)
 
 
 @pytest.mark.parametrize(
-    ("split", "old", "new", "told"),
+    ("split", "old", "new", "message"),
     [
         ("train", "class1/0.png", "class1/more.png", "18 train images then and 19 now"),
         ("val", "class1/0.png", "class1/more.png", "18 watched images then and 19 now"),
@@ -157,7 +156,7 @@ def stop_after(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_run_does_not_go_on_with_other_images(
     make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    split: str, old: str, new: str, told: str,
+    split: str, old: str, new: str, message: str,
 ) -> None:  # fmt: skip
     root = shutil.copytree(images, tmp_path / "copy")
     config = make_config(data={"root": str(root)})
@@ -165,7 +164,7 @@ def test_a_run_does_not_go_on_with_other_images(
     for part in root.glob(split):
         (shutil.copy if (part / old).is_file() else shutil.move)(part / old, part / new)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(ClcaError, match=f"have changed since it was begun .{told}.; put them back to go on, or"):
+    with pytest.raises(ClcaError, match=f"have changed since it was started .{message}.; restore them to resume, or"):
         train(config, quiet=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     for part in root.glob(split):
@@ -173,9 +172,9 @@ def test_a_run_does_not_go_on_with_other_images(
     train(config, quiet=True)
 
 
-@pytest.mark.parametrize(("split", "told"), [("train", "train"), ("val", "watched")])
+@pytest.mark.parametrize(("split", "message"), [("train", "train"), ("val", "watched")])
 def test_a_run_does_not_go_on_with_as_many_other_images(
-    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, told: str
+    make_config: Make, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, message: str
 ) -> None:
     root = shutil.copytree(images, tmp_path / "copy")
     config = make_config(data={"root": str(root)})
@@ -185,7 +184,9 @@ def test_a_run_does_not_go_on_with_as_many_other_images(
         shutil.copy2(images / content, kept)
         one.rename(tmp_path / "away.png")
         shutil.copy2(kept, one.with_name(name))
-        with pytest.raises(ClcaError, match=f"begun .as many {told} images, with other names, sizes or classes.; put"):
+        with pytest.raises(
+            ClcaError, match=f"started .as many {message} images, with other names, sizes or classes.; restore"
+        ):
             train(config, quiet=True)
         one.with_name(name).unlink()
         (tmp_path / "away.png").rename(one)
@@ -207,17 +208,21 @@ def test_a_run_of_before_that_names_no_images_goes_on(
     assert train(config, quiet=True).steps == 6
 
 
-@pytest.mark.parametrize("begun", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: str
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
 ) -> None:
-    whole = train(make_config(out=tmp_path / "whole", precision=begun), quiet=True)
+    whole = train(make_config(out=tmp_path / "whole", precision=precision), quiet=True)
     config = make_config(precision="auto")
-    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun == "bf16")
+    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: precision == "bf16")
     stop_after(4, config, monkeypatch)
-    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: begun != "bf16")
+    monkeypatch.setattr(device, "_bf16_is_fast", lambda _: precision != "bf16")
     result = resume(tmp_path / "run")
-    assert f"goes on with precision {begun}, as it was begun" in capsys.readouterr().err
+    assert f"continues with precision {precision}, as it was started" in capsys.readouterr().err
     assert same(weights(result.folder), weights(whole.folder))
 
 
@@ -345,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(make_config: M
 
 
 def test_it_stops_early_without_progress(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)
+    monkeypatch.setattr(trainer._Trainer, "_note_if_best", _never_better)
     result = train(make_config(epochs=9, patience=2), quiet=True)
     assert result.epochs == 2
 
@@ -361,7 +366,7 @@ def test_that_the_weights_can_be_loaded_is_checked_once_a_run(
 ) -> None:
     checks, check = [], saving._check_can_be_made
     monkeypatch.setattr(saving, "_check_can_be_made", lambda *given: (checks.append(given), check(*given)))
-    monkeypatch.setattr(loop_of._Loop, "_note_if_best", _never_better)  # but saved each time
+    monkeypatch.setattr(trainer._Trainer, "_note_if_best", _never_better)  # but saved each time
     result = train(make_config(epochs=3), quiet=True)
     assert len(checks) == 1
     model = clca.from_pretrained(result.folder)
@@ -399,7 +404,7 @@ def test_unreadable_images_are_named_before_training(make_config: Make, images: 
     (root / "val" / "class2" / "1.png").write_text("hello")
     with pytest.raises(ClcaError, match=r"2 of 36 images cannot be used: .*0\.png: .*empty.*1\.png: is text"):
         train(make_config(data={"root": str(root)}), quiet=True)
-    assert find_run(tmp_path / "run", make_config()) == "new"
+    assert RunFolder(tmp_path / "run").state_for(make_config()) == "new"
 
 
 @pytest.fixture
@@ -438,7 +443,7 @@ def test_a_run_can_go_on_with_the_cache_switched(make_config: Make, tmp_path: Pa
     train(make_config(cache=False, checkpoint_steps=1), quiet=True)
     (tmp_path / "run" / "summary.json").unlink()
     config = make_config(cache=True, cache_gb=1.0)
-    assert find_run(tmp_path / "run", config) == "started"
+    assert RunFolder(tmp_path / "run").state_for(config) == "started"
     assert same(weights(train(config, quiet=True).folder), weights(whole.folder))
 
 
@@ -456,11 +461,11 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_training_goes_on(
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "file"))
     capsys.readouterr()
     result = train(make_config())
-    told = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
+    message = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
     where = tmp_path / "file" / "resized"
-    assert told == [
+    assert message == [
         f"the resized images are not cached: {where} cannot be written (not a directory); the images are read from "
-        "their own files"
+        "their original files"
     ]
     assert same(weights(result.folder), weights(plain.folder))
 
@@ -474,13 +479,13 @@ def test_unreadable_images_are_named_the_same_with_part_of_them_cached(
     (root / "train" / "class1" / "0.png").write_bytes(b"")
     (root / "train" / "class1" / "0.png").unlink()
     (root / "train" / "class1" / "0.png").symlink_to("nowhere.png")
-    told = []
+    message = []
     for cache in (True, True, False):
         with pytest.raises(ClcaError) as refused:
             train(make_config(data={"root": str(root)}, cache=cache), quiet=True)
-        told.append(str(refused.value))
-    assert told[0] == told[1] == told[2]
-    assert "of 36 images cannot be used" in told[0] or "of 35 images cannot be used" in told[0]
+        message.append(str(refused.value))
+    assert message[0] == message[1] == message[2]
+    assert "of 36 images cannot be used" in message[0] or "of 35 images cannot be used" in message[0]
 
 
 def test_one_class_and_missing_classes_are_refused(
@@ -517,8 +522,10 @@ def test_a_tracker_that_fails_on_the_way_ends_nothing(
     monkeypatch.setattr("accelerate.Accelerator.log", log)
     result = train(make_config(track="tensorboard"))
     assert sent == [1, 2]
-    told = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
-    assert told == ["--track tensorboard: the server has gone; no more is sent there, metrics.jsonl has it all"]
+    message = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
+    assert message == [
+        "--track tensorboard: the server has gone; nothing more is sent there; metrics.jsonl has all metrics"
+    ]
     assert without_time(lines(result.folder)) == without_time(lines(plain.folder))
 
 
@@ -532,7 +539,7 @@ def test_a_tracker_that_does_not_end_hides_no_result(
 
     monkeypatch.setattr("accelerate.Accelerator.end_training", end_training)
     assert train(make_config(track="tensorboard")).steps == 6
-    assert "--track tensorboard: it did not end in order (gone)" in capsys.readouterr().err
+    assert "--track tensorboard: did not close properly (gone)" in capsys.readouterr().err
     with pytest.raises(WorkError, match="not finite"):
         train(make_config(track="tensorboard", lr=1e30, warmup_epochs=0, out=tmp_path / "failing"), quiet=True)
 

@@ -69,7 +69,7 @@ class PageContext:
 
     def evaluations(self, served: ServedModel) -> list[StoredEvaluation]:
         """Of one split: the test images, or the first that there are."""
-        found = evaluations(served.folder) if served.folder is not None else []
+        found = evaluations(served.run) if served.run is not None else []
         return [each for each in found if each.split == found[0].split]
 
     async def look(self, name: str | None, slider: float | None, photo: str) -> tuple[ServedModel, Look]:

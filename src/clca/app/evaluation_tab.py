@@ -45,7 +45,7 @@ def evaluation_html(tr: Translator, served: ServedModel, stored: Sequence[Stored
         served: The model.
         stored: Its evaluations, of one split.
     """
-    if not stored or served.folder is None:
+    if not stored or served.run is None:
         return f"<p class=clca-note>{escape(tr('not_evaluated'))}</p>"
     mean = by_rate(served.keep_rate)[0]
     own = min(stored, key=lambda each: (each.keep_rate != served.keep_rate, abs(by_rate(each.keep_rate)[0] - mean)))

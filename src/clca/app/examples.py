@@ -9,7 +9,6 @@ from clca import data
 from clca.app.html import address_of
 from clca.errors import ClcaError
 from clca.serve.served_model import ServedModel
-from clca.training.run_folder import own_images
 
 SHOWN = 3
 _SIDE = 160
@@ -71,5 +70,5 @@ class Examples:
     def _where(self) -> tuple[str | None, str | None]:
         if self._root is not None:
             return str(self._root), None
-        own = own_images(self._served.folder) if self._served.folder is not None else None
+        own = self._served.run.images if self._served.run is not None else None
         return (own.root, own.source) if own is not None else (None, None)

@@ -12,7 +12,7 @@ from clca.benchmark.config import BenchmarkConfig
 from clca.errors import ClcaError
 from clca.evaluation.stored import by_rate
 from clca.models.pretrained import from_pretrained
-from clca.training.run_folder import told_apart
+from clca.training.run_folder import unique_labels
 
 
 def requested(config: BenchmarkConfig, device: str) -> tuple[list[list[Candidate]], list[str]]:
@@ -30,7 +30,7 @@ def requested(config: BenchmarkConfig, device: str) -> tuple[list[list[Candidate
     if "cudagraph" in config.modes and device == "cpu":
         raise ClcaError("--modes cudagraph needs an NVIDIA GPU; on a CPU choose eager, compiled or onnx")
     left_out: dict[str, None] = {}  # as a set that keeps the order
-    labels = told_apart(config.models)
+    labels = unique_labels(config.models)
     groups = [
         list(_candidates(config, model, labels[model], batch, device, left_out))
         for model, batch in product(config.models, config.batch_sizes)

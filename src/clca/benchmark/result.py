@@ -21,7 +21,7 @@ from clca.plots.speedup import SpeedUp, SpeedUpPanel
 from clca.system.files import make_writable, replacing, write_csv, write_json
 from clca.system.tables import Column, Table, words
 from clca.system.timing import Spread
-from clca.training.run_folder import told_apart
+from clca.training.run_folder import unique_labels
 
 LOSES_BELOW = 0.8
 """Share of the MAC ratio below which a row is listed as falling short."""
@@ -187,7 +187,7 @@ class Benchmark:
     def as_dict(self) -> dict[str, Any]:
         """The content of `benchmark.json`."""
         config = json.loads(self.config.model_dump_json())
-        config["models"] = list(told_apart(self.config.models).values())
+        config["models"] = list(unique_labels(self.config.models).values())
         return {
             "format": "clca-benchmark-2", "command": self.command, "machine": self.machine, "versions": self.versions,
             "config": config, "matrix_rate_gmacs": self.matrix_rate, "bandwidth_gb": self.bandwidth,

@@ -1,4 +1,4 @@
-"""What a trained model is worth on images: `evaluate(run)`, `sweep(run, rates)`, `predict(model, images)`."""
+"""Apply a trained model to images: `evaluate(run)`, `sweep(run, rates)`, `predict(model, images)`."""
 
 import lazy_loader
 

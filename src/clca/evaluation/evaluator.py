@@ -1,4 +1,4 @@
-"""`evaluate(run)`: accuracy of a finished run on a split of a data set, and its cost."""
+"""`evaluate(run)`: accuracy and cost of a finished run on a split of a data set."""
 
 import hashlib
 import json
@@ -20,7 +20,6 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError, reason
 from clca.evaluation.stored import FOLDER, NUMBERS
 from clca.models.cost import cost
-from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.system.files import replacing, write_csv, write_json
@@ -30,7 +29,7 @@ from clca.system.tables import Column, Table, words
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, same_classes, warn_of_cache
-from clca.training.run_folder import own_images
+from clca.training.run_folder import RunFolder
 from clca.training.validation import run_inference
 
 ROWS_SHOWN = 30
@@ -53,19 +52,19 @@ class Evaluation:
 
     Attributes:
         data, split: The images.
-        images: How many.
+        images: Number of images.
         top1, top5, macro: Share of images classified correctly, with the true class among the five most likely, and
             mean share over classes.
         loss: Mean cross-entropy.
-        classes: One result a class of the run.
+        classes: One result per class of the run.
         confusion: Images by true class (row) and predicted class (column), [K, K].
-        gmacs: Multiply-accumulates of one image in 10⁹, as the published method counts them.
-        computed_gmacs: Those that this implementation computes.
-        params: Parameters.
+        gmacs: Multiply-accumulates per image in 10⁹, as the published method counts them.
+        computed_gmacs: The same as this implementation computes them.
+        params: Number of parameters.
         tokens_per_block: Tokens in the output of each block.
-        images_per_second: Measured, the forward pass alone, on `device` in `precision`.
+        images_per_second: Measured throughput of the forward pass alone, on `device` in `precision`.
         fingerprint: Hash of everything that the result depends on except the keep rate (`Evaluator.fingerprint`).
-        folder: Of `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png`; None if not written.
+        folder: Folder of `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png`; None if not written.
     """
 
     data: str
@@ -89,7 +88,7 @@ class Evaluation:
     folder: Path | None
 
     def summary(self) -> dict[str, Any]:
-        """The numbers of `evaluation.json`."""
+        """The content of `evaluation.json`."""
         names = ("data", "split", "images", "top1", "top5", "macro", "loss", "gmacs", "params", "tokens_per_block")
         more = ("computed_gmacs", "keep_rate", "images_per_second", "device", "precision", "fingerprint")
         return {name: getattr(self, name) for name in (*names, *more)}
@@ -124,7 +123,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | Path,
+    run: str | Path | RunFolder,
     data: str | Path | None = None,
     split: str = "test",
     *,
@@ -148,7 +147,7 @@ def evaluate(
         workers: Processes that read images; None: one per core, at most 8.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        cache: Keep resized images on disk (`clca.data.cache.fill`) and reuse those that are there.
+        cache: Keep resized images on disk (`clca.data.cache.fill`) and reuse cached ones.
         cache_gb: Limit of that cache in gigabytes; None: `$CLCA_CACHE_GB`, else 20.
         out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are
             not the run's), or no files if `run` is not a folder.
@@ -158,13 +157,13 @@ def evaluate(
         WorkError: The files could not be written.
     """
 
-    def take_rate(model: TokenReducedViT) -> None:
+    def set_rate(model: TokenReducedViT) -> None:
         if keep_rate is not None:
             model.keep_rate = keep_rate
 
     evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
-        cache_gb=cache_gb, check=take_rate,
+        cache_gb=cache_gb, check=set_rate,
     )  # fmt: skip
     with closing(evaluator):
         rate = evaluator.own_rate if keep_rate is None else keep_rate
@@ -177,6 +176,7 @@ class Evaluator:
     The arguments are those of `evaluate`.
 
     Attributes:
+        run: The run folder, or the name of a model on the hub.
         model: On its device, in evaluation mode.
         own_rate: The keep rate that the run was trained with.
         accelerator: Device, precision and processes.
@@ -187,7 +187,7 @@ class Evaluator:
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | RunFolder,
         data: str | Path | None = None,
         split: str = "test",
         *,
@@ -203,13 +203,14 @@ class Evaluator:
         if batch_size < 1:
             raise ClcaError(f"batch_size {batch_size}: must be at least 1")
         workers = reading_processes(workers)
-        model = from_pretrained(run)
+        self.run = run = RunFolder.of(run)
+        model = run.load_model()
         if model.classes is None or model.preprocess is None:
             raise ClcaError(f"{run}: the saved model lacks its classes or preprocessing, so it cannot be evaluated")
         self.own_rate = model.keep_rate
         if check is not None:
             check(model)
-        own = own_images(run) if data is None else None
+        own = run.images if data is None else None
         if data is None and own is None:
             raise ClcaError(f"{run}: its training data is not known; pass the images too: clca evaluate RUN DATA")
         name, root, source = (own.name, own.root, own.source) if own is not None else (str(data), str(data), None)
@@ -223,10 +224,10 @@ class Evaluator:
         rank, processes = accelerator.process_index, accelerator.num_processes
         share, count = max(1, batch_size // processes), len(self._images)
         self._loader = eval_loader(self._images, count, share, rank, processes, workers, accelerator.device)
-        self._sample = _some_images(self._images, model.preprocess) if model._pads else None
+        self._sample = _sample_images(self._images, model.preprocess) if model._pads else None
         self.model = model.to(accelerator.device)
         self.root, self.split = name, split
-        self._run, self._data, self._batch_size = Path(run), data, batch_size
+        self._data, self._batch_size = data, batch_size
 
     def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:
         """Run the model on every image at a keep rate, and write the files if a folder is given.
@@ -238,9 +239,9 @@ class Evaluator:
         model, accelerator = self.model, self.accelerator
         assert model.classes is not None
         model.keep_rate = keep_rate
-        price = cost(model, images=self._sample)
+        model_cost = cost(model, images=self._sample)
         result = run_inference(model, self._loader, accelerator, measure=True)
-        labels, guesses = result.labels.numpy(), result.ranked[:, 0].numpy()
+        labels, predictions = result.labels.numpy(), result.ranked[:, 0].numpy()
         evaluation = Evaluation(
             data=self.root,
             split=self.split,
@@ -249,12 +250,12 @@ class Evaluator:
             top5=result.top(5),
             macro=result.macro_accuracy(),
             loss=result.loss,
-            classes=_by_class(labels, guesses, model.classes),
-            confusion=confusion_matrix(labels, guesses, labels=range(len(model.classes))),
-            gmacs=price.gmacs,
-            computed_gmacs=price.computed_gmacs,
-            params=price.params,
-            tokens_per_block=price.tokens_per_block,
+            classes=_by_class(labels, predictions, model.classes),
+            confusion=confusion_matrix(labels, predictions, labels=range(len(model.classes))),
+            gmacs=model_cost.gmacs,
+            computed_gmacs=model_cost.computed_gmacs,
+            params=model_cost.params,
+            tokens_per_block=model_cost.tokens_per_block,
             keep_rate=model.keep_rate,
             images_per_second=result.images_per_second,
             device=accelerator.device.type,
@@ -268,7 +269,7 @@ class Evaluator:
 
     def folder(self, keep_rate: float | tuple[float, ...], parent: Path | None = None) -> Path | None:
         """The folder of an evaluation, in `parent`, by default `RUN/evaluation`; None if there is no parent."""
-        parent = parent or (self._run / FOLDER if self._run.is_dir() else None)
+        parent = parent or (self.run.path / FOLDER if self.run.exists else None)
         if parent is None:
             return None
         rates = keep_rate if isinstance(keep_rate, (tuple, list)) else [keep_rate]
@@ -282,11 +283,11 @@ class Evaluator:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that a result depends on except the keep rate: model, images, device, precision, batch size."""
+        """Hash of everything a result depends on except the keep rate: model, images, device, precision, batch size."""
         model, images = self.model, self._images.images
         listed: list[list[Any]] = []
         for path, label in zip(images.paths, images.labels, strict=True):
-            state = path.stat() if path.is_file() else None  # synthetic leaves are no files
+            state = path.stat() if path.is_file() else None  # synthetic leaves have no files
             listed.append([str(path), label, *((state.st_size, state.st_mtime_ns) if state is not None else ())])
         settings = model.config.model_dump(mode="json") | {"keep_rate": None}
         where = [self.accelerator.device.type, self.accelerator.mixed_precision, self.accelerator.num_processes]
@@ -319,16 +320,16 @@ class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
         return image, self.label[label]
 
 
-def _some_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Tensor:
+def _sample_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Tensor:
     """Sixteen images spread over the split, for a cost that depends on the images."""
     chosen = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
     stacked = torch.stack([images[int(index)][0] for index in chosen])
     return Normalization(preprocess)(stacked, torch.device("cpu"))
 
 
-def _by_class(labels: np.ndarray, guesses: np.ndarray, names: list[str]) -> list[ClassResult]:
+def _by_class(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[ClassResult]:
     every = range(len(names))
-    precision, recall, f1, count = precision_recall_fscore_support(labels, guesses, labels=every, zero_division=0)
+    precision, recall, f1, count = precision_recall_fscore_support(labels, predictions, labels=every, zero_division=0)
     return [ClassResult(names[k], int(count[k]), float(precision[k]), float(recall[k]), float(f1[k])) for k in every]
 
 
@@ -337,12 +338,12 @@ def _write(evaluation: Evaluation, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
+        raise WorkError(f"{folder}: cannot be created ({reason(error)})") from error
     rows = [[r.name, r.images, f"{r.precision:.6f}", f"{r.recall:.6f}", f"{r.f1:.6f}"] for r in evaluation.classes]
     write_csv(folder / "classes.csv", ["class", "images", "precision", "recall", "f1"], rows)
     counts = [[name, *row] for name, row in zip(names, evaluation.confusion.tolist(), strict=True)]
     write_csv(folder / "confusion.csv", ["true \\ predicted", *names], counts)
     with replacing(folder / "confusion.png") as temporary:
         write_confusion_picture(temporary, evaluation.confusion, names)
-    # Last: where it is, the others are.
+    # Last, so that the other files are complete if it exists.
     write_json(folder / NUMBERS, json.loads(json.dumps(evaluation.summary())))

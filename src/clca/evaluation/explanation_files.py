@@ -1,4 +1,4 @@
-"""Explanations of many images in one folder: a PNG and a JSON each."""
+"""Explanations of many images in one folder, each a PNG and a JSON file."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.explanation import draw_explanation
 from clca.system.files import write_json
 
-_LONGEST = 80  # bytes of an image's name in those of its files: file systems end at 255
+_LONGEST = 80  # bytes of the image's name in the names of its files; file systems allow 255
 
 
 class ExplanationFiles:
-    """A folder of explanations. Their names are the image's and a hash of its path: two images never share one.
+    """A folder of explanations, named by the image and a hash of its path, so that no two images share a name.
 
     Args:
-        folder: Made if it is missing.
+        folder: Created if it does not exist.
 
     Raises:
-        ClcaError: It is a file, or nothing can be written there.
+        ClcaError: It is a file, or not writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,13 +34,13 @@ class ExplanationFiles:
             raise ClcaError(f"--explain {folder}: nothing can be written there ({reason(error)})") from None
 
     def name(self, image: Path) -> str:
-        """What the files of an image are called, without their ending; the same every time."""
+        """Name of the files of an image, without extension."""
         path = os.fsencode(os.path.abspath(image))
         stem = os.fsencode(image.name)[:_LONGEST].decode("utf-8", "ignore").lstrip(".")
         return f"{stem}-{hashlib.sha256(path).hexdigest()[:16]}"
 
     def write(self, model: TokenReducedViT, image: Path) -> None:
-        """Explain an image; the JSON is written last, and neither is ever half there.
+        """Explain an image. Both files are written atomically, the JSON last.
 
         Raises:
             ClcaError: The image cannot be read.

@@ -20,6 +20,7 @@ from clca.system.files import read_json, replacing, write_csv, write_json
 from clca.system.numbers import integer, number, share
 from clca.system.paths import shown
 from clca.system.tables import Column, Table, words
+from clca.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +39,10 @@ class SweepPoint:
         own: Whether the run was trained with it.
         top1, top1_error: Share of images classified correctly, and its standard error.
         top5, macro: Share of images with the true class among the five most likely, and mean share over classes.
-        gmacs: Multiply-accumulates of one image in 10⁹, as the published method counts them.
-        images_per_second: Measured, the forward pass alone.
+        gmacs: Multiply-accumulates per image in 10⁹, as the published method counts them.
+        images_per_second: Measured throughput of the forward pass alone.
         tokens: Tokens after the last block.
-        folder: Of the other files of the evaluation, if they were written.
+        folder: Folder of the other files of the evaluation, if they were written.
     """
 
     keep_rate: Rate
@@ -68,7 +69,7 @@ class Sweep:
     Attributes:
         run, reduction: The run, and its reduction.
         data, split, images: The data set, its split and the number of images.
-        device, precision: That it was computed with.
+        device, precision: What it was computed with.
         points: One for each keep rate, from high to low.
         files: The table as JSON and CSV, and the picture; empty if they were not written.
     """
@@ -108,7 +109,7 @@ class Sweep:
     def _rows(self) -> list[dict[str, Any]]:
         rows = [dict(vars(point)) for point in self.points]
         return [
-            row | {"keep_rate": _plain(row["keep_rate"]), "folder": row["folder"] and row["folder"].name}
+            row | {"keep_rate": _as_json(row["keep_rate"]), "folder": row["folder"] and row["folder"].name}
             for row in rows
         ]
 
@@ -116,7 +117,7 @@ class Sweep:
         """Write NAME-sweep.json, .csv and .png into a folder.
 
         Raises:
-            WorkError: A file could not be written; its predecessor is whole.
+            WorkError: A file could not be written; its previous version is intact.
         """
         from clca.plots.sweep import KeepRatePoint, draw_sweep
 
@@ -148,8 +149,8 @@ def sweep(
 ) -> Sweep:
     """Evaluate a run at its own keep rate and at others; model and images are loaded once.
 
-    Each rate has the folder that `evaluate` would give it. A result that is there already, from the same weights,
-    images, device, precision and batch size, is reused, so that an interrupted sweep can be resumed.
+    Each rate has the same folder as with `evaluate`. An earlier result with the same weights, images, device, precision
+    and batch size is reused, so that an interrupted sweep can be resumed.
 
     Args:
         run: Run folder, or a saved model's folder or hub id.
@@ -161,33 +162,33 @@ def sweep(
         ClcaError: As for `evaluate`; a rate is invalid; or the run has only one keep rate, because nothing is reduced
             or its parameters depend on the rate.
         WorkError: The files could not be written.
-        KeyboardInterrupt: With the number of finished rates, if files are written.
+        KeyboardInterrupt: The message has the number of finished rates, if files are written.
     """
     for asked in keep_rates:
         validated(backbone="", keep_rate=asked)
     if not keep_rates:
-        raise ClcaError("no keep rate to sweep over: give some, such as 1 0.7 0.5 0.25 0.1")
+        raise ClcaError("no keep rate to sweep over: list some, such as 1 0.7 0.5 0.25 0.1")
     evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
         cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
     )  # fmt: skip
     with closing(evaluator):
-        return _sweep(evaluator, run, keep_rates, out)
+        return _sweep(evaluator, evaluator.run, keep_rates, out)
 
 
-def _sweep(evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
+def _sweep(evaluator: Evaluator, run: RunFolder, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
     own = evaluator.own_rate
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
-    parent = Path(out) if out is not None else Path(run) / FOLDER if Path(run).is_dir() else None
+    parent = Path(out) if out is not None else run.path / FOLDER if run.exists else None
     folders = [evaluator.folder(rate, parent) for rate in rates]
     if parent is not None and evaluator.accelerator.is_main_process:
         _make_folder(parent)
-    known = [_known(folder, evaluator.fingerprint) for folder in folders]
-    known = broadcast_object_list(known)  # other machines may lack the folder, and all processes must do the same
+    known = [_reusable(folder, evaluator.fingerprint) for folder in folders]
+    known = broadcast_object_list(known)  # other machines may lack the folder, but all processes must agree
     points: list[SweepPoint] = []
     try:
         for rate, folder, numbers in zip(rates, folders, known, strict=True):
-            outcome = f"taken from {folder}" if numbers is not None else "done"
+            outcome = f"reused from {folder}" if numbers is not None else "done"
             numbers = numbers if numbers is not None else evaluator.evaluate(rate, folder).summary()
             if evaluator.accelerator.is_main_process:
                 _log.info("keep rate %s: %s", spelled(rate), outcome)
@@ -197,9 +198,9 @@ def _sweep(evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], o
             raise
         done = len(points) + sum(numbers is not None for numbers in known[len(points) :])
         raise KeyboardInterrupt(
-            f"stopped with {done} of {len(rates)} keep rates done; the same command goes on from there"
+            f"stopped with {done} of {len(rates)} keep rates done; the same command continues from there"
         ) from None
-    found = Sweep(
+    result = Sweep(
         run=str(run),
         reduction=evaluator.model.config.reduction,
         data=evaluator.root,
@@ -212,27 +213,27 @@ def _sweep(evaluator: Evaluator, run: str | Path, keep_rates: Sequence[float], o
     if parent is not None:
         files: tuple[Path, ...] = ()
         if evaluator.accelerator.is_main_process:
-            files = found.write(parent, evaluator.name)
-        found = Sweep(**(vars(found) | {"files": files}))
-    return found
+            files = result.write(parent, evaluator.name)
+        result = Sweep(**(vars(result) | {"files": files}))
+    return result
 
 
 def _can_change(run: str, model: TokenReducedViT) -> None:
-    """Raise for a model that has only one keep rate."""
+    """Raise for a model whose keep rate cannot be changed."""
     name = model.config.reduction
     kind = reduction_class(name)
     if kind is None:
         raise ClcaError(
-            f"{run}: nothing is reduced there, so there is no keep rate to change; clca evaluate {run} evaluates it, "
-            "and a run trained with --reduction evit can be swept"
+            f"{run}: the model has no token reduction, so there is no keep rate to change; evaluate it with "
+            f"clca evaluate {run}, or sweep a run trained with --reduction evit"
         )
     if kind.fixed_counts:
         raise ClcaError(
-            f"{run}: the parameters of {name} depend on the keep rate, which cannot be changed; train a run for each"
+            f"{run}: the parameters of {name} depend on the keep rate, so it cannot be changed; train one run per rate"
         )
 
 
-def _known(folder: Path | None, fingerprint: str) -> dict[str, Any] | None:
+def _reusable(folder: Path | None, fingerprint: str) -> dict[str, Any] | None:
     """The numbers of an earlier evaluation with this fingerprint, if its files are complete."""
     if folder is None or not all((folder / name).is_file() for name in OTHER_FILES):
         return None
@@ -271,8 +272,8 @@ def _make_folder(parent: Path) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkError(f"{parent}: cannot be made ({reason(error)})") from error
+        raise WorkError(f"{parent}: cannot be created ({reason(error)})") from error
 
 
-def _plain(rate: Rate) -> float | list[float]:
+def _as_json(rate: Rate) -> float | list[float]:
     return list(rate) if isinstance(rate, tuple) else rate

@@ -17,26 +17,28 @@ from clca.system.paths import shown
 from clca.system.tables import Column, Table, words
 
 
-def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "jsonl"], out: Path | None) -> None:
-    """Write predictions, each as soon as it is there (a table once all are).
+def write_predictions(
+    predictions: Iterable[Prediction], form: Literal["table", "csv", "jsonl"], out: Path | None
+) -> None:
+    """Write predictions, each as soon as it is available (a table at the end).
 
     Args:
-        answers: Without errors.
-        form: "table" is for reading; "csv" has a row for each class of each image; "jsonl" an object for each image.
-        out: File, written whole or not at all; None for standard output.
+        predictions: Predictions without errors.
+        form: "table" for reading; "csv" with a row per class and image; "jsonl" with an object per image.
+        out: File, written atomically; None for standard output.
 
     Raises:
         ClcaError: The folder of `out` is missing or cannot be written to.
         WorkError: The file could not be written.
     """
-    # Names that are not UTF-8: CSV has their bytes again, and JSON the escapes that give them back in Python.
+    # File names that are not UTF-8: CSV keeps their bytes, and JSON uses the escapes that Python decodes.
     writer, errors = {
         "table": (_table, None), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
     }[form]  # fmt: skip
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=errors)
-        writer(answers, sys.stdout)
+        writer(predictions, sys.stdout)
         return
     if not out.parent.is_dir() or out.is_dir():
         raise ClcaError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}")
@@ -46,34 +48,34 @@ def write_answers(answers: Iterable[Prediction], form: Literal["table", "csv", "
         except OSError as error:
             raise ClcaError(f"--out {out}: cannot be written ({reason(error)})") from None
         with file if file is not None else nullcontext():
-            writer(answers, file)
+            writer(predictions, file)
 
 
-def _table(answers: Iterable[Prediction], file: IO[str]) -> None:
+def _table(predictions: Iterable[Prediction], file: IO[str]) -> None:
     rows = [
         [
-            shown(answer.path),
-            "\n".join(map(shown, answer.classes)),
-            "\n".join(f"{probability:.1%}" for probability in answer.probabilities),
+            shown(prediction.path),
+            "\n".join(map(shown, prediction.classes)),
+            "\n".join(f"{probability:.1%}" for probability in prediction.probabilities),
         ]
-        for answer in answers
+        for prediction in predictions
     ]
     if rows:
         columns = [words("image"), words("class"), Column("probability")]
         Table(columns, rows, sections=range(len(rows))).render(Console(file=file))
 
 
-def _csv(answers: Iterable[Prediction], file: IO[str]) -> None:
+def _csv(predictions: Iterable[Prediction], file: IO[str]) -> None:
     writer = csv_writer(file)
     writer.writerow(["path", "rank", "class", "probability"])
-    for answer in answers:
-        pairs = zip(answer.classes, answer.probabilities, strict=True)
-        writer.writerows([answer.path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(pairs, 1))
+    for prediction in predictions:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        writer.writerows([prediction.path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(pairs, 1))
 
 
-def _jsonl(answers: Iterable[Prediction], file: IO[str]) -> None:
-    for answer in answers:
-        pairs = zip(answer.classes, answer.probabilities, strict=True)
+def _jsonl(predictions: Iterable[Prediction], file: IO[str]) -> None:
+    for prediction in predictions:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         top = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
-        file.write(json.dumps({"path": str(answer.path), "top": top}, ensure_ascii=False) + "\n")
+        file.write(json.dumps({"path": str(prediction.path), "top": top}, ensure_ascii=False) + "\n")
         file.flush()

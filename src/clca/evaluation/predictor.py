@@ -1,4 +1,4 @@
-"""`predict(model, paths)`: what is in these photographs."""
+"""`predict(model, paths)`: classify photographs."""
 
 import glob
 import os
@@ -23,17 +23,17 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.paths import expanded
 from clca.training.device import make_accelerator
 
-_PROCESSES = 4  # that decode images
+_PROCESSES = 4  # for decoding images
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one image.
+    """The prediction for one image.
 
     Attributes:
         path: The file.
         classes: The most likely classes, best first; empty where the file could not be read.
-        probabilities: Theirs, in 0 … 1.
+        probabilities: Their probabilities, 0 … 1.
         error: Why the file could not be read, or None.
     """
 
@@ -54,40 +54,40 @@ def predict(
     precision: str = "auto",
     compile: bool = False,
 ) -> Iterator[Prediction]:
-    """Classify images, in the order given; what cannot be read comes back with an error instead of classes.
+    """Classify images in the given order; one that cannot be read has an error instead of classes.
 
         model = clca.from_pretrained("runs/leaves")
-        for answer in clca.predict(model, "photos/"):
-            print(answer.path, answer.classes[0], answer.probabilities[0])
+        for prediction in clca.predict(model, "photos/"):
+            print(prediction.path, prediction.classes[0], prediction.probabilities[0])
 
     Args:
-        model: A model with `classes` and `preprocess` (as training leaves it), or a run folder or hub id.
-        paths: Files, folders (searched through for images) and patterns such as `photos/*.jpg`.
-        top_k: Classes to name for each image, at most as many as there are.
-        keep_rate: Keep this share of tokens instead of what the model was trained with.
-        batch_size: Images at once.
+        model: A model with `classes` and `preprocess`, as training sets them; or a run folder or hub id.
+        paths: Files, folders (searched recursively for images) and patterns such as `photos/*.jpg`.
+        top_k: Number of classes to return for each image, at most all of them.
+        keep_rate: Share of tokens to keep instead of the one that the model was trained with.
+        batch_size: Images per batch.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
-        compile: Compile the model first, which takes a minute and pays from some thousand images on.
+        compile: Compile the model first, which takes a minute and pays off from a few thousand images on.
 
     Raises:
-        ClcaError: There is no such model, or a folder or pattern without images.
+        ClcaError: There is no such model, or a folder or pattern has no images.
     """
     if not isinstance(model, TokenReducedViT):
         model = from_pretrained(model)
     if model.classes is None or model.preprocess is None:
-        raise ClcaError("the model does not say its classes and preprocessing: set model.classes and model.preprocess")
+        raise ClcaError("the model lacks its classes or preprocessing: set model.classes and model.preprocess")
     if top_k < 1:
-        raise ClcaError(f"top_k {top_k}: name at least one class")
+        raise ClcaError(f"top_k {top_k}: must be at least 1")
     if batch_size < 1:
         raise ClcaError(f"batch_size {batch_size}: must be at least 1")
     if keep_rate is not None:
         model.keep_rate = keep_rate
     files = find_images([paths] if isinstance(paths, (str, Path)) else paths)
-    return _answers(model, files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
+    return _predictions(model, files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
 
 
-def _answers(
+def _predictions(
     model: TokenReducedViT, files: list[Path], top_k: int, batch_size: int, device: str, precision: str, compile: bool
 ) -> Iterator[Prediction]:
     accelerator = make_accelerator(device=device, precision=precision)
@@ -104,7 +104,7 @@ def _answers(
         except ClcaError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    # The next batch is decoded during this one, each image in a process that ends where it takes too long.
+    # The next batch is decoded while this one is classified, each image in a process that is killed on a timeout.
     processes = min(_PROCESSES, len(files))
     with Decoders(processes) as decoders, ThreadPoolExecutor(processes) as pool, prepacked(model):
         remaining = iter(files)
@@ -129,17 +129,17 @@ def _answers(
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as they are, folders searched through, patterns expanded; each file once, in order.
+    """The files, those in folders and those that match patterns; each file once, in order.
 
-    In folders, what is hidden or left by archivers (`._leaf.jpg`, `__MACOSX`) is no image, as in training.
+    In folders, hidden files and leftovers of archivers (`._leaf.jpg`, `__MACOSX`) are ignored, as in training.
 
     Raises:
-        ClcaError: A folder cannot be read, a folder or pattern holds no image, or nothing was named.
+        ClcaError: A folder cannot be read, a folder or pattern has no image, or `paths` is empty.
     """
     found: dict[Path, None] = {}
     for name in paths:
         path = expanded(name)
-        # os.path's own questions are answered with no where Path's raise an error, as for a name that is too long.
+        # os.path returns False where Path raises, as for a name that is too long.
         if os.path.isdir(path):
             inside = sorted(file for file in _images_in(path) if os.path.isfile(file))
             if not inside:
@@ -149,16 +149,18 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             if not inside:
                 raise ClcaError(f"{path}: no file matches this pattern")
         else:
-            inside = [path]  # a missing file is told with the others that cannot be read
+            inside = [path]  # a missing file is reported with the others that cannot be read
         found.update(dict.fromkeys(inside))
     if not found:
-        raise ClcaError("no images were named")
+        raise ClcaError("no images given")
     return list(found)
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
     def failed(error: OSError) -> None:
-        raise ClcaError(f"{error.filename}: this folder cannot be read ({reason(error)}): allow it, or name the others")
+        raise ClcaError(
+            f"{error.filename}: this folder cannot be read ({reason(error)}): change its permissions, or omit it"
+        )
 
     files = visible_files(folder, followlinks=False, failed=failed)
     return (file for file in files if file.suffix.lower() in EXTENSIONS)

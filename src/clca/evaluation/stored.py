@@ -1,4 +1,4 @@
-"""`evaluations(run)`: what has been found out about a run before, read back from its folder without torch."""
+"""`evaluations(run)`: earlier evaluations of a run, read from its folder without torch."""
 
 import contextlib
 import math
@@ -9,25 +9,26 @@ from typing import Any
 from clca.errors import ClcaError
 from clca.models.config import by_rate as by_rate  # its former home, for those that import it from here
 from clca.system.files import read_json
-from clca.training.run_folder import read_config
+from clca.training.run_folder import RunFolder
 
 FOLDER, NUMBERS = "evaluation", "evaluation.json"
 SPLITS = ("test", "val", "train", "train_val")
-_MOST = 1e15  # beyond it a number is no measurement
+_MOST = 1e15  # larger numbers are not plausible
 
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """One evaluation of a run on its own images, as `clca evaluate` left it; shares in 0 … 1.
+    """One evaluation of a run on its own images, as written by `clca evaluate`; shares in 0 … 1.
 
     Attributes:
         split: "test", "val", "train" or "train_val".
-        keep_rate: Share of tokens kept, or one share a location.
-        top1, top5, macro: Share of images right at first, among the five most likely, and mean share over classes.
-        images: How many.
-        gmacs: Multiply-accumulates of one image in 10⁹, as the method counts them.
-        images_per_second: Measured then, on the machine and in the precision that `evaluation.json` names.
-        folder: Where it lies.
+        keep_rate: Share of tokens kept, or one for each location.
+        top1, top5, macro: Share of images classified correctly, with the true class among the five most likely, and
+            mean share over classes.
+        images: Number of images.
+        gmacs: Multiply-accumulates per image in 10⁹, as the published method counts them.
+        images_per_second: Throughput measured then, on the device and in the precision named in `evaluation.json`.
+        folder: The folder of its files.
     """
 
     split: str
@@ -46,29 +47,29 @@ class StoredEvaluation:
         return standard_error(self.top1, self.images)
 
 
-def evaluations(run: str | Path) -> list[StoredEvaluation]:
-    """What is in `RUN/evaluation` for the run's own images; nothing is computed.
+def evaluations(run: str | Path | RunFolder) -> list[StoredEvaluation]:
+    """The evaluations in `RUN/evaluation` on the run's own images; nothing is computed.
 
     Args:
-        run: Run folder. What is no run, a hub id for one, has no stored evaluations.
+        run: Run folder. Anything else, such as a hub id, has no stored evaluations.
 
     Returns:
-        Test images first, then val, train and train_val; within a split the keep rate rises (a list of rates goes by
-        its mean). One for a split and keep rate: the newest. What cannot be read, and what was found on other
-        images than the run's own, is left out.
+        Test images first, then val, train and train_val; within a split by ascending keep rate (the mean of several).
+        Only the newest for each split and keep rate. Files that cannot be read, and evaluations on other images, are
+        left out.
     """
-    run = Path(run)
+    run = RunFolder.of(run)
     try:
-        own = read_config(run)["train"]["data"]["root"]
+        own = run.content["train"]["data"]["root"]
     except (ClcaError, KeyError, TypeError):
         return []
     newest: dict[tuple[str, float | tuple[float, ...]], tuple[int, StoredEvaluation]] = {}
-    for path in sorted(run.glob(f"{FOLDER}/*/{NUMBERS}")):
+    for path in sorted(run.path.glob(f"{FOLDER}/*/{NUMBERS}")):
         numbers = read_json(path)
         stored = _stored(numbers, path.parent) if numbers is not None and numbers.get("data") == own else None
         if stored is None:
             continue
-        with contextlib.suppress(OSError):  # gone since it was read
+        with contextlib.suppress(OSError):  # deleted since it was read
             key, age = (stored.split, stored.keep_rate), path.stat().st_mtime_ns
             if key not in newest or age >= newest[key][0]:
                 newest[key] = (age, stored)
@@ -77,9 +78,9 @@ def evaluations(run: str | Path) -> list[StoredEvaluation]:
 
 
 def standard_error(share: float, images: int) -> float:
-    """Standard error of a share of images that are right.
+    """Standard error of an accuracy `share` on this many images.
 
-    One image more is counted right and one wrong, so that no error of 0 is claimed where all are right.
+    One correct and one wrong image are added, so that the error is not 0 if all are correct.
     """
     share = (share * images + 1) / (images + 2)
     return math.sqrt(share * (1 - share) / images)

@@ -18,7 +18,7 @@ from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.evaluation.predictor import find_images
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.training.run_folder import own_images
+from clca.training.run_folder import RunFolder
 
 MOST = 256
 """Images looked at, spread evenly over all there are."""
@@ -48,7 +48,7 @@ class Pictures:
         return len(self.labels)
 
 
-def find_pictures(model: TokenReducedViT, run: str | Path, named: Sequence[str | Path] = ()) -> Pictures:
+def find_pictures(model: TokenReducedViT, run: RunFolder, named: Sequence[str | Path] = ()) -> Pictures:
     """What to check a run's exported file on.
 
     Args:
@@ -69,7 +69,7 @@ def find_pictures(model: TokenReducedViT, run: str | Path, named: Sequence[str |
             read_image(file)  # one that cannot be read is told before anything is done
         labels = [index.get(file.parent.name) for file in files]
         return Pictures("images named", True, lambda i: transform(read_image(files[i])), labels)
-    found = _test_images(Path(run))
+    found = _test_images(run)
     if found is not None:
         found.transform = transform
         chosen = _spread(range(len(found)))
@@ -80,10 +80,10 @@ def find_pictures(model: TokenReducedViT, run: str | Path, named: Sequence[str |
     return Pictures("synthetic leaves and noise", False, lambda i: transform(drawn[i]), [None] * len(drawn))
 
 
-def _test_images(run: Path) -> Any:
+def _test_images(run: RunFolder) -> Any:
     """The test images that the run's config names, or None."""
     try:
-        own = own_images(run)
+        own = run.images
         return data.open(own.root, "test", source=own.source) if own is not None else None
     except (ClcaError, OSError):  # moved, or never had a test split
         return None

@@ -17,11 +17,10 @@ from clca.export.metadata import TRUST
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
 from clca.export.pictures import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
-from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import replacing
 from clca.system.timing import Spread, interleaved
-from clca.training.run_folder import refuse_run_file
+from clca.training.run_folder import RunFolder, refuse_run_file
 
 _log = logging.getLogger(__name__)
 
@@ -115,17 +114,18 @@ def export_run(
         raise ClcaError(f"int8 is made for ONNX only: export to onnx, or to {to} without int8")
     if to == "onnx":
         need_onnx()
-    folder = Path(run) if Path(run).is_dir() else Path()
+    trained = RunFolder(run)
+    folder = trained.path if trained.exists else Path()
     path = Path(out) if out is not None else folder / f"model{'-int8' if int8 else ''}.{to}"
     refuse_run_file(path, folder)
-    model = from_pretrained(run)
+    model = trained.load_model()
     if model.classes is None or model.preprocess is None:
         raise ClcaError(
             f"{run}: the saved model does not say its classes and preprocessing: set both and save it again"
         )
     if keep_rate is not None:
         model.keep_rate = keep_rate
-    pictures = find_pictures(model, run, images)
+    pictures = find_pictures(model, trained, images)
     with replacing(path, in_own_folder=True) as temporary:
         _log.info("exporting to %s …", to)
         if to == "pt2":

@@ -82,7 +82,7 @@ def fast_kernels(enabled: bool) -> Iterator[None]:
 
 def _refresh() -> None:
     global _enabled
-    # A global of its own: torch.compile guards on it.
+    # A separate global variable, because torch.compile guards on it.
     _enabled = _overrides[-1].enabled if _overrides else _default()
 
 
@@ -93,7 +93,7 @@ MIN_MULTIPLICATIONS = 2**25
 MIN_QUERIES_BFLOAT16 = 32
 """Fewer queries are left to PyTorch's fused attention in bfloat16."""
 MIN_QUERIES_FLOAT32 = 256
-"""The same in float32, where every head is a call of its own."""
+"""The same in float32, where every head is a separate call."""
 
 
 def _mkl_avoids_avx512() -> bool:
@@ -122,7 +122,7 @@ LINEAR_BFLOAT16 = HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported
 
 def can_split(block: nn.Module) -> bool:
     """Whether attention and MLP of the block can be run separately, so that a reduction can act between them."""
-    # By the forward, not the class: fully_shard makes a class of its own of every block that it shards.
+    # By the forward, not the class: fully_shard replaces the class of every block that it shards.
     return type(block).forward in (Block.forward, ResPostBlock.forward) and type(block.attn) is Attention
 
 

@@ -200,11 +200,11 @@ def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 class GradientSums:
-    """GradientSums of terms, by name.
+    """Sums of gradient terms, by the name of the input.
 
     Args:
-        names: Of what may get a gradient.
-        wanted: Which of them does; a term of any other is not even computed.
+        names: Names of the inputs.
+        needed: Which of them need a gradient; terms of the others are not computed.
     """
 
     def __init__(self, names: Iterable[str], needed: Iterable[bool]) -> None:

@@ -2,9 +2,9 @@
 
 In bfloat16 that kernel is written for AMX: on a CPU that multiplies bfloat16 without it (AVX-512 BF16) it is slower
 than plain matrix products. In float32 it multiplies by MKL, which uses half the width of some processors (see
-`onednn`). There attention is computed for a few heads and queries at a time by plain products, in two buffers that
-stay in the cache and hold at most `TILE_SIZE` entries, whatever the number of tokens. The backward pass recomputes the
-weights instead of storing them.
+`onednn`). There attention is computed for a few heads and queries at a time by plain matrix products, in two buffers
+that stay in the cache and hold at most `TILE_SIZE` entries, whatever the number of tokens. The backward pass recomputes
+the weights instead of storing them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Making models: by name, and from a timm model at hand."""
+"""Create models by name, or from an existing timm model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from clca.reductions import reduction_class
 
 __all__ = ["create_model", "reduce_tokens"]
 
-# Errors of timm, torch.hub and huggingface_hub without a network, with an empty cache, or refused by the hub.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Where and how a model is made here: timm takes it, and it is no part of what the model is.
+# Arguments of timm on where and how a model is created; they are not part of the model's settings.
 OF_THIS_MACHINE = (
     "cache_dir", "device", "dtype", "exportable", "features_only", "no_jit", "pretrained_cfg", "pretrained_cfg_overlay",
     "pretrained_strict", "scriptable",
 )  # fmt: skip
+# Errors of timm, torch.hub and huggingface_hub without a network, with an empty cache, or rejected by the hub.
 _UNREACHABLE = (OSError, urllib.error.URLError, RuntimeError, ValueError, ImportError)
 
 
@@ -58,26 +58,26 @@ def create_model(
 
     Args:
         backbone: Name of a timm model, with or without a pretrained tag, or one of `clca.list_backbones()`.
-        pretrained: Fetch the weights of that name from the hub.
-        weights: Start from this local file instead, in timm's naming, our own or that of the published program.
-        num_classes: K; 0 for features.
-        img_size: Height and width in pixels, or one number for both; None for the backbone's own.
+        pretrained: Download the weights of that name from the hub.
+        weights: Start from this local file instead, with parameter names of timm, clca or the published program.
+        num_classes: Number of classes K; 0 for features.
+        img_size: Height and width in pixels, or one number for both; None for the backbone's default.
         reduction: One of `clca.list_reductions()`.
-        keep_rate: Share of tokens kept at every location, or one a location.
+        keep_rate: Share of tokens kept at every location, or one for each location.
         locations: Blocks that reduce, ascending from 0; None for a quarter, half and three quarters of the depth.
         cla: Classify from the CLS tokens of several depths.
         clc: Carry information of earlier layers past every reduction.
-        num_clr: R, the number of learned carriers.
-        clc_gap: Whether the cache stores the average of the tokens too.
+        num_clr: Number of learned carrier tokens, R.
+        clc_gap: Whether the cache also stores the mean of the tokens.
         clc_recover_at_last: Whether the cache is recovered once more before the last block.
-        cla_width: Features the aggregation head makes of each channel.
+        cla_width: Features per channel in the aggregation head.
         **backbone_kwargs: Passed to `timm.create_model`.
 
     Returns:
         The model, in training mode as timm returns it.
 
     Raises:
-        ClcaError: If a name, a setting or a file is wrong, or weights cannot be had: never random weights in silence.
+        ClcaError: A name, a setting or a file is wrong, or weights cannot be loaded: never silently random weights.
     """
     config = validated(
         backbone=backbone,
@@ -98,12 +98,12 @@ def create_model(
 
 
 def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None = None) -> TokenReducedViT:
-    """`create_model` from settings that are validated already."""
-    reduction_class(config.reduction)  # refuses a wrong name before a large backbone is built
+    """`create_model` from validated settings."""
+    reduction_class(config.reduction)  # rejects an unknown name before a large backbone is built
     if "checkpoint_path" in config.backbone_kwargs:
-        raise ClcaError("checkpoint_path would load into the backbone alone: name the file by weights=FILE instead")
+        raise ClcaError("checkpoint_path would load into the backbone alone: pass the file with weights=FILE instead")
     if config.backbone_kwargs.get("features_only"):
-        raise ClcaError("features_only=True asks for maps of features, which reduced tokens are not: leave it out")
+        raise ClcaError("features_only=True returns feature maps, which reduced tokens cannot form: omit it")
     source = resolve(config.backbone)
     check_architecture(source)
     if may_be_large(config) and torch.get_default_device().type != "meta":
@@ -126,17 +126,17 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: str | None 
 def reduce_tokens(
     vit: nn.Module, *, num_classes: int | None = None, weights: str | None = None, **settings: Any
 ) -> TokenReducedViT:
-    """Token reduction and Cross-Layer Cache Aggregation on an existing timm model, whose parameters are shared.
+    """Add token reduction and Cross-Layer Cache Aggregation to an existing timm model; parameters are shared.
 
     Args:
         vit: A timm VisionTransformer with a CLS token; it is not changed.
-        num_classes: K; None keeps the model's own count and, without CLA, its own head.
-        weights: A local file to start from; it overwrites the shared parameters.
+        num_classes: Number of classes K; None keeps the model's number and, without CLA, its head.
+        weights: Local file to load; it overwrites the shared parameters.
         **settings: As for `create_model`: img_size, reduction, keep_rate, locations, cla, clc, num_clr, clc_gap,
             clc_recover_at_last, cla_width.
 
     Raises:
-        ClcaError: If the model or a setting does not fit.
+        ClcaError: The model or a setting does not fit.
     """
     cfg = getattr(vit, "pretrained_cfg", None)
     name = getattr(cfg, "architecture", None) or (cfg or {}).get("architecture") or type(vit).__name__
@@ -148,7 +148,7 @@ def reduce_tokens(
     size = settings.pop("img_size", None)
     if isinstance(vit, VisionTransformer):
         size = tuple(vit.patch_embed.img_size) if size is None else size
-        # timm notes `fc_norm` where its reset_classifier set another pool, and not which.
+        # timm's reset_classifier records `fc_norm` when it changes the pooling, but not the pooling itself.
         if "fc_norm" in args or vit.global_pool != args.get("global_pool", "token"):
             args |= {"global_pool": vit.global_pool, "fc_norm": has_fc_norm(vit)}
     own = getattr(vit, "num_classes", 1000)
@@ -159,7 +159,7 @@ def reduce_tokens(
         img_size=size,
         **settings,
     )
-    model = TokenReducedViT(vit, config)  # type: ignore[arg-type]  # refuses what is not one
+    model = TokenReducedViT(vit, config)  # type: ignore[arg-type]  # raises for other modules
     return model if weights is None else load_weights(model, weights)
 
 
@@ -172,14 +172,14 @@ def _build_pretrained(source: Backbone, config: ModelConfig) -> VisionTransforme
         if "loading state_dict" in str(error):
             kwargs = backbone_arguments(config)
             raise ClcaError(f"the pretrained weights of {config.backbone} do not fit the settings {kwargs}") from None
-        raise ClcaError(_how_to_get(source, error)) from None
+        raise ClcaError(_download_hint(source, error)) from None
 
 
 def _check_reachable(source: Backbone) -> None:
     """Fail fast offline; the hub client retries noisily for about a minute.
 
     Raises:
-        ClcaError: If there are no such weights, or they are not in the cache and their host cannot be resolved.
+        ClcaError: There are no such weights, or they are not in the cache and their host cannot be resolved.
     """
     cfg = timm.get_pretrained_cfg(source.architecture)
     hub_id = _hub_id(cfg, source) if cfg is not None else None
@@ -190,13 +190,13 @@ def _check_reachable(source: Backbone) -> None:
     elif cfg is not None and cfg.url:
         address, cached = str(cfg.url), _cache_file(str(cfg.url)).is_file()
     else:
-        raise ClcaError(_how_to_get(source, OSError()))
+        raise ClcaError(_download_hint(source, OSError()))
     if cached or urllib.request.getproxies():
         return
     try:
         socket.getaddrinfo(urllib.parse.urlparse(address).hostname, 443)
     except OSError as error:
-        raise ClcaError(_how_to_get(source, error)) from None
+        raise ClcaError(_download_hint(source, error)) from None
 
 
 def _hub_id(cfg: Any, source: Backbone) -> str | None:
@@ -207,9 +207,9 @@ def _hub_id(cfg: Any, source: Backbone) -> str | None:
     )
 
 
-def _how_to_get(source: Backbone, error: BaseException) -> str:
+def _download_hint(source: Backbone, error: BaseException) -> str:
     if source.url is not None:
-        return _fetch_by_hand(source, source.url, error)
+        return _manual_download_hint(source, source.url, error)
     cfg = timm.get_pretrained_cfg(source.architecture)
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         return (
@@ -217,20 +217,20 @@ def _how_to_get(source: Backbone, error: BaseException) -> str:
             "start from random weights with pretrained=False (--no-pretrained)"
         )
     hub_id = _hub_id(cfg, source)
-    return _fetch_by_hand(
+    return _manual_download_hint(
         source, f"{ENDPOINT}/{hub_id}/resolve/main/model.safetensors" if hub_id else str(cfg.url), error
     )
 
 
-def _fetch_by_hand(source: Backbone, file: str, error: BaseException) -> str:
+def _manual_download_hint(source: Backbone, file: str, error: BaseException) -> str:
     return (
-        f"the weights of {source.name} could not be fetched ({type(error).__name__}): get {file} on a machine with a "
-        "network and pass the file with weights=FILE (on the command line --weights FILE)"
+        f"the weights of {source.name} could not be downloaded ({type(error).__name__}): get {file} on a machine with "
+        "a network and pass the file with weights=FILE (on the command line --weights FILE)"
     )
 
 
 def _download(source: Backbone) -> str:
-    """The file of a backbone that timm does not carry, from torch's cache or its address."""
+    """The weights file of a backbone that timm does not have, from torch's cache or downloaded."""
     assert source.url is not None
     target = _cache_file(source.url)
     if not target.is_file():
@@ -238,15 +238,15 @@ def _download(source: Backbone) -> str:
         try:
             torch.hub.download_url_to_file(source.url, str(target))
         except (OSError, urllib.error.URLError, RuntimeError) as error:
-            raise ClcaError(_fetch_by_hand(source, source.url, error)) from None
+            raise ClcaError(_manual_download_hint(source, source.url, error)) from None
     return str(target)
 
 
 def _cache_file(url: str) -> Path:
-    """Where torch.hub keeps a file."""
+    """The location of a file in torch.hub's cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
 def weights_settings(cfg: Any) -> dict[str, Any]:
-    """timm's description of weights, which it hands on as a dict, an object or not at all."""
+    """timm's pretrained config as a dict; timm passes it as a dict, an object or None."""
     return cfg.to_dict() if hasattr(cfg, "to_dict") else cfg if isinstance(cfg, dict) else {}

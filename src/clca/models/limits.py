@@ -1,4 +1,4 @@
-"""How large a model may be: in a file that may come from anybody, and in Python."""
+"""Limits on the size of a model, in Python and in files, which may come from untrusted sources."""
 
 from __future__ import annotations
 

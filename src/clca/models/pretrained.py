@@ -12,8 +12,8 @@ from clca.errors import ClcaError
 from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
-from clca.models.saving import CONFIG, WEIGHTS, on_meta, read_config
-from clca.models.stored_model import check_classes, check_preprocess, stored_config
+from clca.models.saving import CONFIG, WEIGHTS, on_meta
+from clca.models.stored_model import check_classes, check_preprocess, read_config, stored_config
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weight_headers import TensorHeader, check_memory
 from clca.models.weights import differences, load_strict, read_header, read_state_dict
@@ -26,23 +26,36 @@ def from_pretrained(
     """The model in a folder that `clca train` or `save_pretrained` wrote, or on the hub, in evaluation mode.
 
     Args:
-        folder_or_hub_id: The folder, `~` being the home folder; or the name on the hub, as `user/leaves`.
+        folder_or_hub_id: The folder, where `~` is the home folder; or the name on the hub, such as `user/leaves`.
         revision: Branch, tag or commit on the hub; None for its main branch.
-        token: For a private model: the token, or False for none even where one is stored; None for the stored one.
+        token: Token for a private model; None for the stored one, False for none.
 
     Raises:
-        ClcaError: If there is none, its files do not belong together, or a revision is asked of a folder.
+        ClcaError: There is no such model, its files do not belong together, or a revision is given for a folder.
     """
     folder = expanded(folder_or_hub_id)
     if not folder.is_dir():
         folder = _fetch(str(folder_or_hub_id), revision, token)
     elif revision is not None:
-        raise ClcaError(f"{folder} is a folder here, which has no revision {revision!r}: leave the revision out")
+        raise ClcaError(f"{folder} is a local folder, which has no revision {revision!r}: omit the revision")
+    return load_folder(folder)
+
+
+def load_folder(folder: Path, content: dict[str, Any] | None = None) -> TokenReducedViT:
+    """The model in a folder, as `from_pretrained`.
+
+    Args:
+        folder: A finished run or a saved model.
+        content: That of its `config.json`, if it has been read already.
+
+    Raises:
+        ClcaError: A file is missing, or the two do not belong together.
+    """
     config_file, weights_file = folder / CONFIG, folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ClcaError(f"{folder} is not a finished run or saved model: it has no {file.name}")
-    content = read_config(config_file)
+    content = read_config(config_file) if content is None else content
     config = stored_config(content.get("model"), str(config_file))
     header = read_header(weights_file)
     try:
@@ -50,7 +63,7 @@ def from_pretrained(
         model = _allocated(described) if described.config.reduction == config.reduction else build(config)
         load_strict(model, read_state_dict(weights_file), str(weights_file))
     except MemoryError:
-        raise ClcaError(f"{folder}: this machine has not the memory for the model") from None
+        raise ClcaError(f"{folder}: this machine does not have enough memory for the model") from None
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
     return model.eval()
 
@@ -58,13 +71,13 @@ def from_pretrained(
 def _check_belongs(
     config: ModelConfig, header: dict[str, TensorHeader], content: dict[str, Any], config_file: Path, weights_file: Path
 ) -> TokenReducedViT:
-    """Compare a `config.json` with the header of a weights file, before memory is taken for either.
+    """Compare a `config.json` with the header of a weights file, before memory is allocated for the model.
 
     Returns:
-        The model that it describes, on the meta device.
+        The model, on the meta device.
 
     Raises:
-        ClcaError: They are not of one model, or the model is beyond all use or what this machine holds.
+        ClcaError: They do not belong to one model, or the model is too large in general or for this machine.
     """
     try:
         model = on_meta(build, config)
@@ -76,7 +89,9 @@ def _check_belongs(
         raise ClcaError(f"{config_file}: images of {found}: at most {LARGEST_STORED_SIDE} and {MOST_PATCHES}")
     own: dict[str, Tensor] = model.state_dict()
     compared: dict[str, TensorHeader] = header
-    if model.config.reduction != config.reduction:  # one that cannot be made without memory; it is compared later
+    if (
+        model.config.reduction != config.reduction
+    ):  # a reduction that cannot be built on the meta device; compared later
         compared = {name: value for name, value in header.items() if not name.startswith("reductions.")}
     if found := differences(own, compared):
         raise ClcaError(f"{weights_file} is of another model: {found}")
@@ -87,10 +102,10 @@ def _check_belongs(
 
 
 def _allocated(described: TokenReducedViT) -> TokenReducedViT:
-    """The model with memory of its own in place of the meta device, all of which a state dict is going to fill.
+    """The model with uninitialised memory in place of the meta device, to be filled by a state dict.
 
-    To draw weights that are then overwritten takes most of the time of making a model. What holds a tensor that no
-    state dict has, as a reduction of a plug-in may, is made anew instead.
+    Initialising weights that are then overwritten takes most of the time of building a model. A model with a tensor
+    that is in no state dict, such as in a reduction of a plug-in, is built again instead.
     """
     filled = described.state_dict().keys()
     tensors = (*described.named_parameters(remove_duplicate=False), *described.named_buffers(remove_duplicate=False))
@@ -122,10 +137,10 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
         raise ClcaError(f"no run or saved model at {hub_id}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         name = hub_id if revision is None else f"{hub_id} (revision {revision})"
-        # The hub answers in the same way for a private model and for none.
+        # The hub gives the same response for a private model and for one that does not exist.
         hint = ", or for a private model the token" if isinstance(error, RepositoryNotFoundError) else ""
         raise ClcaError(
-            f"{name} is neither a folder here nor a model that the hub gave ({type(error).__name__}): "
+            f"{name} is neither a local folder nor a model that the hub returned ({type(error).__name__}): "
             f"check the path{hint}"
         ) from None
     return Path(folder)

@@ -19,10 +19,10 @@ from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES, build_backbone, resolve
 from clca.models.config import ModelConfig
 from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
-from clca.models.stored_model import check_classes, check_preprocess, check_storable
+from clca.models.stored_model import check_classes, check_preprocess, check_storable, read_config
 from clca.models.weights import differences
 from clca.reductions.registry import SHIPPED
-from clca.system.files import MOST_BYTES, parse_json, read_bounded, temporary_beside
+from clca.system.files import MOST_BYTES, temporary_beside
 from clca.system.paths import expanded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class SavingMixin(nn.Module):
-    """Methods that save a model which is made from a backbone and a `ModelConfig`."""
+    """Methods to save a model that is built from a backbone and a `ModelConfig`."""
 
     config: ModelConfig
     num_classes: int
@@ -43,24 +43,23 @@ class SavingMixin(nn.Module):
         save_pretrained(self, folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload to the Hugging Face hub what `save_pretrained` writes; returns the address."""
+        """Upload the files of `save_pretrained` to the Hugging Face hub; returns the URL."""
         return push_to_hub(self, repo_id, **kwargs)
 
 
 def save_pretrained(model: SavingMixin, folder: str | Path, *, checked: bool = False) -> None:
-    """Write a model so that `from_pretrained` gives it back.
+    """Write a model so that `from_pretrained` can load it.
 
     Args:
-        model: What to save, with its `classes` and `preprocess`.
-        folder: Made if it is missing, `~` is the home folder; what else its `config.json` says is kept.
-        checked: Whether this very model was saved before and nothing but the values of its parameters has changed: then
-            none is made to compare it with, which takes longer than a small one takes to write.
+        model: The model, with its `classes` and `preprocess`.
+        folder: Created if it does not exist, `~` is the home folder; other content of its `config.json` is kept.
+        checked: Skip the check that the model can be built from its settings: it was saved before, and since then only
+            the values of its parameters have changed.
 
     Raises:
-        ClcaError: If the model was not made by name and cannot be made again, has become another since it was made
-            (a block taken out, a head of one's own), `classes` does not name each of its outputs, or the folder cannot
-            be written.
-        WorkError: If writing fails half-way (a full disk); what was there before is then whole.
+        ClcaError: The model cannot be built again by name, was modified after it was built (a block removed, the head
+            replaced), `classes` does not match its outputs, or the folder cannot be written.
+        WorkError: Writing failed, for example on a full disk; previous files are intact.
     """
     folder = expanded(folder)
     config = _as_json(model)
@@ -75,7 +74,7 @@ def save_pretrained(model: SavingMixin, folder: str | Path, *, checked: bool = F
         if len(written) > MOST_BYTES:
             raise ClcaError(f"{folder / CONFIG} would be larger than {MOST_BYTES / 2**20:g} MiB: shorten the classes")
         tensors = _separate(state)
-        # Both are written before either takes its place: a full disk leaves the old pair as it was.
+        # Both are written before either is replaced, so that a full disk leaves the old pair intact.
         with temporary_beside(folder / WEIGHTS) as weights, temporary_beside(folder / CONFIG) as text:
             save_file(tensors, weights, metadata={"format": "pt"})
             text.write_text(written, encoding="utf-8")
@@ -86,14 +85,14 @@ def save_pretrained(model: SavingMixin, folder: str | Path, *, checked: bool = F
 
 
 def _as_json(model: SavingMixin) -> dict[str, Any]:
-    """What `config.json` says of a model, in JSON's types."""
+    """The content of `config.json` for a model, in types of JSON."""
     check_classes(model.classes, model.num_classes, "the model")
     try:
         config = json.loads(model.config.model_dump_json())
     except (ValueError, TypeError) as error:
         raise ClcaError(f"the backbone's settings cannot be saved as JSON: {error}") from None
     if not timm.is_model(config["backbone"].partition(".")[0]) and config["backbone"] not in PAPER_BACKBONES:
-        raise ClcaError(f"{config['backbone']} was not made by timm.create_model and could not be made again by name")
+        raise ClcaError(f"{config['backbone']} was not created by timm.create_model and cannot be built again by name")
     check_storable(ModelConfig(**config), "the model")
     try:
         content = json.loads(
@@ -106,7 +105,7 @@ def _as_json(model: SavingMixin) -> dict[str, Any]:
 
 
 def _check_can_be_made(model: SavingMixin, state: dict[str, Tensor]) -> None:
-    """Refuse to save what `from_pretrained` would refuse to load: then the model would be lost."""
+    """Refuse to save a model that `from_pretrained` could not load."""
 
     def build(config: ModelConfig) -> nn.Module:
         make: Callable[[nn.Module, ModelConfig], nn.Module] = type(model)
@@ -119,13 +118,13 @@ def _check_can_be_made(model: SavingMixin, state: dict[str, Tensor]) -> None:
         raise ClcaError(f"images of more than {LARGEST_STORED_SIDE} pixels or {MOST_PATCHES} patches cannot be stored")
     found = differences(again.state_dict(), state)
     if found:
-        raise ClcaError(f"the model is no longer what its settings make, and could not be loaded again: {found}")
+        raise ClcaError(f"the model no longer matches its settings and could not be loaded again: {found}")
 
 
 def on_meta(build: Callable[[ModelConfig], Model], config: ModelConfig) -> Model:
     """Build a model without allocating or initializing its tensors.
 
-    A plug-in's reduction that computes with values cannot be built like that and is left out: the model then has
+    A reduction of a plug-in that computes with values cannot be built like that and is omitted: the model then has
     reduction "none".
     """
     with torch.device("meta"), warnings.catch_warnings():
@@ -143,17 +142,17 @@ def on_meta(build: Callable[[ModelConfig], Model], config: ModelConfig) -> Model
 def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU that share no memory, as the file format requires: layers may share a parameter."""
     tensors: dict[str, Tensor] = {}
-    taken: set[int] = set()
+    seen: set[int] = set()
     for name, value in state.items():
         value = value.detach().cpu().contiguous()
-        place = value.untyped_storage().data_ptr()
-        tensors[name] = value.clone() if place in taken else value
-        taken.add(place)
+        address = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if address in seen else value
+        seen.add(address)
     return tensors
 
 
 def push_to_hub(model: SavingMixin, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload a model to the Hugging Face hub; returns the address of the commit."""
+    """Upload a model to the Hugging Face hub; returns the URL of the commit."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -161,18 +160,3 @@ def push_to_hub(model: SavingMixin, repo_id: str, *, private: bool = False, toke
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add a clca model"))
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The content of a `config.json`.
-
-    Raises:
-        ClcaError: It is not a JSON object, or too large.
-    """
-    try:
-        content = parse_json(read_bounded(file))
-    except (OSError, ValueError) as error:
-        raise ClcaError(f"{file} is not a JSON file: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise ClcaError(f"{file} does not hold settings by name")
-    return content

@@ -1,7 +1,7 @@
-"""What a model's `config.json` may contain. Model folders may come from anybody: everything else is refused by name.
+"""The allowed content of a model's `config.json`: model folders may come from untrusted sources.
 
-The same holds when a model is saved, so that what is saved can be loaded. `clca.create_model` in Python takes whatever
-timm takes.
+The same checks apply when a model is saved, so that every saved model can be loaded. `clca.create_model` in Python
+accepts all that timm accepts.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from clca.errors import ClcaError
+from clca.errors import ClcaError, reason
 from clca.models.config import ModelConfig
 from clca.models.limits import LARGEST_STORED_SIDE, SIZES
+from clca.system.files import parse_json, read_bounded
 from clca.system.settings import explain
 
-_LARGEST_SCALE = 4  # of what is resized, over what the model takes: a photograph shrinks to little more than that
+_LARGEST_SCALE = 4  # of the resized image over the model's input; usual values are little more than 1
 _MOST_SETTINGS = 2000
 _LONGEST_CLASS = 1000
 
 
 @dataclass(frozen=True)
 class _Allowed:
-    """Values that a setting of the backbone may have in a file, and how a message names them."""
+    """The allowed values of a backbone setting in a file, and their description in an error."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -66,7 +68,7 @@ def _or_none(allowed: _Allowed) -> _Allowed:
 
 _BOOL = _Allowed(lambda value: isinstance(value, bool), "true or false")
 _RATE = _number(0, 1)
-# Of timm's layers those that work on tokens [B, N, C]; an activation has no weights of its own but for `prelu`.
+# timm's layers that work on tokens [B, N, C]; of the activations only `prelu` has weights.
 _NORM = _or_none(
     _one_of("", "layernorm", "layernormfp32", "rmsnorm", "rmsnormfp32", "simplenorm", "simplenormfp32")
 )  # fmt: skip
@@ -78,7 +80,7 @@ _ACT = _or_none(
     )
 )  # fmt: skip
 
-# Keywords of timm's VisionTransformer; its own files, weights and ways to be made are none of them.
+# Keywords of timm's VisionTransformer, without those for files, pretrained weights and how it is created.
 BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
     "img_size": _sides(LARGEST_STORED_SIDE),
     "patch_size": _sides(512),
@@ -112,15 +114,32 @@ BACKBONE_SETTINGS: Mapping[str, _Allowed] = {
 }
 
 
-def stored_config(settings: Any, where: str) -> ModelConfig:
-    """The settings of a model, from a file's description of it.
-
-    Args:
-        settings: Whatever the file holds.
-        where: What a message begins with.
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
 
     Raises:
-        ClcaError: They are none, or not within what a stored model may be.
+        ClcaError: It cannot be read, is not a JSON object, or is too large.
+    """
+    try:
+        content = parse_json(read_bounded(file))
+    except OSError as error:
+        raise ClcaError(f"{file}: cannot be read ({reason(error)})") from None
+    except ValueError as error:
+        raise ClcaError(f"{file} is not a JSON file: {reason(error)}") from None
+    if not isinstance(content, dict):
+        raise ClcaError(f"{file} does not hold settings by name")
+    return content
+
+
+def stored_config(settings: Any, where: str) -> ModelConfig:
+    """The settings of a model, from a file.
+
+    Args:
+        settings: The content of the file, of any type.
+        where: Start of an error message.
+
+    Raises:
+        ClcaError: They are not the settings of a model, or not allowed in a file.
     """
     if not isinstance(settings, dict):
         raise ClcaError(f"{where} does not describe a clca model: it has no settings under 'model'")
@@ -139,33 +158,33 @@ def stored_config(settings: Any, where: str) -> ModelConfig:
 
 
 def check_count(settings: Any, where: str) -> None:
-    """Refuse settings with more values than settings have: a report of what is wrong with each would take all memory.
+    """Refuse settings with too many values: a validation error that lists all of them would exhaust the memory.
 
     Raises:
-        ClcaError: There are more.
+        ClcaError: There are too many.
     """
     level, count = [settings], 0
     while level:
         count += len(level)
         if count > _MOST_SETTINGS:
-            raise ClcaError(f"{where} has more than {_MOST_SETTINGS} values where the settings of a model are")
+            raise ClcaError(f"{where} has more than {_MOST_SETTINGS} values in the settings of a model")
         level = [
-            part
+            value
             for each in level
             if isinstance(each, (dict, list, tuple))
-            for part in (each.values() if isinstance(each, dict) else each)
+            for value in (each.values() if isinstance(each, dict) else each)
         ]
 
 
 def check_storable(config: ModelConfig, where: str) -> None:
-    """Refuse settings that no model folder may have, also when it is written.
+    """Refuse settings that are not allowed in a model folder; applied when one is read and when one is written.
 
     Args:
         config: The settings.
-        where: What a message begins with.
+        where: Start of an error message.
 
     Raises:
-        ClcaError: With the setting, its value and what is allowed.
+        ClcaError: A value is not allowed; the message has the setting, its value and the allowed values.
     """
     check_backbone_settings(config.backbone_kwargs, where)
     size = config.img_size
@@ -174,50 +193,54 @@ def check_storable(config: ModelConfig, where: str) -> None:
 
 
 def check_backbone_settings(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse keywords of timm that point elsewhere, or make a model beyond all use.
+    """Refuse keywords of timm that refer to other files, or make a model of impractical size.
 
     Args:
         settings: `backbone_kwargs`.
-        where: What a message begins with.
+        where: Start of an error message.
 
     Raises:
-        ClcaError: With the setting, its value and what is allowed.
+        ClcaError: A value is not allowed; the message has the setting, its value and the allowed values.
     """
     for name, value in settings.items():
         allowed = BACKBONE_SETTINGS.get(name)
         if allowed is None:
             close = get_close_matches(str(name)[:60], BACKBONE_SETTINGS, n=1)
             hint = f"did you mean {close[0]}?" if close else "remove it"
-            raise ClcaError(f"{where}: backbone_kwargs names {str(name)[:60]!r}, no setting of a stored model: {hint}")
+            raise ClcaError(
+                f"{where}: backbone_kwargs has {str(name)[:60]!r}, which is not a setting of a stored model: {hint}"
+            )
         if not allowed.fits(value):
             given = repr(value)[:60] if not callable(value) else type(value).__name__
             raise ClcaError(f"{where}: backbone_kwargs: {name} = {given}: a stored model takes {allowed.words}")
 
 
 def check_classes(classes: Any, outputs: int, where: str) -> None:
-    """Refuse names of classes that are not one for each of the model's outputs; a model need not name them.
+    """Refuse class names that do not match the model's outputs; None, for a model without names, is allowed.
 
     Raises:
-        ClcaError: They are not, or a name holds control characters, which a terminal would obey.
+        ClcaError: There is not one for each output, or a name has control characters, which a terminal would interpret.
     """
     if classes is None:
         return
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ClcaError(f"{where}: classes must be a list of names, not {str(classes)[:60]!r}")
     if len(classes) != outputs:
-        raise ClcaError(f"{where}: classes has {len(classes)} names and the model {outputs} outputs; name each once")
+        raise ClcaError(
+            f"{where}: classes has {len(classes)} names and the model {outputs} outputs; give one name per output"
+        )
     check_class_names(classes, where)
 
 
 def check_class_names(classes: Iterable[str], where: str) -> None:
-    """Refuse names of classes that a model folder may not hold.
+    """Refuse class names that are not allowed in a model folder.
 
     Args:
         classes: The names.
-        where: What a message begins with.
+        where: Start of an error message.
 
     Raises:
-        ClcaError: A name is too long, or has control characters, which a terminal would obey.
+        ClcaError: A name is too long, or has control characters, which a terminal would interpret.
     """
     for name in classes:
         if len(name) > _LONGEST_CLASS:
@@ -226,20 +249,20 @@ def check_class_names(classes: Iterable[str], where: str) -> None:
             raise ClcaError(f"{where}: the name of class {name[:60]!r} has control characters: rename it")
 
 
-# All but tab and the ends of lines, which files of names may hold and tables quote.
+# All but tab and line ends, which lists of class names may have and tables escape.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def check_preprocess(preprocess: Any, side: int, where: str) -> None:
-    """Refuse a description of the images that a stored model cannot have; `from_preprocess` looks at the rest.
+    """Refuse preprocessing that is not allowed in a stored model; `from_preprocess` checks the rest.
 
     Args:
-        preprocess: The file's description; None if it has none.
-        side: The longer side of the images that the model was made for, in pixels.
-        where: What a message begins with.
+        preprocess: The content of the file; None if it has none.
+        side: Longer side of the model's images, in pixels.
+        where: Start of an error message.
 
     Raises:
-        ClcaError: It is one.
+        ClcaError: It is not allowed.
     """
     if preprocess is None:
         return
@@ -258,7 +281,7 @@ def check_preprocess(preprocess: Any, side: int, where: str) -> None:
             raise ClcaError(f"{where}: preprocess: {name} must be a list of numbers, each {allowed.words}")
     for name, fits in (("interpolation", _is_word), ("square", lambda value: isinstance(value, bool))):
         if name in preprocess and not fits(preprocess[name]):
-            raise ClcaError(f"{where}: preprocess: {name} is {repr(preprocess[name])[:60]}, which is none")
+            raise ClcaError(f"{where}: preprocess: {name} = {repr(preprocess[name])[:60]} is invalid")
 
 
 def _is_word(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """The header of a weights file, read and checked before a tensor is made of it.
 
-Files may come from anybody: a header of a few bytes can name tensors of terabytes. Names, types and shapes are read
-from `.safetensors` and `.npz` files, and everything that is not backed by bytes of the file is refused.
+Files may come from untrusted sources: a header of a few bytes can declare tensors of terabytes. Names, types and shapes
+are read from `.safetensors` and `.npz` files, and everything that is not backed by bytes of the file is rejected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights from files: timm's naming, our own and that of the published program; pickled code is never executed."""
+"""Load weights from files, with parameter names of timm, clca or the published program; without executing code."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _PUBLISHED = (
 _ADDED = ("clr", "clr_pos_embed", "cla_head.", "reductions.")
 _HEADS = ("head.", "head_dist.", "cla_head.classifier.")
 _FINAL = ("norm.", "fc_norm.", "attn_pool.")
-# Settings that training scripts keep beside the weights; harmless to build, and of no use here.
+# Types of settings that training scripts save beside the weights; safe to unpickle, and not used here.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
     pathlib.PurePosixPath,
     (pathlib.PurePosixPath, "pathlib._local.PosixPath"),  # Python 3.13's name
-    (pathlib.PureWindowsPath, "pathlib.WindowsPath"),  # a path of the other system is as good without its methods
+    (pathlib.PureWindowsPath, "pathlib.WindowsPath"),  # paths of Windows, without their methods
     np.dtype,
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # numpy 1's name
@@ -58,8 +58,8 @@ def load_published(model: Model, checkpoint: str | Path | Mapping[str, Any]) -> 
     """Load a checkpoint of the published program into a model of the same settings and sizes.
 
     Args:
-        model: Where the weights go.
-        checkpoint: A file, its content, or the state dict in it, in the authors' naming (METHOD section 8).
+        model: The model to load into.
+        checkpoint: A file, its content, or the state dict in it, with the authors' names (METHOD section 8).
 
     Returns:
         The model.
@@ -75,19 +75,19 @@ def load_published(model: Model, checkpoint: str | Path | Mapping[str, Any]) -> 
 
 
 def load_weights(model: Model, path: str | Path) -> Model:
-    """Start from the weights in a file, in timm's naming, our own or that of the published program.
+    """Initialise a model from a file with parameter names of timm, clca or the published program.
 
-    The position table and the patch embedding are resampled to the model's image and patch size. Every weight of the
-    backbone must be there. Heads of another number of classes, and modules the file does not have, stay as they were
-    made, with a warning that names them.
+    The position embedding and the patch embedding are resampled to the model's image and patch size. Every weight of
+    the backbone must be in the file. Heads for another number of classes, and modules that the file lacks, keep their
+    random weights, with a warning that lists them.
 
     Raises:
-        ClcaError: If the file is not readable, executes code, or is of another model.
+        ClcaError: The file is not readable, would execute code, or is of another model.
     """
     state = read_state_dict(path)
     if any("Transformer/" in name for name in state):
         raise ClcaError(
-            f"{path}: is in JAX's naming: load it with timm's model.load_pretrained(FILE) and save that model's "
+            f"{path}: has JAX's parameter names: load it with timm's model.load_pretrained(FILE) and save that model's "
             "state_dict as .safetensors"
         )
     if _is_published(state):
@@ -102,7 +102,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
         raise ClcaError(f"{path}: not weights of {model.config.backbone} ({_first_line(error)})") from None
     _adapt_channels(state, own["patch_embed.proj.weight"].shape if "patch_embed.proj.weight" in own else None)
     unused = [n for n in state if n not in own and not _is_optional(n, model)]
-    # A file with an aggregation head has no final norm: it belongs to the plain head, and starts anew with it.
+    # A file with an aggregation head has no final norm: it belongs to the plain head, and both stay random.
     new_head = (*_HEADS, *(_FINAL if any(n.startswith("cla_head.") for n in state) else ()))
     absent = [n for n in own if n not in state and not n.startswith((*_ADDED, *new_head))]
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape and not n.startswith(_HEADS)]
@@ -112,30 +112,30 @@ def load_weights(model: Model, path: str | Path) -> Model:
     fresh = [n for n in own if n not in fits]
     model.load_state_dict(fits, strict=False)
     if model.clr is not None and "clr" in fresh:
-        with torch.no_grad():  # a carrier starts as a copy of CLS, of the CLS just loaded
+        with torch.no_grad():  # carriers start as copies of the loaded CLS token
             model.clr.copy_(cast(Tensor, model.cls_token).expand_as(model.clr))
         fresh.remove("clr")
-    # A backbone's file never has the aggregation head; warn about any other head that starts from random weights.
+    # A backbone's file never has the aggregation head; warn about any other head that keeps its random weights.
     heads = sorted(
         {n.rpartition(".")[0] for n in fresh if n.startswith(new_head) and (n in state or not model.cla_head)}
     )
     if heads:
         there = "for another number of classes" if any(n in state for n in fresh) else "not in it"
         be, start = ("is", "starts") if len(heads) == 1 else ("are", "start")
-        warnings.warn(f"{path}: {' and '.join(heads)} {be} {there} and {start} anew", stacklevel=2)
+        warnings.warn(f"{path}: {' and '.join(heads)} {be} {there} and {start} from random weights", stacklevel=2)
     return model
 
 
-# Pixels a side of a patch: resampling from one kernel to another takes memory with the square of both their areas.
+# Pixels per side of a patch: resampling a kernel takes memory proportional to the product of the squared areas.
 _LARGEST_PATCH = 64
 _RESAMPLED = {"patch_embed.proj.weight": 4, "pos_embed": 3}
 
 
 def _check_before_resampling(state: StateDict, own: StateDict, where: str) -> None:
-    """Refuse a file whose patch embedding or position table would take far more memory to resample than it has bytes.
+    """Refuse a file whose patch or position embedding would take far more memory to resample than the file has bytes.
 
     Raises:
-        ClcaError: It would.
+        ClcaError: A tensor has an implausible shape.
     """
     for name, dimensions in _RESAMPLED.items():
         value, wanted = state.get(name), own.get(name)
@@ -158,10 +158,10 @@ def _adapt_channels(state: StateDict, shape: torch.Size | None) -> None:
 def read_state_dict(path: str | Path) -> StateDict:
     """The tensors in a .safetensors, .npz or torch file, by name; no pickled code is executed.
 
-    Nothing is made of a file that asks for more memory than it has bytes.
+    A file that declares more memory than it has bytes is rejected before it is loaded.
 
     Raises:
-        ClcaError: If the file is missing, damaged, not a checkpoint, would execute code, or asks for too much memory.
+        ClcaError: The file is missing, damaged, not a checkpoint, would execute code, or needs too much memory.
     """
     path = expanded(path)
     if not path.is_file():
@@ -178,13 +178,13 @@ def read_state_dict(path: str | Path) -> StateDict:
         else:
             check_torch_file(path)
             with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # on pickle protocols: what matters is raised
+                warnings.simplefilter("ignore", UserWarning)  # about pickle protocols; problems are raised as errors
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global|class|Unsupported)\W+([\w]+\.[\w.]+)", str(error))
         what = f"it holds pickled code ({found.group(1)})" if found else "it may hold pickled code"
         raise ClcaError(f"{path}: refused, {what}, not only weights: use .safetensors") from None
-    except Exception as error:  # a damaged file makes the readers fail in any way there is
+    except Exception as error:  # a damaged file can raise any exception
         raise ClcaError(f"{path}: not a readable weight file ({_first_line(error)})") from None
     return _state_dict(content, path)
 
@@ -193,7 +193,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     """Names, types and shapes of the tensors in a .safetensors file, wrappers' name prefixes removed.
 
     Raises:
-        ClcaError: If the file is damaged, or its header is not sound.
+        ClcaError: The file is damaged, or its header is invalid.
     """
     try:
         found = read_safetensors_header(path)
@@ -203,14 +203,14 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def _state_dict(content: Any, where: str | Path = "the checkpoint") -> StateDict:
-    """The state dict inside what training scripts save, wrappers' name prefixes removed."""
+    """The state dict in a checkpoint of a training script, with name prefixes of wrappers removed."""
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise ClcaError(f"{where}: holds no state dict")
     if not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in content.items()):
-        raise ClcaError(f"{where}: holds something else than tensors by name")
+        raise ClcaError(f"{where}: holds values other than tensors by name")
     return clean_state_dict(dict(content))
 
 
@@ -221,12 +221,12 @@ def _is_published(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_published(state: Mapping[str, Tensor], model: TimmInterface, strict: bool = True) -> StateDict:
-    """A state dict in the authors' naming in ours.
+    """Rename the parameters of the published program to ours.
 
     Args:
-        state: Their names; `pos_embed` holds the carriers' rows at its end.
+        state: State dict with the authors' names; `pos_embed` has the rows of the carriers at its end.
         model: Determines whether the carriers have rows, and whether an unused head is expected.
-        strict: Take the rows off as this model has carriers, else as the state dict has.
+        strict: Split off as many rows as this model has carriers; else as many as the state dict has.
     """
     carriers = model.num_clr if strict else (state["clr"].shape[1] if "clr" in state else 0)
     renamed: StateDict = {}
@@ -234,7 +234,7 @@ def from_published(state: Mapping[str, Tensor], model: TimmInterface, strict: bo
         for pattern, ours in _PUBLISHED:
             name = pattern.sub(ours, name)
         if name.startswith("head.") and model.cla_head is not None:
-            continue  # their backbone keeps its 1000 outputs beside the aggregation head
+            continue  # the authors' backbone keeps its head of 1000 outputs beside the aggregation head
         renamed[name] = value
     if carriers and not model.no_embed_class and "pos_embed" in renamed:
         table = renamed["pos_embed"]
@@ -243,7 +243,7 @@ def from_published(state: Mapping[str, Tensor], model: TimmInterface, strict: bo
 
 
 def load_strict(model: TimmInterface, state: StateDict, where: str) -> None:
-    """Load a state dict in our naming that must fit tensor by tensor; `where` is its name in an error.
+    """Load a state dict with our names, which must match tensor by tensor; `where` is its name in an error.
 
     Raises:
         ClcaError: If a tensor is missing, unknown or of another shape.
@@ -255,7 +255,7 @@ def load_strict(model: TimmInterface, state: StateDict, where: str) -> None:
 
 
 def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor | TensorHeader]) -> str:
-    """What keeps a state dict from fitting a model whose state dict is `own`, in a line; empty where it fits."""
+    """The differences between a state dict and that of a model, `own`, in one line; empty if it fits."""
     absent = [n for n in own if n not in state]
     unused = [n for n in state if n not in own]
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
@@ -281,6 +281,6 @@ def _differences(absent: list[str], unused: list[str], wrong: list[str], kind: S
 
 
 def _first_line(error: BaseException) -> str:
-    """The first sentence of an error; the rest is advice for developers, such as to trust pickled code."""
+    """The first sentence of an error; the rest is advice for developers, such as to allow pickled code."""
     line = (str(error).strip().splitlines() or [""])[0].partition(". ")[0]
     return line if " " in line else type(error).__name__

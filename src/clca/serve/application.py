@@ -92,7 +92,7 @@ def create_app(
     """
     settings = settings or ServeSettings()
     metrics = Metrics()
-    accelerator = make_accelerator(device=settings.device, precision=settings.precision, serves=True)
+    accelerator = make_accelerator(device=settings.device, precision=settings.precision, serving=True)
     service = Service(load(models, accelerator), settings, metrics)
 
     @asynccontextmanager

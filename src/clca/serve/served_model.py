@@ -13,10 +13,10 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.kernels.prepack import prepacked
 from clca.models.cost import Cost, cost
-from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
 from clca.system.files import as_utf8
+from clca.training.run_folder import RunFolder
 
 Rates = float | tuple[float, ...]
 
@@ -28,16 +28,18 @@ class ServedModel:
         name: How requests call it.
         model: With `classes` and `preprocess`.
         accelerator: Device and precision.
-        folder: Where it comes from, if that is a folder.
+        run: The folder it was loaded from, or None.
 
     Raises:
         ClcaError: The model lacks classes or preprocessing, or they are invalid.
     """
 
-    def __init__(self, name: str, model: TokenReducedViT, accelerator: Accelerator, folder: Path | None = None) -> None:
+    def __init__(
+        self, name: str, model: TokenReducedViT, accelerator: Accelerator, run: RunFolder | None = None
+    ) -> None:
         if model.classes is None or model.preprocess is None:
             raise ClcaError(f"{name} has no classes or preprocessing: set model.classes and .preprocess")
-        self.name, self.folder, self._accelerator = as_utf8(name), folder, accelerator
+        self.name, self.run, self._accelerator = as_utf8(name), run, accelerator
         self.classes: list[str] = as_utf8(list(model.classes))
         self.backbone, self.reduction = model.config.backbone, model.config.reduction
         self.keep_rate: Rates = model.keep_rate
@@ -99,10 +101,8 @@ def load(models: Mapping[str, TokenReducedViT] | Sequence[str | Path], accelerat
         raise ClcaError("no model to serve: name a run folder")
     if isinstance(models, Mapping):
         return [ServedModel(name, model, accelerator) for name, model in models.items()]
-    return [
-        ServedModel(name, from_pretrained(run), accelerator, Path(run) if Path(run).is_dir() else None)
-        for name, run in _by_name(models).items()
-    ]
+    runs = {name: RunFolder(run) for name, run in _by_name(models).items()}
+    return [ServedModel(name, run.load_model(), accelerator, run if run.exists else None) for name, run in runs.items()]
 
 
 def _by_name(runs: Sequence[str | Path]) -> dict[str, str | Path]:

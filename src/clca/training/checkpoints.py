@@ -1,4 +1,4 @@
-"""`last.ckpt`: all that a run needs to go on exactly where it stopped."""
+"""`last.ckpt`: everything needed to resume a run exactly where it stopped."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -16,18 +16,18 @@ FORMAT = 1
 
 @dataclass
 class Progress:
-    """Where a run is. Random numbers need no entry: they follow from the seed and the step (`batches.py`).
+    """Progress of a run. Random numbers need no entry: they depend on the seed and the step (`loaders.py`).
 
     Attributes:
-        step, epochs_done: Updates and epochs (their evaluation included) done.
-        metrics_size: Bytes of `metrics.jsonl` written by then.
+        step, epochs_done: Completed updates and epochs (including their evaluation).
+        metrics_size: Size of `metrics.jsonl` at that time, in bytes.
         loss_sum, correct, seen: Over the images of the current epoch so far.
-        grad_max: Largest gradient entry since the last line of metrics.
-        train, watched: Numbers of the last epoch on the training images and on the watched split.
-        best, best_epoch: Numbers and number (from 1) of the best epoch on val; None before the first.
-        stale: Epochs since then.
-        seconds: Time spent, over all parts of the run.
-        tracked: What the tracker calls the run, so that a resumed one goes on there; "" without one.
+        grad_max: Largest absolute gradient since the last line of metrics.
+        train, watched: Scores of the last epoch on the training images and on the validation split.
+        best, best_epoch: Scores and number (from 1) of the best epoch on val; None before the first.
+        stale: Epochs since the best.
+        seconds: Time spent, including before it was resumed.
+        tracked: Id of the run in the tracker, so that a resumed run continues there; "" without a tracker.
     """
 
     step: int = 0
@@ -47,25 +47,25 @@ class Progress:
 
 
 def save_checkpoint(path: Path, progress: Progress, states: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-        path: The file; replaced only once the new one is on disk.
-        progress: Where the run is.
+        path: The file.
+        progress: Progress of the run.
         states: State dicts by name (model, optimizer, …): tensors and plain Python values.
 
     Raises:
-        WorkError: It could not be written.
+        WorkError: The file could not be written.
     """
     with replacing(path) as temporary:
         torch.save({"format": FORMAT, "progress": asdict(progress), **states}, temporary)
 
 
 def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """Read a checkpoint without executing anything in it, or making more of it than it has bytes.
+    """Read a checkpoint without executing code in it, or allocating more memory than the file has bytes.
 
     Raises:
-        WorkError: It is damaged or not one of ours.
+        WorkError: It is damaged or not a checkpoint of this program.
     """
     try:
         check_torch_file(path)
@@ -73,18 +73,18 @@ def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
         if content.pop("format") != FORMAT:
             raise KeyError("format")
         return _checked(Progress(**content.pop("progress"))), content
-    except Exception as error:  # a damaged file makes the reader fail in any way there is
+    except Exception as error:  # a damaged file can raise any exception
         raise WorkError(
             f"{path}: is damaged or no checkpoint of this program ({type(error).__name__}); "
-            "remove the run folder to begin again, or choose another --out"
+            "remove the run folder to start again, or choose another --out"
         ) from error
 
 
 def _checked(progress: Progress) -> Progress:
-    """Refuse values of other types than those that are written, counts below 0, and numbers that are not finite.
+    """Reject values of types that are never written, negative counts, and numbers that are not finite.
 
     Raises:
-        TypeError: There are such.
+        TypeError: A value is invalid.
     """
     for field in fields(Progress):
         value, default = getattr(progress, field.name), field.default
@@ -95,14 +95,14 @@ def _checked(progress: Progress) -> Progress:
         elif isinstance(default, str):
             fits = isinstance(value, str)
         else:
-            fits = value is None or is_measured(value)
+            fits = value is None or are_scores(value)
         if not fits:
             raise TypeError(f"{field.name} is a {type(value).__name__} that is never written")
     return progress
 
 
-def is_measured(value: Any) -> bool:
-    """Whether a value holds numbers by name, loss and top1 among them, as an epoch or an evaluation leaves them."""
+def are_scores(value: Any) -> bool:
+    """Whether a value is a dictionary of numbers with at least loss and top1, as of an epoch or an evaluation."""
     return isinstance(value, dict) and value.keys() >= {"loss", "top1"} and all(map(_is_number, value.values()))
 
 
@@ -110,11 +110,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def check_place(progress: Progress, steps_per_epoch: int, epochs: int) -> None:
-    """Refuse a place that a run of so many steps and epochs never comes to.
+def check_position(progress: Progress, steps_per_epoch: int, epochs: int) -> None:
+    """Reject a position that a run with these steps and epochs never reaches.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The position is invalid.
     """
     whole, rest = divmod(progress.step, steps_per_epoch)
     evaluated = progress.epochs_done == whole
@@ -127,26 +127,27 @@ def check_place(progress: Progress, steps_per_epoch: int, epochs: int) -> None:
 
 
 def load_optimizer(optimizer: Any, stored: Any) -> None:
-    """Load what AdamW holds for each parameter; settings, such as the learning rate, stay as this run's were made.
+    """Load AdamW's state of each parameter; settings, such as the learning rate, stay those of this run.
 
     Args:
-        optimizer: AdamW, wrapped by accelerate or not.
+        optimizer: AdamW, possibly wrapped by accelerate.
         stored: Its `state_dict()` in a checkpoint.
 
     Raises:
-        KeyError, TypeError, ValueError: It is of other parameters, or no such state.
+        KeyError, TypeError, ValueError: It is the state of other parameters, or not one of AdamW.
     """
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in stored["param_groups"]] != [group["params"] for group in own]:
         raise ValueError("the optimizer is of other parameters")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, held in stored["state"].items():
+    for number, moments in stored["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise ValueError("the optimizer is of other parameters")
-        if held.keys() != {"step", "exp_avg", "exp_avg_sq"} or not all(map(torch.is_tensor, held.values())):
+        if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or not all(map(torch.is_tensor, moments.values())):
             raise ValueError("the state of a parameter is not that of AdamW")
-        if any(held[name].shape != parameters[number].shape for name in ("exp_avg", "exp_avg_sq")):
+        if any(moments[name].shape != parameters[number].shape for name in ("exp_avg", "exp_avg_sq")):
             raise ValueError("the state of a parameter is of another shape")
-        if not all(value.is_floating_point() for value in held.values()) or held["step"].ndim or not held["step"] >= 0:
+        step = moments["step"]
+        if not all(value.is_floating_point() for value in moments.values()) or step.ndim or not step >= 0:
             raise ValueError("the state of a parameter is not that of AdamW")
     optimizer.load_state_dict({"state": stored["state"], "param_groups": own})

@@ -1,4 +1,4 @@
-"""What one training run is: the model, the data and the recipe, checked before anything starts.
+"""The settings of a training run: model, data and recipe, checked before anything starts.
 
 The defaults are the published recipe for ultra-fine-grained sets (Rios et al., ICASSP 2025): AdamW at 1e-4, weight
 decay 0.05 on matrices only, batches of 32, cross-entropy, random crop and flip.
@@ -16,7 +16,7 @@ from clca.system.settings import Settings
 PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
 PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN
 
-# The upper limits are beyond all use; a slip of the keyboard, or a stranger's file, is refused before work begins.
+# Upper limits far beyond practical use, so that typing errors and untrusted files are rejected before work begins.
 MOST = 1_000_000_000
 Positive = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
@@ -50,7 +50,7 @@ class DataConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """One training run. Two runs with equal configs on one CPU end with equal weights, bit for bit."""
+    """The settings of one training run. Two runs with equal settings on one CPU give equal weights, bit for bit."""
 
     model: ModelConfig = Field(description="The model to train.")
     data: DataConfig = Field(description="The images to train and validate on.")
@@ -194,14 +194,14 @@ class TrainConfig(Settings):
 
     @property
     def warmup(self) -> float:
-        """Epochs of warm-up: as asked for, or the published share of a shorter run."""
+        """Epochs of warm-up: as set, or reduced in proportion for a run shorter than the published one."""
         if self.warmup_epochs is not None:
             return self.warmup_epochs
         return PUBLISHED_WARMUP * min(1.0, self.epochs / PUBLISHED_EPOCHS)
 
     @property
     def cooldown(self) -> float:
-        """Epochs at the lowest learning rate: as asked for, or the published share of a shorter run."""
+        """Epochs at the lowest learning rate: as set, or reduced in proportion for a shorter run."""
         if self.cooldown_epochs is not None:
             return self.cooldown_epochs
         return PUBLISHED_COOLDOWN * min(1.0, self.epochs / PUBLISHED_EPOCHS)
@@ -226,16 +226,16 @@ class TrainConfig(Settings):
         return 0.0 if self.augmentation == "none" else 0.1
 
 
-# What may differ between a run and its continuation: none of it changes the weights.
+# Settings that may differ when a run is resumed: none of them changes the weights.
 NOT_PART_OF_A_RUN = frozenset(
     {"out", "workers", "cache", "cache_gb", "log_every", "checkpoint_minutes", "checkpoint_steps", "track", "device"}
 )
 
 
 def identity(config: TrainConfig) -> dict[str, object]:
-    """What makes a run that run, flat: `{"lr": 0.0001, "model.reduction": "evit", …}`."""
+    """The settings that identify a run, flat: `{"lr": 0.0001, "model.reduction": "evit", …}`."""
     flat: dict[str, object] = {}
-    left_out = {name: True for name in NOT_PART_OF_A_RUN} | {"model": {"num_classes"}}  # the data says how many
+    left_out = {name: True for name in NOT_PART_OF_A_RUN} | {"model": {"num_classes"}}  # follows from the data
     for name, value in config.model_dump(mode="json", exclude=left_out).items():
         if isinstance(value, dict):
             flat.update({f"{name}.{inner}": nested for inner, nested in value.items()})
@@ -245,7 +245,7 @@ def identity(config: TrainConfig) -> dict[str, object]:
 
 
 def default_run_folder(config: TrainConfig) -> Path:
-    """`runs/<data>-<model>-<reduction>-<digest>`: the same command finds its run again, another gets another folder."""
+    """`runs/<data>-<model>-<reduction>-<digest>`: the same for equal settings, different for different ones."""
     import hashlib
     import json
     import re

@@ -1,4 +1,4 @@
-"""What a run computes on: processes, device and precision, through accelerate."""
+"""Processes, device and precision of a run, through accelerate."""
 
 import importlib.util
 import platform
@@ -22,29 +22,29 @@ def make_accelerator(
     *,
     device: str = "auto",
     precision: str = "auto",
-    serves: bool = False,
+    serving: bool = False,
 ) -> Accelerator:
     """The accelerator of a run, or with `config` None of an evaluation.
 
     Args:
-        config: The run; says device, precision, gradient accumulation and tracker.
-        folder: Run folder, where TensorBoard's files go.
+        config: The run, with its device, precision, gradient accumulation and tracker.
+        folder: Run folder, for TensorBoard's files.
         device: "auto" or "cpu"; used without `config`.
-        precision: "auto", "no", "bf16" or "fp16"; with `config` what its "auto" was on the machine that began the run.
-        serves: Whether the process goes on when the work is done: one that waits should give back what it freed.
+        precision: "auto", "no", "bf16" or "fp16"; with `config` what "auto" was on the machine that started the run.
+        serving: Whether the process waits for requests between its work; it then returns freed memory to the system.
 
     Raises:
         ClcaError: fp16 without a GPU, or a tracker that is not installed.
     """
     if config is not None:
-        device, begun = config.device, precision
+        device, started_with = config.device, precision
         precision = config.precision if config.precision != "auto" else precision
     on_cpu = _is_cpu(device)
     if precision == "fp16" and on_cpu:
-        if config is not None and begun == "fp16":
+        if config is not None and started_with == "fp16":
             raise ClcaError(
-                f"--out {folder}: was begun with --precision fp16, which needs a GPU, and goes on with it only: go on "
-                "where there is one, or choose another --out to begin anew with bf16 or no"
+                f"--out {folder}: was started with --precision fp16, which needs a GPU: resume it on a machine with a "
+                "GPU, or choose another --out to start again with bf16 or no"
             )
         raise ClcaError("--precision fp16 needs a GPU; on a CPU choose bf16 or no")
     if precision == "auto":
@@ -52,9 +52,9 @@ def make_accelerator(
     track = config.track if config is not None else "none"
     if track != "none" and importlib.util.find_spec(track) is None:
         raise ClcaError(f"--track {track} needs the package {track}: pip install 'clca[{track}]'")
-    if on_cpu and not serves:
+    if on_cpu and not serving:
         keep_freed_memory()
-    # accelerate keeps one state a process and refuses a second run with other settings (a study has many).
+    # accelerate has one state per process and rejects a second run with other settings (a study has many runs).
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
@@ -63,13 +63,13 @@ def make_accelerator(
         gradient_accumulation_steps=config.grad_accum if config is not None else 1,
         log_with=track if track != "none" else None,
         project_dir=str(folder) if folder is not None else None,
-        # Buffers are batch norm's, which are equal in all processes already.
+        # The only buffers are those of batch norm, which are equal in all processes already.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
 def automatic_precision(device: str) -> Literal["no", "bf16"]:
-    """What `precision: auto` is on this machine; device: "auto" or "cpu"."""
+    """The precision that "auto" selects on this machine; device: "auto" or "cpu"."""
     return "bf16" if _bf16_is_fast(_is_cpu(device)) else "no"
 
 
@@ -86,7 +86,7 @@ def _bf16_is_fast(on_cpu: bool) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in ("clca", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow"):
         try:

@@ -10,11 +10,11 @@ from clca.training.config import TrainConfig
 
 
 def make_loss(config: TrainConfig, num_classes: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Mixup | None]:
-    """The loss and, where images are mixed, what mixes them.
+    """The loss function and, if images are mixed, timm's `Mixup`.
 
     Returns:
-        A function of logits (B, K) and targets (classes (B,), or after mixing probabilities (B, K)), and a timm `Mixup`
-        or None. The model's auxiliary loss is added by the loop.
+        A function of logits [B, K] and targets (classes [B], or probabilities [B, K] after mixing), and a timm `Mixup`
+        or None. The trainer adds the model's auxiliary loss.
     """
     if config.mixup or config.cutmix:
         mix = Mixup(

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run writes as it goes on, and by that the claim to train it."""
+"""`metrics.jsonl`: the metrics of a run as it progresses, and the lock on the run."""
 
 import errno
 import json
@@ -13,20 +13,20 @@ from clca.training.run_folder import CHECKPOINT, CONFIG, METRICS, WEIGHTS
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator["MetricsLog"]:
-    """Let this process alone train the run in a folder as long as the block lasts.
+def locked_log(folder: Path) -> Iterator["MetricsLog"]:
+    """Let no other process train the run in a folder while the block lasts.
 
-    If it fails before anything of the run is saved, what describes it goes too, which would refuse a mended one.
+    If it fails before anything is saved, `config.json` is removed too: it would reject a corrected run.
 
     Raises:
-        ClcaError: Another process trains it.
+        ClcaError: Another process is training the run.
     """
     log = MetricsLog(folder / METRICS)
     try:
         yield log
     except BaseException:
         if not any((folder / name).is_file() for name in (CHECKPOINT, WEIGHTS)):
-            for name in (CONFIG, METRICS):  # the claim last, and while it is ours: another may wait for it
+            for name in (CONFIG, METRICS):  # the log last, while it is locked: another process may wait for it
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)
         raise
@@ -35,7 +35,7 @@ def claimed(folder: Path) -> Iterator["MetricsLog"]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line. While it is open no other process trains the run.
+    """`metrics.jsonl`: one JSON object per line. While it is open no other process can train the run.
 
     Raises:
         ClcaError: Another process has it open.
@@ -48,35 +48,35 @@ class MetricsLog:
             if not _lock(self._file):
                 self._file.close()
                 raise ClcaError(
-                    f"--out {path.parent}: another process trains this run now; wait for its end, or choose another "
+                    f"--out {path.parent}: another process is training this run; wait until it ends, or choose another "
                     "folder"
                 )
             if _is_open_file(path, self._file):
                 return
-            self._file.close()  # who had it before us has removed it between our opening and our lock
+            self._file.close()  # the previous holder removed the file before this process locked it
 
-    def cut(self, size: int) -> None:
-        """Go on where the last checkpoint saw its end: what was written after it is written again.
+    def truncate(self, size: int) -> None:
+        """Remove what was written after the last checkpoint, which is written again.
 
         Args:
             size: Bytes to keep.
         """
-        self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # no zeros where lines were removed
+        self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # never longer: that would add zeros
 
     def write(self, line: dict[str, Any]) -> None:
         content = json.dumps(line, allow_nan=False).encode() + b"\n"
-        with self._told():
+        with self._reporting_errors():
             while content:
                 content = content[self._file.write(content) :]
 
     def sync(self) -> int:
-        """Make sure that what was written is on disk; its size in bytes."""
-        with self._told():
+        """Flush to disk; returns the size of the file in bytes."""
+        with self._reporting_errors():
             os.fsync(self._file.fileno())
             return self._file.seek(0, os.SEEK_END)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reporting_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -87,10 +87,10 @@ class MetricsLog:
 
 
 def _lock(file: IO[Any]) -> bool:
-    """Whether this process alone may write to the file from now on, for as long as it is open.
+    """Lock the file as long as it is open; returns whether that succeeded.
 
-    A record lock: gone with the process however that ends, and not handed on to processes that read images. Where the
-    system or the disk has none, True.
+    It is a record lock, which ends with the process in any case and is not inherited by data loader workers. True on
+    systems and disks without such locks.
     """
     try:
         import fcntl

@@ -12,13 +12,13 @@ NEW = (*HEAD, "clr", "reductions.")
 
 
 def freeze_backbone(model: TokenReducedViT) -> None:
-    """Leave only what no pretraining has seen trainable: the head, the carrier, the reductions' own modules."""
+    """Freeze all parameters but those without pretrained weights: head, carrier tokens, modules of the reductions."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(NEW))
 
 
 def parameter_groups(model: TokenReducedViT, config: TrainConfig) -> list[dict]:
-    """timm's groups (with layer decay if asked for), the head's set apart where their learning rate differs."""
+    """timm's parameter groups, with layer decay if set; the head in separate groups if its learning rate differs."""
     no_decay = model.no_weight_decay()
     if config.layer_decay is not None:
         groups = param_groups_layer_decay(
@@ -48,8 +48,8 @@ def make_optimizer(model: TokenReducedViT, config: TrainConfig) -> torch.optim.O
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> CosineLRScheduler:
     """The learning rate as a function of the update: warm-up, then the whole cosine, then `min_lr`.
 
-    The published recipe reads "cosine over 45 epochs, after 2 epochs of warm-up, then 5 epochs": the three follow each
-    other, 52 in all. The rate changes with every update: once an epoch would make two jumps of the warm-up.
+    The published recipe has 2 epochs of warm-up, then a cosine over 45, then 5 epochs of cooldown: 52 in all. The rate
+    changes with every update; once per epoch would make the warm-up two steps.
     """
     total = config.epochs * steps_per_epoch
     warmup = round(config.warmup * steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Everything that can go wrong before the first step, found before the first step."""
+"""Checks before the first step: images, classes, model settings."""
 
 import hashlib
 import logging
@@ -29,9 +29,8 @@ from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.stored_model import check_class_names, check_classes
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.system.files import part
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CONFIG, read_config
+from clca.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +39,12 @@ Images = Any  # a torch Dataset with .classes, .paths, .labels and a settable .t
 
 @dataclass
 class Splits:
-    """The images learned from and, where there are any, those watched after every epoch.
+    """The training images and, if any, the images to validate on after every epoch.
 
     Attributes:
-        cache: Whether resized images are kept on disk.
-        cache_gb: How much all of them may take, in 10⁹ bytes; None for the default.
+        train, watched: The images.
+        cache: Whether resized images are cached on disk.
+        cache_gb: Limit of that cache, in 10⁹ bytes; None for the default.
     """
 
     train: Images
@@ -58,24 +58,26 @@ class Splits:
 
 
 def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
-    """Open both splits, with transforms of the size that the model will have, as far as that is known.
+    """Open both splits, with transforms for the model's image size if it is known yet.
 
     Args:
         config: The run.
-        root: Where the images are read from, if not where the settings say.
+        root: Location of the images, if it differs from the settings.
 
     Raises:
-        ClcaError: A split is missing, there is one class only, or the watched split has classes that training lacks.
+        ClcaError: A split is missing, there is only one class, or training lacks a class of the validation split.
     """
-    where, name = config.data, config.watched_split
-    root = root or where.root
-    train = data.open(root, where.train_split, source=where.source)
-    watched = data.open(root, name, source=where.source) if name != "none" else None
+    settings, name = config.data, config.watched_split
+    root = root or settings.root
+    train = data.open(root, settings.train_split, source=settings.source)
+    watched = data.open(root, name, source=settings.source) if name != "none" else None
     if len(train.classes) < 2:
         raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
     check_class_names(train.classes, str(root))  # the model could not be saved
     if len(set(train.labels)) < 2:
-        raise ClcaError(f"{root}: the {where.train_split} images are all of one class; a classifier needs two or more")
+        raise ClcaError(
+            f"{root}: the {settings.train_split} images are all of one class; a classifier needs two or more"
+        )
     if watched is not None:
         same_classes(train.classes, watched.classes, f"{root}: {name}", "the training images")
         unseen = sorted(set(watched.labels) - set(train.labels))
@@ -87,80 +89,79 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     splits = Splits(train, watched, config.cache, config.cache_gb)
     size = _expected_size(config.model)
     if size is not None:
-        _give_transforms(splits, size, config.augmentation)
+        _assign_transforms(splits, size, config.augmentation)
     return splits
 
 
-def refuse_other_images(folder: Path, splits: Splits) -> None:
-    """Refuse to go on with a run whose images are not those it was begun with.
+def require_same_images(run: RunFolder, splits: Splits) -> None:
+    """Refuse to resume a run with other images than it was started with.
 
-    Its steps are counted by their number, its epochs ordered by their place in the list, and its head by their classes:
-    with others it would go on without a word, at the wrong place or with the names of the classes exchanged.
+    The number of images determines the steps, their order the epochs, and their classes the head: other images would
+    silently resume at the wrong position or with exchanged class names.
 
     Raises:
-        ClcaError: With what has changed.
+        ClcaError: The images have changed; the message lists how.
     """
-    stored = read_config(folder)
-    then, now = part(stored, "resolved"), described_images(splits)
+    then, now = run.resolved, described_images(splits)
     changed = [
         f"{brief(str(then[name]), 40)} {name.replace('_', ' ')} then and {now[name]} now"
         for name in ("train_images", "watched_images")
         if then.get(name, now[name]) != now[name]
     ]
-    classes = splits.classes if stored.get("classes") is None else stored["classes"]
-    check_classes(classes, len(classes) if isinstance(classes, list) else 0, str(folder / CONFIG))
+    classes = splits.classes if run.content.get("classes") is None else run.content["classes"]
+    check_classes(classes, len(classes) if isinstance(classes, list) else 0, str(run.config_file))
     if classes != splits.classes:
         differing = ((classes, splits.classes, "without"), (splits.classes, classes, "with"))
-        told = [f"{how} {_some(sorted(set(a) - set(b)))}" for a, b, how in differing if set(a) - set(b)]
-        changed.append(f"classes now {' and '.join(told) or 'in another order'}")
+        lists = [f"{how} {_some(sorted(set(a) - set(b)))}" for a, b, how in differing if set(a) - set(b)]
+        changed.append(f"classes now {' and '.join(lists) or 'in another order'}")
     changed = changed or [
         f"as many {name} images, with other names, sizes or classes"
         for name in ("train", "watched")
-        if then.get(f"{name}_digest", now[f"{name}_digest"]) != now[f"{name}_digest"]  # runs of before have none
+        if then.get(f"{name}_digest", now[f"{name}_digest"]) != now[f"{name}_digest"]  # older runs have none
     ]
     if changed:
         raise ClcaError(
-            f"--out {folder}: its images have changed since it was begun ({'; '.join(changed)}); "
-            "put them back to go on, or choose another --out to begin anew"
+            f"--out {run}: its images have changed since it was started ({'; '.join(changed)}); "
+            "restore them to resume, or choose another --out to start again"
         )
 
 
 def described_images(splits: Splits) -> dict[str, Any]:
-    """How many images there are to learn from and to watch, and a digest of which, as `config.json` keeps them."""
-    told: dict[str, Any] = {}
+    """Number and digest of the images of each split, as stored in `config.json`."""
+    described: dict[str, Any] = {}
     for name, images in (("train", splits.train), ("watched", splits.watched)):
-        told[f"{name}_images"] = len(images) if images is not None else 0
-        told[f"{name}_digest"] = _digest(images) if images is not None else None
-    return told
+        described[f"{name}_images"] = len(images) if images is not None else 0
+        described[f"{name}_digest"] = _digest(images) if images is not None else None
+    return described
 
 
 def _digest(images: Images) -> str:
-    """Of the path below the set, the size in bytes and the class of each image in its order; none is opened.
+    """Digest of the relative path, the size in bytes and the class of each image, in order; no image is opened.
 
-    Neither where the set lies nor when it was copied makes a difference.
+    It does not depend on the location of the set or the times of its files.
     """
     digest = hashlib.sha256()
-    root = getattr(images, "root", None)  # None: drawn in memory
+    root = getattr(images, "root", None)  # None: generated in memory
     below = root if root is None or root.is_dir() else root.parent
     for path, label in zip(images.paths, images.labels, strict=True):
         name, size = str(path), 0
         if below is not None:
             name = str(path.relative_to(below)) if path.is_relative_to(below) else path.name
-            with suppress(OSError):  # `verify_images` tells of an image that is not there
+            with suppress(OSError):  # `verify_images` reports a missing image
                 size = path.stat().st_size
         digest.update(f"{name}\t{size}\t{label}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def _expected_size(config: ModelConfig) -> int | None:
-    """Side of the images that a model will take, before it is made; None where only the model knows."""
+    """Image size of a model before it is created, in pixels; None if it is not known in advance."""
     size: Any = config.img_size or config.backbone_kwargs.get("img_size")
     if size is None:
         try:
-            usual = timm.get_pretrained_cfg_value(resolve(config.backbone).architecture, "input_size")
-        except (ClcaError, RuntimeError):  # an unknown name is refused when the model is made
+            default = timm.get_pretrained_cfg_value(resolve(config.backbone).architecture, "input_size")
+        except (ClcaError, RuntimeError):  # an unknown name is rejected when the model is created
             return None
-        size = usual[1:] if usual else (0, 1)
+        size = default[1:] if default else (0, 1)
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     return height if height == width else None
 
@@ -168,12 +169,17 @@ def _expected_size(config: ModelConfig) -> int | None:
 def same_classes(known: Sequence[str], found: Sequence[str], where: str, whose: str) -> None:
     """Refuse images of classes that a model does not know.
 
+    Args:
+        known, found: Classes of the model and of the images.
+        where: The images, for the error.
+        whose: Origin of the known classes, for the error.
+
     Raises:
-        ClcaError: With the classes concerned.
+        ClcaError: There are unknown classes.
     """
-    strange = [name for name in found if name not in set(known)]
-    if strange:
-        raise ClcaError(f"{where} has classes that {whose} lack: {_some(strange)} (known: {_some(known)})")
+    unknown = [name for name in found if name not in set(known)]
+    if unknown:
+        raise ClcaError(f"{where} has classes that {whose} lack: {_some(unknown)} (known: {_some(known)})")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -182,15 +188,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def verify_images(splits: Splits, progress: bool) -> None:
-    """Decode every image file once, so that none fails in epoch 7; draw synthetic leaves before workers share them.
+    """Decode every image file once, so that no error comes up later; render synthetic leaves before workers share them.
 
-    What the cache can keep goes there on the way; what is there already has been decoded before and has not changed.
+    Resized images are written to the cache on the way; cached images that have not changed need no check.
 
     Args:
-        progress: Show a bar on a terminal if it takes long, and say so if the cache cannot be used.
+        splits: The images.
+        progress: Show a bar on a terminal if it takes long, and log if the cache cannot be used.
 
     Raises:
-        ClcaError: Naming up to three unreadable files, and how many there are.
+        ClcaError: There are unreadable files; up to three are listed, with their number.
     """
     files, undecoded, bad = [], [], []
     for images in (splits.train, splits.watched):
@@ -214,11 +221,11 @@ def refuse_unreadable(bad: Sequence[BadImage], files: Sequence[Path]) -> None:
     """Refuse images that cannot be read.
 
     Args:
-        bad: What cannot be read, in any order.
-        files: All files that were looked at.
+        bad: The images that cannot be read, in any order.
+        files: All files that were checked.
 
     Raises:
-        ClcaError: Naming up to three, in the order of the files, and how many there are.
+        ClcaError: There are any; up to three are listed, in the order of the files, with their number.
     """
     if not bad:
         return
@@ -230,9 +237,9 @@ def refuse_unreadable(bad: Sequence[BadImage], files: Sequence[Path]) -> None:
 
 
 def warn_of_cache(problem: str | None) -> None:
-    """Log that the cache could not be used, which is no reason to stop."""
+    """Log that the cache could not be used; training and evaluation work without it."""
     if problem is not None:
-        _log.warning("%s; the images are read from their own files", problem)
+        _log.warning("%s; the images are read from their original files", problem)
 
 
 def _both(splits: Splits) -> list[Images]:
@@ -240,13 +247,15 @@ def _both(splits: Splits) -> list[Images]:
 
 
 def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True) -> TokenReducedViT:
-    """The model of a run, its new parts drawn from the run's seed.
+    """The model of a run, its new parameters initialised from the run's seed.
 
     Args:
-        start: False where a checkpoint follows, so that the weights to start from are not needed again.
+        config: The run.
+        classes: Class names.
+        start: False if a checkpoint is loaded next, so that the initial weights are not needed.
 
     Raises:
-        ClcaError: Whatever `clca.create_model` refuses.
+        ClcaError: As for `clca.create_model`.
     """
     torch.manual_seed(config.seed)
     extra = dict(config.model.backbone_kwargs)
@@ -263,10 +272,10 @@ def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True)
 
 
 def image_size(model: TokenReducedViT) -> int:
-    """Side in pixels of the square images that a model takes.
+    """Size in pixels of the square images of a model.
 
     Raises:
-        ClcaError: It takes oblong ones, which the published recipe does not know.
+        ClcaError: Its images are not square, which the published recipe does not support.
     """
     height, width = model.patch_embed.img_size
     if height != width:
@@ -275,19 +284,19 @@ def image_size(model: TokenReducedViT) -> int:
 
 
 def set_transforms(splits: Splits, size: int, augmentation: Augmentation) -> tuple[Images, Images | None]:
-    """Give each split its transform, augmentation for training, the plain one for watching; and the cache.
+    """Assign each split its transform, with augmentation for training and without for validation; and the cache.
 
     Raises:
-        ClcaError: An image that `verify_images` did not see in this process, nor on this machine, cannot be read.
+        ClcaError: An image cannot be read that `verify_images` has not checked on this machine.
     """
-    _give_transforms(splits, size, augmentation)
+    _assign_transforms(splits, size, augmentation)
     if splits.cache:
         outcome = use_cache(_both(splits), gigabytes=splits.cache_gb, progress=False)
         refuse_unreadable(outcome.bad, [path for images in _both(splits) for path in images.paths])
     return splits.train, splits.watched
 
 
-def _give_transforms(splits: Splits, size: int, augmentation: Augmentation) -> None:
+def _assign_transforms(splits: Splits, size: int, augmentation: Augmentation) -> None:
     splits.train.transform = train_transform(size, augmentation, IMAGENET_MEAN, IMAGENET_STD, normalize=False)
     if splits.watched is not None:
         splits.watched.transform = eval_transform(size, IMAGENET_MEAN, IMAGENET_STD, normalize=False)

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a line now and then in a log."""
+"""Progress of a run: a bar on a terminal, or a line in the log at intervals."""
 
 import logging
 from time import monotonic
@@ -17,10 +17,10 @@ class Display:
     """Progress of a run: a bar on stderr if it is a terminal, else lines in the log.
 
     Args:
-        epochs: Epochs in all.
+        epochs: Number of epochs.
         steps_per_epoch: Updates per epoch.
-        done: Updates done before (of a resumed run).
-        show: False for every process but the first, and if the caller asked for silence.
+        done: Updates done before the run was resumed.
+        show: False to show nothing, as in all processes but the first.
         bar: Draw a bar if stderr is a terminal.
     """
 
@@ -32,7 +32,7 @@ class Display:
         self._first = done
         self._bar: Bar | None = None
         if show and bar and console.is_terminal:
-            # With the columns of a terminal from which on each is shown: rich would cut all of them, the counts first.
+            # With the width of the terminal from which each is shown: rich would truncate all of them.
             shown = [
                 (0, TextColumn("epoch {task.fields[epoch]}/" + str(epochs))),
                 (60, BarColumn(bar_width=None)),
@@ -55,7 +55,7 @@ class Display:
             _log.info("%s", text)
 
     def step(self, step: int, loss: float, rate: float) -> None:
-        """After update number `step` (from 1), with its loss and the images per second."""
+        """Show update number `step` (from 1), with its loss and the images per second."""
         if not self.show:
             return
         epoch = (step - 1) // self.steps_per_epoch + 1
@@ -72,7 +72,7 @@ class Display:
     def epoch(
         self, epoch: int, train: dict[str, Any], watched: dict[str, Any] | None, split: str, better: bool
     ) -> None:
-        """After an epoch (from 1), with its numbers on the training images and on the watched split."""
+        """Log an epoch (from 1), with its scores on the training images and on the validation split."""
         line = f"epoch {epoch}/{self.epochs}  train loss {train['loss']:.3f} top-1 {train['top1']:.1%}"
         if watched is not None:
             line += f"  {split} loss {watched['loss']:.3f} top-1 {watched['top1']:.1%}"
@@ -86,7 +86,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people to read: 45 s, 3 min, 2 h 10 min."""
+    """A duration as text: 45 s, 3 min, 2 h 10 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,6 +1,6 @@
-"""YAML files and the command line as views of `TrainConfig`: its fields, flat, under the names that people type.
+"""YAML files and the command line as views of `TrainConfig`: its fields, flat, by the names of the flags.
 
-Defaults, limits and descriptions stand on the config's fields alone, and values are checked there alone.
+Defaults, limits and descriptions are defined on the config's fields alone, and values are checked there alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ from clca.training.config import DataConfig, TrainConfig
 T = TypeVar("T")
 
 GROUPS = {
-    "model": "What is trained.",
-    "images": "What it sees.",
-    "recipe": "How it is trained; the defaults are the published recipe.",
-    "run": "Where and how it runs. Nothing here changes the result but `precision` and, by rounding, `compile`.",
+    "model": "The model to train.",
+    "images": "The images, and how they are augmented.",
+    "recipe": "How the model is trained; the defaults are the published recipe.",
+    "run": "Where and how it runs. Only `precision` and, by rounding, `compile` change the result.",
 }
 """Title → description of the groups that the settings fall into."""
 
@@ -89,14 +89,14 @@ def flat_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _refuse_spelled_switches(backbone_kwargs: Any, where: str) -> None:
-    """Refuse `qkv_bias: no` among arguments of timm, which no field checks: as text it would count as true."""
+    """Refuse `qkv_bias: no` in arguments of timm, which no field checks: as text it would count as true."""
     for name, value in backbone_kwargs.items() if isinstance(backbone_kwargs, dict) else ():
         if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "y", "n"):
             raise ClcaError(f"{where}: backbone_kwargs: {brief(str(name), 100)} is {value}; write true or false")
 
 
 def setting_names() -> frozenset[str]:
-    """What a file may set: every flag, and the two that only files have."""
+    """The settings of a file: every flag, and the two without a flag."""
     return frozenset(name for members in setting_fields().values() for name in members) | _FILE_ONLY
 
 

@@ -1,4 +1,4 @@
-"""What a training run holds: model, optimizer, schedule, where it is; and how that is saved and taken up again."""
+"""The state of a training run: model, optimizer, schedule and progress; saving and resuming it."""
 
 import os
 from pathlib import Path
@@ -14,54 +14,55 @@ from clca.errors import ClcaError, WorkError, reason
 from clca.models.saving import save_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import need_space, write_json
-from clca.training import run_folder as folder_of
 from clca.training.batch_norm import normalise_over_processes
-from clca.training.checkpoints import Progress, check_place, load_checkpoint, load_optimizer, save_checkpoint
+from clca.training.checkpoints import Progress, check_position, load_checkpoint, load_optimizer, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
-from clca.training.loaders import Plan
+from clca.training.loaders import BatchPlan
 from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
 from clca.training.preflight import Splits, described_images, image_size, set_transforms
+from clca.training.run_folder import METRICS, RunFolder
 
 
 class RunState:
     """One training run on one process.
 
     Args:
-        config, folder, splits: The run, where it is written, and its images.
-        model: What is trained, not yet on its device.
-        accelerator: What it is trained on.
-        log: `metrics.jsonl`, by which this process has claimed the run; None in every process but the first.
+        config, run, splits: The settings, the run folder and the images.
+        model: The model to train, not yet on its device.
+        accelerator: Device, precision and processes.
+        log: `metrics.jsonl`, by which this process holds the lock on the run; None in all processes but the first.
 
     Attributes:
-        plan: Which images each step takes.
-        model: What is trained, wrapped for several processes.
-        bare: The same without wrapping.
+        plan: Which images each step uses.
+        model: The model, wrapped for several processes.
+        bare: The model without wrapper.
         ema: timm's moving average of it, or None.
-        parameters: Those that learn.
-        progress: Where the run is.
+        parameters: Trainable parameters.
+        progress: Progress of the run.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        folder: Path,
+        run: RunFolder,
         model: TokenReducedViT,
         splits: Splits,
         accelerator: Accelerator,
         log: MetricsLog | None,
     ) -> None:
-        self.config, self.folder, self.accelerator, self.log = config, folder, accelerator, log
+        self.config, self.run, self.accelerator, self.log = config, run, accelerator, log
         self.first: bool = accelerator.is_main_process
-        self.plan = Plan.fitting(
+        self.plan = BatchPlan.create(
             len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed,
             mixes=bool(config.mixup or config.cutmix),
         )  # fmt: skip
         if config.freeze_backbone:
             freeze_backbone(model)
-        copies = 8 + 2 * (config.ema is not None)  # of the weights: old and new file of model and moments, and weights
-        need_space(folder, 4 * copies * sum(parameter.numel() for parameter in model.parameters()))
+        # Copies of the weights: model and two moments in the old and in the new checkpoint, and two weights files.
+        copies = 8 + 2 * (config.ema is not None)
+        need_space(self.folder, 4 * copies * sum(parameter.numel() for parameter in model.parameters()))
         self.train_images, self.watched_images = set_transforms(splits, image_size(model), config.augmentation)
         self._prepare(model)
         self.progress = Progress()
@@ -85,41 +86,41 @@ class RunState:
         self.parameters = [parameter for parameter in self.bare.parameters() if parameter.requires_grad]
 
     def _resume(self) -> None:
-        """Take up the last checkpoint, or begin; metrics of steps after it are cut off and come again."""
-        path = self.folder / folder_of.CHECKPOINT
+        """Load the last checkpoint, or start; metrics of steps after it are truncated and written again."""
+        path = self.run.checkpoint
         if path.is_file():
             self.progress, states = load_checkpoint(path)
             try:
-                check_place(self.progress, self.plan.steps_per_epoch, self.config.epochs)
-                for name, holder in self._holders().items():
+                check_position(self.progress, self.plan.steps_per_epoch, self.config.epochs)
+                for name, holder in self._stateful().items():
                     if name == "optimizer":
                         load_optimizer(holder, states[name])
                     else:
                         holder.load_state_dict(states[name])
             except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise WorkError(
-                    f"{path}: is not of this run ({type(error).__name__}); remove the file to begin anew"
+                    f"{path}: does not belong to this run ({type(error).__name__}); remove the file to start again"
                 ) from error
-        self.accelerator.wait_for_everyone()  # nobody writes before all have read
+        self.accelerator.wait_for_everyone()  # no process writes before all have read
         if self.log is not None:
-            if not path.is_file():  # before anything is saved: a folder without it is not taken for a run
-                write_json(self.folder / folder_of.CONFIG, self._description())
-            self.log.cut(self.progress.metrics_size)
-            folder_of.remove_leftovers(self.folder)
+            if not path.is_file():  # before anything else is saved: a folder without it is not recognised as a run
+                write_json(self.run.config_file, self._description())
+            self.log.truncate(self.progress.metrics_size)
+            self.run.remove_temporary_files()
         self._seconds_before, self._began = self.progress.seconds, monotonic()
-        self.saved_at, self.saved_step, self.saving_takes = self._began, self.progress.step, 0.0
+        self.saved_at, self.saved_step, self.save_seconds = self._began, self.progress.step, 0.0
 
-    def _holders(self) -> dict[str, Any]:
-        """All that has a state, by its name in the checkpoint."""
-        holders = {"model": self.bare, "optimizer": self.optimizer}
+    def _stateful(self) -> dict[str, Any]:
+        """Every object with a state dict, by its name in the checkpoint."""
+        stateful = {"model": self.bare, "optimizer": self.optimizer}
         if self.ema is not None:
-            holders["ema"] = self.ema.module
+            stateful["ema"] = self.ema.module
         if self.accelerator.scaler is not None:
-            holders["scaler"] = self.accelerator.scaler
-        return holders
+            stateful["scaler"] = self.accelerator.scaler
+        return stateful
 
     def _description(self) -> dict[str, Any]:
-        """`config.json`: what was asked for, what that came to, and on what."""
+        """`config.json`: the settings, what they resolve to, and the versions used."""
         plan, accelerator = self.plan, self.accelerator
         return {
             "format": "clca",
@@ -147,17 +148,21 @@ class RunState:
         }
 
     @property
+    def folder(self) -> Path:
+        return self.run.path
+
+    @property
     def seconds(self) -> float:
-        """Time spent on this run, over all its parts."""
+        """Time spent on this run, including before it was resumed."""
         return self._seconds_before + monotonic() - self._began
 
     @property
-    def judged(self) -> TokenReducedViT:
-        """The weights that are evaluated and kept: the moving average where there is one."""
+    def evaluated_model(self) -> TokenReducedViT:
+        """The model that is evaluated and saved: the moving average if there is one."""
         return self.ema.module if self.ema is not None else self.bare
 
     def save(self) -> None:
-        """Write `last.ckpt`, whole or not at all.
+        """Write `last.ckpt` atomically.
 
         Raises:
             WorkError: It could not be written.
@@ -168,13 +173,13 @@ class RunState:
         began = monotonic()
         self.progress.metrics_size = self.log.sync()
         self.progress.seconds = self.seconds
-        states = {name: holder.state_dict() for name, holder in self._holders().items()}
-        save_checkpoint(self.folder / folder_of.CHECKPOINT, self.progress, states)
+        states = {name: holder.state_dict() for name, holder in self._stateful().items()}
+        save_checkpoint(self.run.checkpoint, self.progress, states)
         self.saved_at, self.saved_step = monotonic(), self.progress.step
-        self.saving_takes = self.saved_at - began
+        self.save_seconds = self.saved_at - began
 
     def save_weights(self) -> None:
-        """Write `model.safetensors`, whole or not at all.
+        """Write `model.safetensors` atomically.
 
         Raises:
             WorkError: It could not be written.
@@ -182,19 +187,18 @@ class RunState:
         if not self.first:
             return
         try:
-            save_pretrained(self.judged, self.folder, checked=self._weights_saved)
-        except (ClcaError, SafetensorError) as error:  # the folder was writable when the run began
-            raise WorkError(f"{self.folder / folder_of.WEIGHTS} could not be written: {error}") from error
+            save_pretrained(self.evaluated_model, self.folder, checked=self._weights_saved)
+        except (ClcaError, SafetensorError) as error:  # the folder was writable when the run started
+            raise WorkError(f"{self.run.weights} could not be written: {error}") from error
         self._weights_saved = True
 
     def write(self, line: dict[str, Any]) -> str | None:
-        """A line of `metrics.jsonl`, and the same to the tracker under names like val/top1.
+        """Write a line to `metrics.jsonl`, and to the tracker under names like val/top1.
 
-        A run of days shall not end with the connection to its tracker: what fails there is told once, and nothing is
-        sent from then on.
+        A lost connection to the tracker must not end a long run: after a failure nothing more is sent.
 
         Returns:
-            What is to be told, or None.
+            A message about such a failure to log, or None.
         """
         if self.log is not None:
             self.log.write(line)
@@ -211,6 +215,6 @@ class RunState:
         except Exception as error:
             self.accelerator.trackers = []
             return (
-                f"--track {self.config.track}: {reason(error)}; no more is sent there, {folder_of.METRICS} has it all"
+                f"--track {self.config.track}: {reason(error)}; nothing more is sent there; {METRICS} has all metrics"
             )
         return None

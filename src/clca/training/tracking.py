@@ -1,4 +1,4 @@
-"""A run's metrics at TensorBoard, Weights & Biases or MLflow too (`--track`): how that begins and ends."""
+"""Start and end the report of metrics to TensorBoard, Weights & Biases or MLflow (`--track`)."""
 
 import json
 import uuid
@@ -7,61 +7,61 @@ from typing import Any
 from accelerate import Accelerator
 
 from clca.errors import ClcaError, reason
-from clca.training import run_folder as folder_of
 from clca.training.config import TrainConfig, identity
 from clca.training.progress import Display
+from clca.training.run_folder import METRICS
 from clca.training.state import RunState
 
 
-def begin_tracking(held: RunState) -> None:
-    """Tell the tracker of the run, or that it goes on.
+def begin_tracking(state: RunState) -> None:
+    """Start the tracker for a new run, or continue with a resumed one.
 
     Raises:
-        ClcaError: The tracker does not begin, as one that wants a login or a network.
+        ClcaError: The tracker does not start, for example without a login or network.
     """
-    accelerator, config, progress = held.accelerator, held.config, held.progress
+    accelerator, config, progress = state.accelerator, state.config, state.progress
     settings = {name: _plain(value) for name, value in identity(config).items()}
     for known in dict.fromkeys((progress.tracked, "")):
         try:
-            accelerator.init_trackers("clca", settings, {config.track: _tracker_settings(held, known)})
+            accelerator.init_trackers("clca", settings, {config.track: _tracker_settings(state, known)})
             break
         except Exception as error:
             accelerator.trackers = []
-            if known:  # a store that knows the run no more gets another one
+            if known:  # the tracker no longer knows the run: register it again
                 continue
             why = " ".join(str(error).split()) or type(error).__name__
             raise ClcaError(
-                f"--track {config.track}: it did not begin ({why}); set it up, or leave --track away"
+                f"--track {config.track}: could not be started ({why}); set it up, or omit --track"
             ) from error
     for tracker in accelerator.trackers:
-        if held.first and config.track == "wandb":
+        if state.first and config.track == "wandb":
             progress.tracked = tracker.tracker.id
-        elif held.first and config.track == "mlflow":
+        elif state.first and config.track == "mlflow":
             progress.tracked = tracker.tracker.info.run_id
 
 
-def _tracker_settings(held: RunState, known: str) -> dict[str, Any]:
-    """What the tracker is begun with, for a run that it knows under this name, or "" for a new one."""
-    if held.config.track == "tensorboard":  # what an interrupted run said after its last checkpoint is said again
-        return {"purge_step": held.progress.step + 1} if held.progress.step else {}
-    if held.config.track == "mlflow":
-        return {"run_id": known} if known else {"run_name": held.folder.resolve().name}
+def _tracker_settings(state: RunState, known: str) -> dict[str, Any]:
+    """Arguments to start the tracker with; `known`: its id of a resumed run, or "" for a new one."""
+    if state.config.track == "tensorboard":  # purge what was reported after the last checkpoint, which comes again
+        return {"purge_step": state.progress.step + 1} if state.progress.step else {}
+    if state.config.track == "mlflow":
+        return {"run_id": known} if known else {"run_name": state.folder.resolve().name}
     if known:
         return {"id": known, "resume": "allow"}
-    # An id of our own, for older versions of accelerate begin twice offline: an empty run would be left beside ours.
-    return {"id": uuid.uuid4().hex[:8], "resume": "allow", "name": held.folder.resolve().name}
+    # With an explicit id: older versions of accelerate start twice offline, which would leave an empty second run.
+    return {"id": uuid.uuid4().hex[:8], "resume": "allow", "name": state.folder.resolve().name}
 
 
-def end_tracking(accelerator: Accelerator, config: TrainConfig, shown: Display) -> None:
-    """A tracker that cannot end in order is no reason for the run to fail, nor to hide why it did."""
+def end_tracking(accelerator: Accelerator, config: TrainConfig, display: Display) -> None:
+    """End the tracker; its failure neither fails the run nor hides an error of the run."""
     if not accelerator.trackers:
         return
     try:
         accelerator.end_training()
     except Exception as error:
-        shown.log(f"--track {config.track}: it did not end in order ({reason(error)}); {folder_of.METRICS} has it all")
+        display.log(f"--track {config.track}: did not close properly ({reason(error)}); {METRICS} has all metrics")
 
 
 def _plain(value: object) -> int | float | str | bool:
-    """What every tracker takes as a setting."""
+    """The value in a type that every tracker accepts."""
     return value if isinstance(value, (int, float, str, bool)) else json.dumps(value)

@@ -24,10 +24,10 @@ class InferenceResult:
 
     Attributes:
         labels: True classes, [N].
-        ranked: The most likely classes, best first, [N, k], k = min(5, classes). Ties, which half precision
-            makes, are broken by the lower index, as in `argmax`.
+        ranked: The most likely classes, best first, [N, k], k = min(5, classes). Ties, which occur in half precision,
+            are broken by the lower index, as in `argmax`.
         loss: Mean cross-entropy.
-        images_per_second: Of the forward pass alone, summed over processes; meaningful only with `measure`.
+        images_per_second: Throughput of the forward pass alone, summed over processes; valid only with `measure`.
     """
 
     labels: Tensor
@@ -36,11 +36,11 @@ class InferenceResult:
     images_per_second: float
 
     def top(self, k: int) -> float:
-        """Share of images with the true class among the `k` most likely."""
+        """Top-k accuracy, 0 … 1."""
         return (self.ranked[:, :k] == self.labels[:, None]).any(1).double().mean().item()
 
     def macro_accuracy(self) -> float:
-        """Mean over the classes that occur of the share of their images that is right."""
+        """Mean recall over the classes that occur, 0 … 1."""
         present = self.labels.unique().tolist()
         return float(recall_score(self.labels, self.ranked[:, 0], labels=present, average="macro", zero_division=0))
 
@@ -64,7 +64,7 @@ def run_inference(
         model: Maps images [B, 3, S, S], normalised by its `preprocess`, to logits [B, K]; its mode is restored.
         loader: This process's images (`loaders.eval_loader`).
         accelerator: Device, precision and processes.
-        measure: Time the first batch again after warming up, so that `images_per_second` is meaningful.
+        measure: Time the first batch again after warming up, so that `images_per_second` is valid.
     """
     was_training = model.training
     model.eval()
@@ -74,25 +74,25 @@ def run_inference(
     with prepacked(model):
         for number, (images, targets) in enumerate(loader):
             images, targets = normalize(images, device), targets.to(device, non_blocking=True)
-            _finish(device)
+            _synchronize(device)
             begin = perf_counter()
             with accelerator.autocast():
                 logits = model(images)
-            _finish(device)
-            if measure and not number:  # the first batch warms up, and is timed again in case there is no other
-                _finish(device)
+            _synchronize(device)
+            if measure and not number:  # the first batch is a warm-up, and timed again in case it is the only one
+                _synchronize(device)
                 begin = perf_counter()
                 with accelerator.autocast():
                     model(images)
-                _finish(device)
+                _synchronize(device)
             timed_images, timed_seconds = timed_images + len(images), timed_seconds + perf_counter() - begin
             logits = logits.float()
             losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
             labels.append(targets.cpu())
             ranked.append(most_likely(logits, 5)[1].cpu())
     model.train(was_training)
-    mine = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
-    shares = [share for share in gather_object([mine]) if share is not None]
+    own = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
+    shares = [share for share in gather_object([own]) if share is not None]
     all_labels = torch.cat([share[0] for share in shares])
     rate = sum(share[3] / share[4] for share in shares if share[4] > 0)
     return InferenceResult(
@@ -103,6 +103,6 @@ def run_inference(
     )
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -18,7 +18,7 @@ from clca.models.cost import gmacs_text
 from clca.system.files import make_writable, replacing, write_csv, write_json
 from clca.system.tables import Column, Table, words
 from clca.system.timing import Spread, command, versions
-from clca.training.run_folder import CONFIG, own_images, told_apart
+from clca.training.run_folder import RunFolder, unique_labels
 
 if TYPE_CHECKING:
     from clca.plots.frontier import Frontier
@@ -173,7 +173,7 @@ class Tuning:
     @property
     def names(self) -> dict[str, str]:
         """A short, unique name for each run."""
-        return told_apart(dict.fromkeys(point.run for point in self.points))
+        return unique_labels(dict.fromkeys(point.run for point in self.points))
 
     def _rows(self) -> list[dict[str, Any]]:
         return [self._row(point) for point in self.points]
@@ -245,8 +245,9 @@ def frontier(points: Sequence[Point], measure: Measure) -> list[Point]:
 def _trained_as(point: Point) -> str:
     """Options of `clca train` for a run; for a saved model without training settings, its reduction."""
     with suppress(ClcaError):
-        if own_images(point.run) is not None:
-            return shlex.join(["--config", str(Path(point.run) / CONFIG)])
+        run = RunFolder(point.run)
+        if run.images is not None:
+            return shlex.join(["--config", str(run.config_file)])
     return f"… --reduction {point.reduction}"
 
 

@@ -23,13 +23,12 @@ from clca.errors import ClcaError
 from clca.evaluation.stored import by_rate, standard_error
 from clca.kernels.prepack import prepacked
 from clca.models.cost import cost
-from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.timing import Spread, machine, rounds, using_threads
 from clca.training.device import make_accelerator
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import same_classes
-from clca.training.run_folder import distinct, own_images
+from clca.training.run_folder import RunFolder, distinct
 from clca.tune.result import Budget, Point, Tuning, choose
 
 KEEP_RATES = (1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -69,7 +68,7 @@ def tune(
     """
     if not runs:
         raise ClcaError("no run to tune: name at least one run folder")
-    runs = distinct(map(str, runs))
+    folders = [RunFolder(run) for run in distinct(map(str, runs))]
     if not (math.isfinite(budget.value) and budget.value > 0):
         raise ClcaError(f"invalid budget {budget.value:g}: must be a number above 0")
     if batch_size < 1 or not keep_rates:
@@ -77,8 +76,8 @@ def tune(
     accelerator = make_accelerator(device=device, precision=precision)
     workers = reading_processes(workers)
     notes: list[str] = []
-    groups = [group for run in runs for group in _of_run(run, keep_rates, img_sizes, notes)]
-    root, source = _images_of(runs[0], data, notes)
+    groups = [group for run in folders for group in _of_run(run, keep_rates, img_sizes, notes)]
+    root, source = _images_of(folders[0], data, notes)
     with using_threads(threads), Meter() as meter, torch.no_grad(), ExitStack() as stack:
         for model in (model for group in groups for model in group.models):
             stack.enter_context(prepacked(model))
@@ -167,8 +166,10 @@ class _Sized:
             )
 
 
-def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], notes: list[str]) -> Iterator[_Sized]:
-    model = from_pretrained(run)
+def _of_run(
+    run: RunFolder, keep_rates: Sequence[float], img_sizes: Sequence[int], notes: list[str]
+) -> Iterator[_Sized]:
+    model = run.load_model()
     if model.classes is None or model.preprocess is None:
         raise ClcaError(f"{run}: the saved model lacks its classes or preprocessing, so it cannot be tuned")
     own = int(model.patch_embed.img_size[0])
@@ -190,7 +191,7 @@ def _of_run(run: str, keep_rates: Sequence[float], img_sizes: Sequence[int], not
         sized = model if size == own else at_size(model, size)
         models = [share_weights(sized, rate).eval() for rate in rates]
         assert sized.preprocess is not None
-        yield _Sized(run, models, sized.preprocess, model.classes, size == own, np.zeros(len(models)))
+        yield _Sized(run.name, models, sized.preprocess, model.classes, size == own, np.zeros(len(models)))
 
 
 def at_size(model: TokenReducedViT, size: int) -> TokenReducedViT:
@@ -208,9 +209,9 @@ def at_size(model: TokenReducedViT, size: int) -> TokenReducedViT:
     return resized.eval()
 
 
-def _images_of(run: str | Path, data: str | Path | None, notes: list[str]) -> tuple[str, str | None]:
+def _images_of(run: RunFolder, data: str | Path | None, notes: list[str]) -> tuple[str, str | None]:
     """Location and layout of the validation images."""
-    own = own_images(run)
+    own = run.images
     if data is None and own is None:
         raise ClcaError(f"{run}: its training data is not known; pass the images: clca tune RUN --data DATA")
     if data is None and own is not None and not (datasets.is_leaves(own.root) or Path(own.root).expanduser().exists()):

@@ -1,35 +1,11 @@
 """`clca study` as it is typed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
-from small_study import BASE
+from small_study import BASE, SMALL
 
 from clca.cli.main import main
-
-SMALL = {
-    "name": "small",
-    "base": BASE,
-    "axes": {"reduction": ["evit", "tome"], "keep_rate": [0.5, 0.25]},
-    "seeds": 1,
-}
-
-
-def command(folder, *words, study=None):
-    """A clca study command in a folder with a study.yaml."""
-    (folder / "study.yaml").write_text(yaml.safe_dump({**SMALL, **(study or {})}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CLCA_CACHE": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "clca", "study", *words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def write_study(folder, **changes):

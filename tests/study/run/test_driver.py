@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from small_study import BASE, small_plan
+from small_study import BASE, small_plan, study_command
 from waiting import until
 
 from clca.data.synthetic.leaves import write_leaves
@@ -299,7 +299,7 @@ if __name__ == "__main__":
 def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
     script = tmp_path / f"driver-{executor}.py"
     script.write_text(DRIVER.format(work=work, executor=executor, seeds=seeds))
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2] / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "out")],
@@ -345,9 +345,7 @@ def test_after_the_death_of_the_driver_its_workers_end_and_another_goes_on(tmp_p
 
 
 def test_a_signal_lets_runs_save_themselves_and_ends_the_study(tmp_path):
-    from test_study_command import command
-
-    one = command(tmp_path, "run", "study.yaml", "--jobs", "2", "--out", "out", study={"seeds": 3})
+    one = study_command(tmp_path, "run", "study.yaml", "--jobs", "2", "--out", "out", study={"seeds": 3})
     until(lambda: list(tmp_path.glob("out/runs/*/run/metrics.jsonl")), 120)
     one.send_signal(signal.SIGTERM)
     _, error = one.communicate(timeout=120)

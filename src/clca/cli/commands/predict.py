@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     ]
     from clca.errors import ClcaError
     from clca.evaluation import predict as classify
-    from clca.evaluation.prediction_files import write_answers
+    from clca.evaluation.prediction_files import write_predictions
     from clca.evaluation.predictor import find_images
     from clca.training.run_folder import refuse_run_file
 
@@ -110,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
                 bad += 1
                 print(f"clca: {shown(answer.path)}: {error}", file=sys.stderr)
 
-    write_answers(readable(), chosen["format"], out)
+    write_predictions(readable(), chosen["format"], out)
     if explanations is not None:
         print(f"explanations written to {explanations.folder}", file=sys.stderr)
     if bad:

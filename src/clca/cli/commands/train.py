@@ -81,6 +81,6 @@ def _refuse_changes(given: Mapping[str, Any], file: str | None) -> None:
 
 def _without_cache(folder: str) -> "TrainConfig":
     """The settings of a run in a folder, but for the cache."""
-    from clca.training.run_folder import stored_config
+    from clca.training.run_folder import RunFolder
 
-    return stored_config(Path(folder)).model_copy(update={"out": Path(folder), "cache": False})
+    return RunFolder(folder).config.model_copy(update={"out": Path(folder), "cache": False})

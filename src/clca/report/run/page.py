@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clca.errors import ClcaError
 from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
 from clca.system.files import file_objects, make_writable, part, read_csv, read_json
 from clca.system.numbers import decimal_number, integer, is_whole_number, number, whole_number
+from clca.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from clca.plots.figure import Picture
@@ -89,9 +91,9 @@ def write_run_page(folder: Path, page: Path, back: str | None = None) -> None:
 
 def read_run(folder: Path) -> _Run:
     """Read the files of a run, finished or not."""
-    inner = folder / "run" if (folder / "run.json").is_file() else folder
-    lines = list(islice(map(_logged, file_objects(inner / "metrics.jsonl")), _MOST_LINES))
-    evaluations = sorted(inner.glob("evaluation/*/evaluation.json"))
+    run = RunFolder(folder / "run" if (folder / "run.json").is_file() else folder)
+    lines = list(islice(map(_logged, file_objects(run.metrics)), _MOST_LINES))
+    evaluations = sorted(run.path.glob("evaluation/*/evaluation.json"))
     chosen = next((path for path in evaluations if path.parent.name == "test"), evaluations[0] if evaluations else None)
     known = read_csv(chosen.parent / "confusion.csv") if chosen is not None else []
     counts = [[int(cell) for cell in row[1:]] for row in known[1:]] if _are_counts(known) else []
@@ -101,16 +103,24 @@ def read_run(folder: Path) -> _Run:
     failed = read_failure(folder) if not (folder / "result.json").is_file() else None
     return _Run(
         name=named,
-        config=_json(inner / "config.json"),
+        config=_config(run),
         steps=[line for line in lines if "train" not in line and "step" in line],
         epochs=[line for line in lines if "train" in line and "step" in line],
-        summary=_summary(_json(inner / "summary.json")),
+        summary=_summary(_json(run.summary)),
         evaluation=_evaluation(_json(chosen)) if chosen is not None else {},
         classes=[dict(zip(classes[0], row, strict=False)) for row in classes[1:]] if classes else [],
         names=[row[0][:_LONGEST_NAME] for row in known[1:]] if counts and square else [],
         confusion=counts if square else [],
         failure=failed,
     )
+
+
+def _config(run: RunFolder) -> dict[str, Any]:
+    """What `config.json` holds; nothing if it cannot be read."""
+    try:
+        return run.content
+    except ClcaError:
+        return {}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clca.models.config import ModelConfig, spelled
-from clca.study.results.folder import TRAINED
 from clca.system.files import file_objects, part, read_json
 from clca.system.numbers import number
 from clca.training.config import TrainConfig
-from clca.training.run_folder import METRICS, SUMMARY, read_config
+from clca.training.run_folder import RunFolder
 
 _VERSIONS = ("clca", "torch", "timm")
 
@@ -66,18 +65,17 @@ def _one_rate(model: ModelConfig) -> float:
     return statistics.fmean(model.keep_rate) if isinstance(model.keep_rate, tuple) else model.keep_rate
 
 
-def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, Any]:
+def result_row(run: RunFolder, evaluation: Any, threads: int | None) -> dict[str, Any]:
     """The columns known after a run: its results.
 
     Args:
-        folder: The run's folder in the study, which contains the training run's.
+        run: The folder that training wrote.
         evaluation: The result of `clca.evaluation.evaluate`.
         threads: CPU threads; None for torch's choice.
     """
-    trained = folder / TRAINED
-    summary, config = read_json(trained / SUMMARY) or {}, read_config(trained)
-    resolved, training = part(config, "resolved"), part(summary, "train")
-    gradients = _gradients(trained / METRICS)
+    summary, resolved = read_json(run.summary) or {}, run.resolved
+    training = part(summary, "train")
+    gradients = _gradients(run.metrics)
     return {
         "top1": evaluation.top1,
         "top5": evaluation.top5,
@@ -99,7 +97,7 @@ def result_row(folder: Path, evaluation: Any, threads: int | None) -> dict[str, 
         "precision": resolved.get("precision"),
         "threads": threads,
         "host": platform.node(),
-        **{name: part(config, "versions").get(name) for name in _VERSIONS},
+        **{name: part(run.content, "versions").get(name) for name in _VERSIONS},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

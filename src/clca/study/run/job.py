@@ -34,7 +34,7 @@ from clca.study.results.record import result_row
 from clca.study.run.claim import Claim, claim
 from clca.system.files import part, read_json, write_json
 from clca.training.config import TrainConfig
-from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS
+from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS, RunFolder
 
 TRAIN_AND_EVALUATE = "clca.study.run.job:train_and_evaluate"
 _SPARE = 32 * 2**20  # bytes; with less disk space than this, any failure counts as caused by a full disk
@@ -278,8 +278,9 @@ def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
         torch.set_num_threads(job.threads)
     _update_paths(folder / TRAINED, config)
     train(config, display=partial(Display, bar=False))
+    trained = RunFolder(folder / TRAINED)
     evaluation = evaluate(
-        folder / TRAINED,
+        trained,
         split=job.split,
         batch_size=max(64, config.batch_size),
         workers=config.workers,
@@ -288,7 +289,7 @@ def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
         cache=config.cache,
         cache_gb=config.cache_gb,
     )
-    return result_row(folder, evaluation, job.threads)
+    return result_row(trained, evaluation, job.threads)
 
 
 def _update_paths(trained: Path, config: TrainConfig) -> None:

@@ -3,52 +3,18 @@
 import os
 import signal
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
+from demo_tasks import die, fail_after, train_for_show, wait_for_interrupt, write
 from waiting import until
 
-from clca.demo.parallel import RelayedDisplay, StepSender, Stopped, Task, run_tasks
+from clca.demo import parallel
+from clca.demo.parallel import Stopped, Task
 from clca.errors import ClcaError, WorkError
-from clca.system.worker_pool import Send
 
-
-def write(path: Path, seconds: float, send: Send) -> None:
-    began = time.time()
-    for step in range(10):
-        time.sleep(seconds / 10)
-        StepSender(send)(step + 1, 10, "of ten")
-    send(f"on {torch.get_num_threads()} thread")
-    path.write_text(f"{began} {time.time()}")
-
-
-def fail_after(error: Exception, other: Path, send: Send) -> None:
-    while not other.exists():
-        time.sleep(0.05)
-    raise error
-
-
-def die(send: Send) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def wait_for_interrupt(path: Path, send: Send) -> None:
-    path.with_suffix(".begun").touch()
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        path.write_text("saved")
-        raise
-
-
-def train_for_show(send: Send) -> None:
-    display = RelayedDisplay(send, 2, 3, 0, True)
-    display.step(3, 0.5, 100.0)
-    display.epoch(1, {"loss": 0.5, "top1": 0.25}, None, "val", False)
-    display.close()
+run_tasks = partial(parallel.run_tasks, preload=["clca.demo.parallel", "torch"])
 
 
 def test_all_are_run_two_at_a_time_the_most_expensive_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

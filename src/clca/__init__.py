@@ -12,5 +12,5 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["ClcaError", "WorkError"]
 
-if "timm" in sys.modules:
+if sys.modules.get("timm") is not None:  # None: blocked
     import clca.timm  # noqa: F401 (registers `clca_vit`)

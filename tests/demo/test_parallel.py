@@ -1,6 +1,5 @@
-"""Pieces of work in processes of their own: all are done, and whatever ends one is told in one line."""
+"""Tasks of the demo in parallel: all run, each with its bar or log lines, and any failure is reported in one line."""
 
-import io
 import os
 import signal
 import threading
@@ -10,30 +9,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from waiting import until
 
-from clca.demo.parallel import Piece, RelayedDisplay, Steps, Stopped, Tell, side_by_side
+from clca.demo.parallel import RelayedDisplay, StepSender, Stopped, Task, run_tasks
 from clca.errors import ClcaError, WorkError
+from clca.system.worker_pool import Send
 
 
-def write(path: Path, seconds: float, tell: Tell) -> None:
+def write(path: Path, seconds: float, send: Send) -> None:
     began = time.time()
     for step in range(10):
         time.sleep(seconds / 10)
-        Steps(tell)(step + 1, 10, "of ten")
-    tell("line", f"on {torch.get_num_threads()} thread")
+        StepSender(send)(step + 1, 10, "of ten")
+    send(f"on {torch.get_num_threads()} thread")
     path.write_text(f"{began} {time.time()}")
 
 
-def fail(error: Exception, tell: Tell) -> None:
+def fail_after(error: Exception, other: Path, send: Send) -> None:
+    while not other.exists():
+        time.sleep(0.05)
     raise error
 
 
-def die(tell: Tell) -> None:
+def die(send: Send) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_to_be_stopped(path: Path, tell: Tell) -> None:
+def wait_for_interrupt(path: Path, send: Send) -> None:
     path.with_suffix(".begun").touch()
     try:
         time.sleep(60)
@@ -42,48 +44,42 @@ def wait_to_be_stopped(path: Path, tell: Tell) -> None:
         raise
 
 
-def show(tell: Tell) -> None:
-    display = RelayedDisplay(tell, 2, 3, 0, True, None)
+def train_for_show(send: Send) -> None:
+    display = RelayedDisplay(send, 2, 3, 0, True)
     display.step(3, 0.5, 100.0)
     display.epoch(1, {"loss": 0.5, "top1": 0.25}, None, "val", False)
     display.close()
 
 
-def silent() -> Console:
-    return Console(file=io.StringIO(), width=100)
-
-
-def printed(console: Console) -> str:
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_all_are_done_two_at_a_time_the_dearest_first(tmp_path: Path) -> None:
-    console = silent()
-
-    side_by_side([Piece(f"{i}", partial(write, tmp_path / f"{i}", 0.5), cost=i) for i in range(3)], 2, console)
+def test_all_are_run_two_at_a_time_the_most_expensive_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "clca"):
+        run_tasks([Task(f"{i}", partial(write, tmp_path / f"{i}", 0.5), cost=i) for i in range(3)], 2)
 
     begins, ends = zip(*(map(float, (tmp_path / f"{i}").read_text().split()) for i in range(3)), strict=True)
     assert max(begins[2], begins[1]) < min(ends[2], ends[1])
     assert begins[0] >= min(ends[1:])
-    assert printed(console).count("on 1 thread") == 3
+    assert sorted(caplog.messages) == [f"{i}: on 1 thread" for i in range(3)]
 
 
-def test_a_terminal_shows_a_bar_for_each(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+def test_a_terminal_shows_a_bar_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
 
-    side_by_side([Piece("one", partial(write, tmp_path / "1", 0.3)), Piece("another", show)], 2, console)
+    run_tasks([Task("one", partial(write, tmp_path / "1", 0.3)), Task("another", train_for_show)], 2)
 
-    assert "10/10" in printed(console)
-    assert "3/6" in printed(console)
-    assert "loss 0.500  100 images/s" in printed(console)
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert "3/6" in shown
+    assert "loss 0.500  100 images/s" in shown
 
 
-def test_the_lines_of_a_run_bear_its_name() -> None:
-    console = silent()
+def test_log_lines_of_a_run_carry_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "clca"):
+        run_tasks([Task("EViT", train_for_show)], 1)
 
-    side_by_side([Piece("EViT", show)], 1, console)
-
-    assert printed(console) == "EViT: epoch 1/2  train loss 0.500 top-1 25.0%\n"
+    assert caplog.messages == ["EViT: epoch 1/2  train loss 0.500 top-1 25.0%"]
 
 
 @pytest.mark.parametrize(
@@ -94,49 +90,42 @@ def test_the_lines_of_a_run_bear_its_name() -> None:
         (KeyError("x"), WorkError, "KeyError: 'x'"),
     ],
 )
-def test_a_failure_is_told_as_it_was_and_the_others_save(
+def test_a_failure_is_raised_as_it_was_and_the_others_save(
     error: Exception, kind: type[Exception], text: str, tmp_path: Path
 ) -> None:
-    pieces = [
-        Piece("first", partial(wait_to_be_stopped, tmp_path / "kept"), cost=2),
-        Piece("bad", partial(fail_once_begun, error, tmp_path / "kept.begun"), cost=1),
-        Piece("never", partial(write, tmp_path / "never", 0)),
+    tasks = [
+        Task("first", partial(wait_for_interrupt, tmp_path / "kept"), cost=2),
+        Task("bad", partial(fail_after, error, tmp_path / "kept.begun"), cost=1),
+        Task("never", partial(write, tmp_path / "never", 0)),
     ]
 
     with pytest.raises(kind) as caught:
-        side_by_side(pieces, 2, silent())
+        run_tasks(tasks, 2)
 
     assert str(caught.value) == text
-    assert "fail_once_begun" in caught.value.__notes__[0]  # for --debug
+    assert "fail_after" in caught.value.__notes__[0]  # for --debug
     assert (tmp_path / "kept").read_text() == "saved"
     assert not (tmp_path / "never").exists()
 
 
-def fail_once_begun(error: Exception, other: Path, tell: Tell) -> None:
-    while not other.exists():
-        time.sleep(0.05)
-    fail(error, tell)
-
-
 def test_a_killed_process_is_named() -> None:
     with pytest.raises(WorkError, match=r"EViT: its process ended \(SIGKILL, .*\); the same command goes on"):
-        side_by_side([Piece("EViT", die)], 1, silent())
+        run_tasks([Task("EViT", die)], 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_all_save(number: signal.Signals, tmp_path: Path) -> None:
-    def send() -> None:
-        while not (tmp_path / "kept.begun").exists():
-            time.sleep(0.05)
+    def send_signal() -> None:
+        until((tmp_path / "kept.begun").exists, 120)
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=send, daemon=True).start()
-    pieces = [
-        Piece("first", partial(wait_to_be_stopped, tmp_path / "kept")),
-        Piece("second", partial(write, tmp_path / "2", 0)),
+    threading.Thread(target=send_signal, daemon=True).start()
+    tasks = [
+        Task("first", partial(wait_for_interrupt, tmp_path / "kept")),
+        Task("second", partial(write, tmp_path / "2", 0)),
     ]
     with pytest.raises(Stopped, match="the same command goes on") as stopped:
-        side_by_side(pieces, 1, silent())
+        run_tasks(tasks, 1)
 
     assert stopped.value.signal == number
     assert (tmp_path / "kept").read_text() == "saved"

@@ -28,9 +28,14 @@ SMALL = DemoSettings(
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, str]:
     """The demo in small, and what it printed."""
+    result = run(tmp_path_factory.mktemp("demo") / "new", 3, settings=SMALL)
+    return result, rendered(result)
+
+
+def rendered(result: DemoResult) -> str:
     console = Console(file=io.StringIO(), width=140)
-    result = run(tmp_path_factory.mktemp("demo") / "new", 3, settings=SMALL, console=console)
-    return result, console.file.getvalue()  # type: ignore[attr-defined]
+    result.render(console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_four_finite_rows_in_screen_markdown_and_json(shown: tuple[DemoResult, str]) -> None:
@@ -81,15 +86,21 @@ def test_the_picture_shows_something(shown: tuple[DemoResult, str]) -> None:
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
 
 
-def test_a_second_call_repeats_nothing(shown: tuple[DemoResult, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = shown
-    monkeypatch.setattr(clca.demo.run, "side_by_side", lambda *_, **__: pytest.fail("trained again"))
-    console = Console(file=io.StringIO(), width=140)
+def test_a_second_call_repeats_nothing(
+    shown: tuple[DemoResult, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, printed = shown
+    monkeypatch.setattr(clca.demo.run, "run_tasks", lambda *_, **__: pytest.fail("trained again"))
 
-    second = run(first.folder, 3, settings=SMALL, console=console)
+    with caplog.at_level("INFO", "clca"):
+        second = run(first.folder, 3, settings=SMALL)
 
     assert second == first
-    assert "EViT + CLCA" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert rendered(second) == printed
+    assert "EViT + CLCA" in printed
+    assert caplog.messages == [
+        f"This demo has been run before; {first.folder} holds the runs. Remove the folder to run it again."
+    ]
 
 
 def test_an_interrupted_demo_makes_only_what_is_missing(
@@ -101,7 +112,7 @@ def test_an_interrupted_demo_makes_only_what_is_missing(
     (first.folder / PICTURE).unlink()
     monkeypatch.chdir(first.folder.parent)
 
-    again = run(first.folder.name, 3, settings=SMALL, console=Console(file=io.StringIO()))
+    again = run(first.folder.name, 3, settings=SMALL)
 
     assert [row.top1 for row in again.rows] == [row.top1 for row in first.rows]
     assert (first.folder / PICTURE).is_file()
@@ -109,7 +120,7 @@ def test_an_interrupted_demo_makes_only_what_is_missing(
         assert (first.folder / name / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_end_says_how_to_go_on_with_photographs(shown: tuple[DemoResult, str]) -> None:
+def test_the_next_steps_include_training_on_photographs(shown: tuple[DemoResult, str]) -> None:
     assert "train PHOTOS --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.25" in shown[1]
 
 

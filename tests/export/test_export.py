@@ -214,7 +214,7 @@ def test_the_manuals_own_lines_give_the_scores_of_predict(
         exec(found[1], names)
         (answer,) = clca.predict(model, "new/leaf.jpg", device="cpu", precision="no")
         assert answer.error is None
-        scores = dict(zip(names["told"]["classes"], names["probabilities"], strict=True))
+        scores = dict(zip(names["metadata"]["classes"], names["probabilities"], strict=True))
         expected = dict(zip(answer.classes, answer.probabilities, strict=True))
         assert scores == pytest.approx(expected, abs=1e-5), kind
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clca.demo import run as demo
-from clca.demo.recipe import METHODS
+from clca.demo.recipe import METHODS, DemoSettings
 from clca.errors import ClcaError, WorkError
 from clca.evaluation import keep_rate_sweep
 from clca.evaluation.stored import evaluations
@@ -25,7 +25,7 @@ from clca.study.results.rows import COLUMNS, checked_row
 from clca.study.results.stored_table import stored_rows
 from clca.study.results.table import row_of
 from clca.study.run.claim_files import Owner, newest
-from clca.study.run.job import _go_along
+from clca.study.run.job import _update_paths
 from clca.system.files import read_json
 from clca.training.config import TrainConfig
 from clca.training.run_folder import read_csv
@@ -181,7 +181,7 @@ def test_a_demo_of_other_types_is_run_again(value: Any, tmp_path: Path) -> None:
 
     def left(**content: Any) -> Any:
         (tmp_path / demo.RESULTS).write_text(json.dumps({"test_images": 6, "rows": rows, **content}))
-        return demo._finished(tmp_path)
+        return demo._stored_result(tmp_path, DemoSettings())
 
     assert left().rows[-1].tokens == (5, 3)
     assert left(test_images=value) is None
@@ -197,7 +197,7 @@ def test_a_demo_of_other_types_is_run_again(value: Any, tmp_path: Path) -> None:
 def test_a_run_with_other_settings_is_left_as_it_is(train: Any, tmp_path: Path) -> None:
     config = TrainConfig.model_validate({"model": {"backbone": "vit_tiny_patch16_224"}, "data": {"root": "images"}})
     (tmp_path / "config.json").write_text(json.dumps({"train": train}))
-    _go_along(tmp_path, config)
+    _update_paths(tmp_path, config)
     expected = train
     if isinstance(train, dict) and isinstance(train.get("data"), dict):
         expected = {"weights": None, "data": {"root": "images", "source": None}}

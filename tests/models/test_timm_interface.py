@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
 import clca
+import clca.timm
 
 REDUCTIONS = clca.list_reductions()
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)

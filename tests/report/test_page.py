@@ -237,10 +237,10 @@ def test_pages_of_runs_are_linked_and_lead_back(tmp_path: Path) -> None:
     assert made.pages == len(pages) == 2
     assert {f"runs/{name}" for name in pages} <= set(found.links)
     failed = next(name for name in pages if "clca" in name)
-    told = check_page(tmp_path / "out" / "runs" / failed)
-    assert "../index.html" in told.links
-    assert "the loss is not finite at step 12" in told.words
-    assert "Traceback" in told.words
+    page = check_page(tmp_path / "out" / "runs" / failed)
+    assert "../index.html" in page.links
+    assert "the loss is not finite at step 12" in page.words
+    assert "Traceback" in page.words
 
 
 def test_the_page_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,9 +99,9 @@ def test_another_setting_gets_none(changed):
 
 
 def test_what_the_paper_does_not_say_is_said():
-    told = joined()
-    assert "backbone not said" in told["published_note"]
-    assert told["approximate"] is False
+    row = joined()
+    assert "backbone not stated" in row["published_note"]
+    assert row["approximate"] is False
     figure = joined(data="soygene")
     assert figure["approximate"] is True
     assert "DeiT-III" in figure["published_method"]

@@ -27,7 +27,17 @@ from clca.errors import ClcaError
 
 _MIB = 2**20
 _SPARE_SECONDS = 60.0  # on a busy machine, wall clock beyond the processor time that is allowed
-_PRELOAD = ["torch", "timm", "clca", "clca.training", "clca.evaluation", "clca.cli.main", "bounded"]
+_PRELOAD = [
+    "torch",
+    "timm",
+    "clca",
+    "clca.training",
+    "clca.evaluation",
+    "clca.cli.main",
+    "clca.training.settings",
+    "clca.training.trainer",
+    "bounded",
+]
 sys.path.append(str(Path(__file__).parents[2]))  # where a child finds the module of a test by its name
 
 # pytest calls a test module tests.hostile.test_…; the child imports it by that name, from the parent's search path.

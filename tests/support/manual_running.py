@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import os
@@ -146,10 +147,10 @@ class PageRunner:
         if command.target:
             Path(command.target).write_text(output.getvalue())
 
-    def _small_demo(self, out: str | Path, seed: int = 0, **more: Any) -> None:
-        if not self.demo.exists():
-            _DEMO(self.demo, seed, settings=SMALL_DEMO)
+    def _small_demo(self, out: str | Path, **more: Any) -> Any:
+        result = _DEMO(self.demo, settings=SMALL_DEMO)
         shutil.copytree(self.demo, out, dirs_exist_ok=True)
+        return dataclasses.replace(result, folder=Path(out))
 
     def _serve_in_a_thread(self) -> None:
         from clca.serve import server

@@ -8,7 +8,7 @@ from manual_scratch import MODEL, SIZE, TINY_SETTINGS
 
 NOT_RUN = {
     "python benchmarks/": "measures for minutes to hours; the test asks only that the script has these flags",
-    'python -c "import clca, runpy': "timm's scripts are not in its package; tests/test_timm.py runs them",
+    'python -c "import clca.timm, runpy': "timm's scripts are not in its package; tests/test_timm.py runs them",
 }
 """Beginnings of commands that are shown and not run, each with the reason."""
 

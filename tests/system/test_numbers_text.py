@@ -48,8 +48,9 @@ def test_what_only_python_takes_for_a_number(text: str) -> None:
     with pytest.raises(ValueError, match="plain digits"):
         whole_number(text)
     assert not is_whole_number(text)
-    with pytest.raises(ValueError, match="plain"):
-        refuse_odd_number([0.5, text])
+    if any(letter.isnumeric() for letter in text) or text in ("nan", "inf"):
+        with pytest.raises(ValueError, match="plain"):
+            refuse_odd_number([0.5, text])
 
 
 @pytest.mark.parametrize(("text", "value"), [("10", 10), ("-3", -3), ("+7", 7), ("007", 7)])

@@ -1,34 +1,33 @@
-"""Pieces of work that go on at the same time, each on one thread of a process of its own; one bar for each."""
+"""Tasks that run at the same time, each on one thread of its own process, with a progress bar for each."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
-import os
 import signal
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-from clca.errors import ClcaError, WorkError
-from clca.system.processes import exit_with_parent, forkserver_context, how_it_ended, leave_ctrl_c_to_parent
+from clca.errors import WorkError
+from clca.system.processes import forkserver_context
 from clca.system.signals import first_signal
+from clca.system.worker_pool import Event, Send, WorkerPool
 from clca.training.progress import Display
 
-_SECONDS_BETWEEN_STEPS = 0.2  # that are told
-Tell = Callable[[str, Any], None]
-"""What a piece says while it works: ("line", text) or ("step", (number done, number in all, a few words))."""
+_log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_STEPS = 0.2  # that a task sends
 
 
 class Stopped(KeyboardInterrupt):
-    """The pieces were asked to stop by `signal`, and have saved what they can."""
+    """The tasks were stopped by `signal`, after they had saved what they could."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__("stopped; the same command goes on from there")
@@ -36,192 +35,154 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of work.
+class Task:
+    """A task for another process.
 
     Attributes:
-        name: For its bar and its lines.
-        work: Does it, in the other process, so it is picklable; is given `Tell`.
-        cost: Larger ones begin first.
+        name: Shown with its bar and its log lines.
+        function: Picklable; called with `Send`, which takes a text to log or `StepsDone`.
+        cost: Tasks of higher cost start first.
     """
 
     name: str
-    work: Callable[[Tell], object]
+    function: Callable[[Send], object]
     cost: float = 0.0
 
 
-class Steps:
-    """Tells of a piece's steps, a few times a second."""
+class StepsDone(NamedTuple):
+    """How far a task is, with a few words beside its bar."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell, self._told = tell, 0.0
+    done: int
+    total: int
+    words: str = ""
+
+
+class StepSender:
+    """Sends the steps of a task, a few times a second."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._last = send, 0.0
 
     def __call__(self, done: int, total: int, words: str = "") -> None:
-        if done == total or monotonic() - self._told >= _SECONDS_BETWEEN_STEPS:
-            self._told = monotonic()
-            self._tell("step", (done, total, words))
+        if done == total or monotonic() - self._last >= _SECONDS_BETWEEN_STEPS:
+            self._last = monotonic()
+            self._send(StepsDone(done, total, words))
 
 
 class RelayedDisplay(Display):
-    """The display of a run that is shown by another process."""
+    """The display of a training run whose progress another process shows."""
 
-    def __init__(self, tell: Tell, epochs: int, steps_per_epoch: int, done: int, show: bool) -> None:
+    def __init__(self, send: Send, epochs: int, steps_per_epoch: int, done: int, show: bool) -> None:
         super().__init__(epochs, steps_per_epoch, done, show=False)
-        self._tell, self._steps = tell, Steps(tell)
+        self._send, self._send_step = send, StepSender(send)
 
     def log(self, text: str) -> None:
-        self._tell("line", text)
+        self._send(text)
 
     def step(self, step: int, loss: float, rate: float) -> None:
-        self._steps(step, self.total, f"loss {loss:.3f}  {rate:.0f} images/s")
+        self._send_step(step, self.total, f"loss {loss:.3f}  {rate:.0f} images/s")
 
 
-def side_by_side(pieces: Sequence[Piece], at_once: int, console: Console, *, preload: Sequence[str] = ()) -> None:
-    """Do all pieces, at most `at_once` at a time, and show how far each is.
+def run_tasks(tasks: Sequence[Task], processes: int, *, preload: Sequence[str] = ()) -> None:
+    """Run tasks in parallel, with a bar for each on stderr if it is a terminal, else lines in the log.
 
     Args:
-        pieces: What is to be done; pieces that have been waiting begin as others end.
-        at_once: Processes.
-        console: Where bars (on a terminal) or lines go.
-        preload: Modules that the work needs, loaded once for all.
+        tasks: At least one; those that wait start as others end.
+        processes: Largest number of processes at a time.
+        preload: Modules that the tasks need, imported once for all.
 
     Raises:
-        ClcaError, WorkError: As the first piece that failed did; the others have saved what they can.
+        ClcaError, WorkError: The error of the first task that failed; the others have saved what they can.
         Stopped: By SIGINT or SIGTERM, likewise.
     """
-    work = _SideBySide(sorted(pieces, key=lambda piece: -piece.cost), at_once, console, preload)
-    with first_signal(work.ask_to_stop):
-        work.until_the_end()
+    pool = WorkerPool(processes, forkserver_context(*preload), initialize=_use_one_thread, single_use=True)
+    run = _ParallelRun(sorted(tasks, key=lambda task: -task.cost), pool)
+    with first_signal(run.ask_to_stop), run.bars, contextlib.closing(pool):
+        run.wait()
+    if run.stop_signal:
+        raise Stopped(run.stop_signal)
+    if run.failure is not None:
+        raise run.failure
 
 
-@dataclass
-class _Child:
-    """A piece at work: its process, whether it has begun, its bar."""
+class _ParallelRun:
+    """The state of one `run_tasks`."""
 
-    piece: Piece
-    process: Any
-    begun: bool = False
-    asked: bool = False
-    bar: TaskID | None = None
-
-
-class _SideBySide:
-    def __init__(self, waiting: list[Piece], at_once: int, console: Console, preload: Sequence[str]) -> None:
-        self.waiting, self.at_once, self.console = waiting, at_once, console
-        self.context = forkserver_context(*preload)
-        self.children: dict[Connection, _Child] = {}
+    def __init__(self, waiting: list[Task], pool: WorkerPool) -> None:
+        self.waiting, self.pool = waiting, pool
+        self.bars = _Bars(max(len(task.name) for task in waiting))
         self.stop_signal = 0
         self.failure: Exception | None = None
-        self.width = max(len(piece.name) for piece in waiting)
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeLeft(elapsed_when_finished=False),
-        )  # fmt: skip
-        self.bars = Progress(*columns, console=console) if console.is_terminal else None
 
     def ask_to_stop(self, number: int) -> None:
         self.stop_signal = number
 
-    def until_the_end(self) -> None:
-        with self.bars or contextlib.nullcontext():
-            try:
-                while self.children or (self.waiting and not self._is_stopping()):
-                    while self.waiting and len(self.children) < self.at_once and not self._is_stopping():
-                        self._begin(self.waiting.pop(0))
-                    if self._is_stopping():
-                        self._ask_all_to_stop()
-                    for pipe in wait(list(self.children), timeout=0.3):
-                        assert isinstance(pipe, Connection)
-                        self._hear(pipe)
-            finally:
-                for child in self.children.values():
-                    child.process.kill()
-        if self.stop_signal:
-            raise Stopped(self.stop_signal)
-        if self.failure is not None:
-            raise self.failure
+    def wait(self) -> None:
+        while self.pool.running() or (self.waiting and not self._is_stopping()):
+            if self._is_stopping():
+                self.pool.interrupt()
+            while self.waiting and self.pool.free():
+                task = self.waiting.pop(0)
+                self.bars.add(task.name)
+                self.pool.submit(task.name, task.function)
+            for event in self.pool.wait(0.3):
+                self._handle(event)
 
     def _is_stopping(self) -> bool:
         return bool(self.stop_signal or self.failure)
 
-    def _begin(self, piece: Piece) -> None:
-        ours, theirs = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_work, args=(theirs, piece.work))
-        process.start()
-        theirs.close()
-        self.children[ours] = child = _Child(piece, process)
-        if self.bars is not None:
-            child.bar = self.bars.add_task(piece.name.ljust(self.width), total=None, words="")
-
-    def _ask_all_to_stop(self) -> None:
-        for child in self.children.values():
-            if not child.begun:
-                child.process.kill()
-            elif not child.asked:
-                os.kill(child.process.pid, signal.SIGINT)
-            child.asked = True
-
-    def _hear(self, pipe: Connection) -> None:
-        """What a child has to say, or that it has ended."""
-        child = self.children[pipe]
-        try:
-            what, content = pipe.recv()
-        except (EOFError, OSError):
-            what, content = "ended", None
-        if what == "begun":
-            child.begun = True
-        elif what == "line":
-            self._say(f"{child.piece.name}: {content}")
-        elif what == "step":
-            if self.bars is not None and child.bar is not None:
-                done, total, words = content
-                self.bars.update(child.bar, completed=done, total=total, words=words)
-        else:
-            self._end(pipe, child, what, content)
-
-    def _end(self, pipe: Connection, child: _Child, how: str, content: Any) -> None:
-        del self.children[pipe]
-        pipe.close()
-        child.process.join()
-        if self._is_stopping() or how in ("done", "stopped"):
-            if how == "stopped" and not self._is_stopping():  # somebody stopped this process alone
-                self.stop_signal = signal.SIGINT
+    def _handle(self, event: Event) -> None:
+        if event.kind == "message":
+            self.bars.show(event.name, event.value)
+        elif self._is_stopping() or event.kind == "result":
             return
-        if how == "failed":
-            kind, text, trace = content
-            self.failure = ClcaError(text) if kind == "ClcaError" else WorkError(text)
-            self.failure.add_note(trace)  # for --debug
+        elif event.kind == "interrupted":  # only this process received a signal
+            self.stop_signal = signal.SIGINT
+        elif event.kind == "error":
+            self.failure = event.value
         else:
-            ended = how_it_ended(child.process.exitcode)
-            self.failure = WorkError(f"{child.piece.name}: its process ended ({ended}); the same command goes on")
-
-    def _say(self, text: str) -> None:
-        if self.bars is None:  # a bar says as much
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.failure = WorkError(f"{event.name}: its process ended ({event.value}); the same command goes on")
 
 
-def _work(pipe: Connection, work: Callable[[Tell], object]) -> None:
-    """What the other process does."""
-    leave_ctrl_c_to_parent()
+class _Bars:
+    """A bar for each task on stderr if it is a terminal; else what the tasks log goes to the log."""
 
-    def tell(what: str, content: Any = None) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: `exit_with_parent` will see to it
-            pipe.send((what, content))
+    def __init__(self, width: int) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeLeft(elapsed_when_finished=False),
+        )  # fmt: skip
+        self._progress = Progress(*columns, console=console) if console.is_terminal else None
+        self._ids: dict[str, TaskID] = {}
+        self._width = width
 
-    try:
-        import torch
+    def __enter__(self) -> None:
+        if self._progress is not None:
+            self._progress.start()
 
-        if "fork" in multiprocessing.get_all_start_methods():  # else what reads images would begin as we did
-            multiprocessing.set_start_method("fork", force=True)
-        torch.set_num_threads(1)
-        exit_with_parent(os.getppid())
-        tell("begun")
-        work(tell)
-        tell("done")
-    except KeyboardInterrupt:
-        tell("stopped")
-    except Exception as error:
-        known = isinstance(error, (ClcaError, WorkError))
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        kind = "ClcaError" if isinstance(error, ClcaError) else "WorkError"
-        tell("failed", (kind, text, traceback.format_exc()))
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def add(self, name: str) -> None:
+        if self._progress is not None:
+            self._ids[name] = self._progress.add_task(name.ljust(self._width), total=None, words="")
+
+    def show(self, name: str, message: Any) -> None:
+        """Show what a task has sent: `StepsDone` on its bar, a text in the log if there is no bar."""
+        if isinstance(message, StepsDone):
+            if self._progress is not None:
+                done, total, words = message
+                self._progress.update(self._ids[name], completed=done, total=total, words=words)
+        elif self._progress is None:
+            _log.info("%s: %s", name, message)
+
+
+def _use_one_thread(worker: int) -> None:
+    """Prepare a worker process: PyTorch on one thread, data loaders by fork."""
+    import torch
+
+    if "fork" in multiprocessing.get_all_start_methods():  # data loaders would use this process's method otherwise
+        multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the demo trains: its sizes, its four methods, and the run of each; pretraining included."""
+"""What the demo trains: its sizes, its four methods, and the settings of each run, with the pretraining."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BACKBONE = "vit_tiny_patch16_224"  # the name of the family; every size is set 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train the ViT: the heading of its row, its folder, and what it does to tokens."""
+    """One way to train the ViT: name, run folder, token reduction, and whether CLCA is on."""
 
     name: str
     folder: str
@@ -35,14 +35,14 @@ class DemoSettings:
 
     Attributes:
         cultivars, images, difficulty: Of the leaves, as for `clca.data.synthetic.leaves`; a fifth of the images
-            is the test.
+            is the test split.
         img_size, patch_size, embed_dim, depth, num_heads: Of the ViT.
-        keep_rate: Of the three that reduce.
-        pretraining_images, pretraining_epochs, pretraining_lr: Leaves of each of as many other cultivars, and the
-            training of the backbone on them, dense.
-        epochs, batch_size, lr: Of the training proper, equal for all four.
-        timed_images, timed_rounds: Images at once, and how often each model's speed is measured.
-        pictured: Leaves in the picture.
+        keep_rate: Of the three methods that reduce tokens.
+        pretraining_images, pretraining_epochs, pretraining_lr: Images per class, epochs and learning rate of the
+            dense pretraining, on as many other cultivars.
+        epochs, batch_size, lr: Of the four runs; the batch size also of the pretraining.
+        timed_images, timed_rounds: Batch size and number of the speed measurements of each model.
+        pictured: Number of leaves in the picture.
     """
 
     cultivars: int = 8
@@ -66,7 +66,7 @@ class DemoSettings:
 
     @property
     def leaf_size(self) -> int:
-        """Side of the drawn leaves: what the recipe would resize them to, so that it need not."""
+        """Side of the drawn leaves in pixels: the size that the recipe resizes to, so that it need not resize."""
         return round(self.img_size / 0.875)
 
 
@@ -90,7 +90,7 @@ def pretraining_config(out: Path, seed: int, settings: DemoSettings) -> TrainCon
 def method_config(
     method: Method, out: Path, leaves: Path, backbone: Path, seed: int, settings: DemoSettings
 ) -> TrainConfig:
-    """The run of one method; the recipe is the same for all."""
+    """The run of one method; the training settings are the same for all."""
     return TrainConfig.model_validate(
         {
             **_recipe(seed, settings, settings.epochs, settings.lr),
@@ -130,6 +130,6 @@ def _model(method: Method, settings: DemoSettings) -> dict[str, Any]:
             "embed_dim": settings.embed_dim,
             "depth": settings.depth,
             "num_heads": settings.num_heads,
-            "weight_init": "jax",  # timm's other one is scaled for wider models
+            "weight_init": "jax",  # timm's default is scaled for wider models
         },
     }

@@ -1,13 +1,14 @@
 """`clca demo`: one small ViT trained four ways on synthetic leaves, one table, one picture; nothing downloaded.
 
-Everything goes through what a user calls: `write_leaves`, `train`, `evaluate`. The runs it leaves are runs like any
-other. As on real images, the four start from a pretrained backbone, here from leaves of other cultivars: from random
-weights the two without the aggregation head do not leave chance in the time there is.
+The demo calls what a user calls (`write_leaves`, `train`, `evaluate`), and leaves ordinary run folders. As on real
+images, the four start from a pretrained backbone, here pretrained on leaves of other cultivars: from random weights,
+the two without the aggregation head stay at chance in so short a training.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import warnings
@@ -32,7 +33,7 @@ from clca import data
 from clca.data.datasets import Leaves
 from clca.data.synthetic.leaves import write_leaves
 from clca.data.transforms import from_preprocess
-from clca.demo.parallel import Piece, RelayedDisplay, Steps, Tell, side_by_side
+from clca.demo.parallel import RelayedDisplay, StepSender, Task, run_tasks
 from clca.demo.recipe import METHODS, DemoSettings, method_config, pretraining_config
 from clca.errors import ClcaError, reason
 from clca.evaluation import evaluate
@@ -47,26 +48,30 @@ from clca.system.numbers import integer, number, share
 from clca.system.paths import expanded
 from clca.system.processes import usable_cores
 from clca.system.tables import Column, Table, words
+from clca.system.worker_pool import Send
 from clca.training import TrainConfig, train
 from clca.training.run_folder import SUMMARY, WEIGHTS
+
+_log = logging.getLogger(__name__)
 
 SETTINGS, RESULTS, TABLE, PICTURE, LEAVES = "settings.json", "demo.json", "demo.md", "survivors.png", "leaves"
 _FORMAT = "clca-demo-1"
 _ZOOM = 4
 _MOST_BLOCKS = 1000
+_MOST_PROCESSES = 2  # each needs a core, and part of another to read its leaves
 PRETRAINING, BACKBONE = "pretraining", "backbone.safetensors"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one method.
+    """The results of one method.
 
     Attributes:
-        name, run: Heading and run folder.
-        top1: Share of test images right, 0 … 1.
+        name, run: The method's name and its run folder.
+        top1: Top-1 accuracy on the test images, 0 to 1.
         gmacs: Multiply-accumulates of one image in 10⁹.
-        ms, ms_low, ms_high: Milliseconds an image: median over the rounds, and its quartiles.
-        tokens: Tokens that each block puts out.
+        ms, ms_low, ms_high: Milliseconds per image: median over the rounds, and quartiles.
+        tokens: Number of output tokens of each block.
     """
 
     name: str
@@ -81,58 +86,68 @@ class Row:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What `run` leaves: its rows, and the picture."""
+    """The result of `run`.
+
+    Attributes:
+        folder: Of the demo.
+        rows: One for each method.
+        test_images: Number of images that `top1` is measured on.
+        settings: Sizes that the demo was run with.
+    """
 
     folder: Path
     rows: list[Row]
     test_images: int
-    picture: Path
+    settings: DemoSettings
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / PICTURE
+
+    def render(self, console: Console) -> None:
+        """Print the table, and commands to continue with."""
+        self.table().render(console)
+        console.print(_next_steps(self), highlight=False, markup=False, soft_wrap=True)
+
+    def table(self) -> Table:
+        return Table(
+            _COLUMNS,
+            [_cells(row) for row in self.rows],
+            title=f"One small ViT, four ways, keep rate {self.settings.keep_rate:.0%}",
+            caption=_caption(self),
+        )
 
 
-def run(
-    out: str | Path = Path("clca-demo"),
-    seed: int = 0,
-    *,
-    settings: DemoSettings | None = None,
-    console: Console | None = None,
-) -> DemoResult:
-    """Draw leaves, train one small ViT four ways, print a table, and draw which tokens survive.
+def run(out: str | Path = Path("clca-demo"), seed: int = 0, *, settings: DemoSettings | None = None) -> DemoResult:
+    """Draw leaves, train one small ViT four ways, compare the four, and draw which tokens survive.
 
-    The same call goes on where an interrupted one stopped; a finished one is only printed again. Two runs train at a
-    time, in processes of their own, so a script calls this under `if __name__ == "__main__":`.
+    An interrupted demo resumes where it stopped, and a finished one is only read again. Two runs train at a time, in
+    processes of their own, so a script calls this under `if __name__ == "__main__":`.
 
     Args:
         out: Folder for leaves, runs, table and picture: new, empty, or of a demo with the same seed.
         seed: Of the leaves and of the training.
         settings: Sizes.
-        console: Where the table goes; stdout if omitted. Progress goes to stderr.
 
     Raises:
         ClcaError: The folder cannot be written, or holds something else.
-        WorkError: A file could not be written, or a process that trained died.
+        WorkError: A file could not be written, or a training process died.
         Stopped: By SIGINT or SIGTERM, once all runs are saved.
     """
-    out, settings, console = expanded(out), settings or DemoSettings(), console or Console()
-    pretraining_config(out / PRETRAINING, seed, settings)  # refuses a seed that no run takes, before there is a folder
-    _claim(out, seed, settings)
-    result = _finished(out)
-    if result is None:
-        with _one_thread():
-            result = _make(out, seed, settings, console)
-    else:
-        _say(console, f"This demo has been run before; {out} holds the runs. Remove the folder to see it again.")
-    _table(result, settings).render(console)
-    _say(console, _farewell(result))
-    return result
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    out, settings = expanded(out), settings or DemoSettings()
+    pretraining_config(out / PRETRAINING, seed, settings)  # rejects an invalid seed before the folder is made
+    _prepare_folder(out, seed, settings)
+    result = _stored_result(out, settings)
+    if result is not None:
+        _log.info("This demo has been run before; %s holds the runs. Remove the folder to run it again.", out)
+        return result
+    with _one_thread():
+        return _make(out, seed, settings)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Judge and measure as the models were trained: tensors this small gain nothing from a second core."""
+    """Evaluate and measure as in training: for tensors this small a second core gains nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -144,9 +159,13 @@ def _one_thread() -> Iterator[None]:
 # -- the folder ------------------------------------------------------------------------------------------------
 
 
-def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
-    """Make the folder ours, or refuse it."""
-    mine = json.loads(json.dumps({"format": _FORMAT, "seed": seed, **asdict(settings)}))
+def _prepare_folder(out: Path, seed: int, settings: DemoSettings) -> None:
+    """Make the folder and store the settings in it.
+
+    Raises:
+        ClcaError: It cannot be written, or holds something other than a demo with these settings.
+    """
+    content = json.loads(json.dumps({"format": _FORMAT, "seed": seed, **asdict(settings)}))
     if out.exists() and not out.is_dir():
         raise ClcaError(f"{out}: is a file; give a folder")
     try:
@@ -154,24 +173,24 @@ def _claim(out: Path, seed: int, settings: DemoSettings) -> None:
     except OSError as error:
         raise ClcaError(f"{out}: cannot be read ({reason(error)})") from None
     if not empty:
-        there = read_json(out / SETTINGS)
-        if there is None or there.get("format") != _FORMAT:
+        stored = read_json(out / SETTINGS)
+        if stored is None or stored.get("format") != _FORMAT:
             raise ClcaError(f"{out}: is not empty and holds no demo; give a new folder")
-        for name, value in mine.items():
-            if there.get(name) != value:
-                raise ClcaError(f"{out}: holds a demo with {name} {there.get(name)}, not {value}; give a new folder")
+        for name, value in content.items():
+            if stored.get(name) != value:
+                raise ClcaError(f"{out}: holds a demo with {name} {stored.get(name)}, not {value}; give a new folder")
     make_writable(out)
-    write_json(out / SETTINGS, mine)
+    write_json(out / SETTINGS, content)
 
 
-def _finished(out: Path) -> DemoResult | None:
-    """The result of an earlier call, if everything that it left is still there."""
+def _stored_result(out: Path, settings: DemoSettings) -> DemoResult | None:
+    """The result of an earlier call; None unless all its files are still there."""
     stored = read_json(out / RESULTS) or {}
     files = [out / method.folder / SUMMARY for method in METHODS] + [out / PICTURE]
     rows, test_images = _stored_rows(stored.get("rows")), integer(stored.get("test_images"), low=1)
     if rows is None or test_images is None or not all(file.is_file() for file in files):
         return None
-    return DemoResult(out, rows, test_images, out / PICTURE)
+    return DemoResult(out, rows, test_images, settings)
 
 
 def _stored_rows(stored: Any) -> list[Row] | None:
@@ -195,28 +214,32 @@ def _stored_row(row: Any, name: str, run: str) -> Row | None:
     return Row(name, run, top1, gmacs, ms, low, high, tuple(tokens))  # type: ignore[arg-type]
 
 
-# -- the work --------------------------------------------------------------------------------------------------
+# -- the runs --------------------------------------------------------------------------------------------------
 
 
-def _make(out: Path, seed: int, settings: DemoSettings, console: Console) -> DemoResult:
-    _say(
-        console,
-        f"Drawing {settings.cultivars * settings.images} leaves of {settings.cultivars} made-up cultivars, "
-        f"pretraining a small ViT on other ones, then training it four ways to tell the cultivars apart.\n"
-        f"Nothing is downloaded; one to three minutes on two cores; Ctrl-C stops, the same command goes on. "
-        f"All goes to {out}",
+def _make(out: Path, seed: int, settings: DemoSettings) -> DemoResult:
+    _log.info(
+        "Drawing %d leaves of %d synthetic cultivars, pretraining a small ViT on other ones, then training it four "
+        "ways to distinguish the cultivars.",
+        settings.cultivars * settings.images,
+        settings.cultivars,
+    )
+    _log.info(
+        "Nothing is downloaded; one to three minutes on two cores; Ctrl-C stops, the same command goes on. All files "
+        "go to %s",
+        out,
     )
     leaves, backbone = (out / LEAVES).resolve(), (out / BACKBONE).resolve()
-    _at_once(
+    _run_tasks(
         [
-            Piece("drawing leaves", partial(_draw_leaves, leaves, seed, settings)),
-            *([] if backbone.is_file() else [Piece("pretraining", partial(_pretrain, backbone, out, seed, settings))]),
+            Task("drawing leaves", partial(_draw_leaves, leaves, seed, settings)),
+            *([] if backbone.is_file() else [Task("pretraining", partial(_pretrain, backbone, out, seed, settings))]),
         ]
     )
     configs = [method_config(method, out / method.folder, leaves, backbone, seed, settings) for method in METHODS]
-    _at_once(
+    _run_tasks(
         [
-            Piece(method.name, partial(_train, config), _macs(config.model))
+            Task(method.name, partial(_train, config), _macs(config.model))
             for method, config in zip(METHODS, configs, strict=True)
             if not (out / method.folder / SUMMARY).is_file()
         ]
@@ -224,7 +247,7 @@ def _make(out: Path, seed: int, settings: DemoSettings, console: Console) -> Dem
     evaluations = [evaluate(config.out, workers=0, precision="no") for config in configs if config.out is not None]
     models = [from_pretrained(str(out / method.folder)) for method in METHODS]
     images, paths = _test_images(leaves, models[0], settings)
-    times = _interleaved(models, images[: settings.timed_images], settings.timed_rounds)
+    times = _measure(models, images[: settings.timed_images], settings.timed_rounds)
     rows = [
         Row(
             method.name, method.folder, evaluation.top1, evaluation.gmacs, median(ms), *_quartiles(ms),
@@ -232,40 +255,39 @@ def _make(out: Path, seed: int, settings: DemoSettings, console: Console) -> Dem
         )
         for method, evaluation, ms in zip(METHODS, evaluations, times, strict=True)
     ]  # fmt: skip
-    result = DemoResult(out, rows, evaluations[0].images, out / PICTURE)
-    _draw(result.picture, models, images, paths, seed, settings)
-    _write_table(result, settings)
+    result = DemoResult(out, rows, evaluations[0].images, settings)
+    _draw_picture(result.picture, models, images, paths, seed, settings)
+    _write_table(result)
     write_json(out / RESULTS, {"test_images": result.test_images, "rows": [asdict(row) for row in rows]})
     return result
 
 
-def _at_once(pieces: Sequence[Piece]) -> None:
-    """As many at a time as there are cores, up to two: each needs a core, and some of another to read its leaves."""
-    if pieces:
-        side_by_side(pieces, min(2, usable_cores()), Console(stderr=True), preload=["clca.demo.run"])
+def _run_tasks(tasks: Sequence[Task]) -> None:
+    if tasks:
+        run_tasks(tasks, min(_MOST_PROCESSES, usable_cores()), preload=["clca.demo.run"])
 
 
-def _draw_leaves(out: Path, seed: int, settings: DemoSettings, tell: Tell) -> None:
+def _draw_leaves(out: Path, seed: int, settings: DemoSettings, send: Send) -> None:
     size, difficulty = settings.leaf_size, settings.difficulty
-    write_leaves(out, settings.cultivars, settings.images, size, seed, difficulty, progress=Steps(tell))
+    write_leaves(out, settings.cultivars, settings.images, size, seed, difficulty, progress=StepSender(send))
 
 
-def _pretrain(file: Path, out: Path, seed: int, settings: DemoSettings, tell: Tell) -> None:
-    """Weights to start from: a dense ViT with the aggregation head, on leaves of other cultivars; the head is left."""
+def _pretrain(file: Path, out: Path, seed: int, settings: DemoSettings, send: Send) -> None:
+    """Pretrain the backbone: a dense ViT with the aggregation head, on leaves of other cultivars; drop the head."""
     config = pretraining_config(out / PRETRAINING, seed, settings)
-    train(config, display=partial(RelayedDisplay, tell))
+    train(config, display=partial(RelayedDisplay, send))
     state = load_file(out / PRETRAINING / WEIGHTS)
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith("cla_head.")}
-    width = settings.embed_dim  # the norm before a plain head, which the aggregation head does without
+    width = settings.embed_dim  # the norm before a plain head; the aggregation head has none
     tensors |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     with replacing(file) as temporary:
         save_file(tensors, temporary)
 
 
-def _train(config: TrainConfig, tell: Tell) -> None:
+def _train(config: TrainConfig, send: Send) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*starts anew")  # as it should: the backbone has no head
-        train(config, display=partial(RelayedDisplay, tell))
+        warnings.filterwarnings("ignore", message=".*starts anew")  # expected: the backbone has no head
+        train(config, display=partial(RelayedDisplay, send))
 
 
 def _macs(model: ModelConfig) -> float:
@@ -275,7 +297,7 @@ def _macs(model: ModelConfig) -> float:
 
 
 def _test_images(leaves: Path, model: TokenReducedViT, settings: DemoSettings) -> tuple[Tensor, list[Path]]:
-    """Test images [B, 3, S, S] in turn from every cultivar, enough to measure speed with, and their files."""
+    """Test images [B, 3, S, S] from every cultivar in turn, enough to measure speed with, and their files."""
     assert model.preprocess is not None
     test = data.open(leaves, "test", transform=from_preprocess(model.preprocess))
     by_class: dict[int, list[int]] = {}
@@ -288,16 +310,16 @@ def _test_images(leaves: Path, model: TokenReducedViT, settings: DemoSettings) -
 
 
 @torch.inference_mode()
-def _interleaved(models: Sequence[TokenReducedViT], images: Tensor, rounds: int) -> list[list[float]]:
-    """Milliseconds an image of every model in every round; in turns, so that what slows the machine slows all."""
+def _measure(models: Sequence[TokenReducedViT], images: Tensor, rounds: int) -> list[list[float]]:
+    """Milliseconds per image of each model in each round; interleaved, so that other load slows all models alike."""
     times: list[list[float]] = [[] for _ in models]
     for model in models:  # warm up
         model.eval()(images)
     for _ in track(range(rounds), "measuring speed", console=Console(stderr=True), transient=True):
-        for model, mine in zip(models, times, strict=True):
+        for model, durations in zip(models, times, strict=True):
             begin = perf_counter()
             model(images)
-            mine.append((perf_counter() - begin) / len(images) * 1e3)
+            durations.append((perf_counter() - begin) / len(images) * 1e3)
     return times
 
 
@@ -308,10 +330,10 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-# -- what is shown ---------------------------------------------------------------------------------------------
+# -- the output ---------------------------------------------------------------------------------------------
 
 
-def _draw(
+def _draw_picture(
     path: Path,
     models: Sequence[TokenReducedViT],
     images: Tensor,
@@ -328,7 +350,7 @@ def _draw(
 
 
 def _enlarged(file: Path, seed: int, settings: DemoSettings) -> NDArray[np.float64]:
-    """What the model sees of a test leaf, drawn four times as large for the eye. Values in 0 … 1, [4S, 4S, 3]"""
+    """The part of a test leaf that the model sees, drawn at four times the size: [4S, 4S, 3], values 0 to 1."""
     size = _ZOOM * settings.leaf_size
     leaves = Leaves(settings.cultivars, settings.images, size, seed, settings.difficulty, split="test", cache=False)
     names = [path.parts[-2:] for path in leaves.paths]
@@ -337,7 +359,8 @@ def _enlarged(file: Path, seed: int, settings: DemoSettings) -> NDArray[np.float
     return leaf[begin : begin + side, begin : begin + side]
 
 
-def _caption(result: DemoResult, settings: DemoSettings) -> str:
+def _caption(result: DemoResult) -> str:
+    settings = result.settings
     error = 100 * (0.25 / result.test_images) ** 0.5
     return (
         f"top-1: on {result.test_images} test leaves of {settings.cultivars} cultivars; chance is "
@@ -362,27 +385,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 _COLUMNS = (words("model"), *map(Column, ("top-1", "GMACs", "ms an image")), words("tokens by block"))
 
 
-def _table(result: DemoResult, settings: DemoSettings) -> Table:
-    return Table(
-        _COLUMNS,
-        [_cells(row) for row in result.rows],
-        title=f"One small ViT, four ways, keep rate {settings.keep_rate:.0%}",
-        caption=_caption(result, settings),
-    )
-
-
-def _write_table(result: DemoResult, settings: DemoSettings) -> None:
-    table = _table(result, settings)
+def _write_table(result: DemoResult) -> None:
+    table = result.table()
     with replacing(result.folder / TABLE) as temporary:
         temporary.write_text(f"{table.markdown()}\n\n{table.caption}\n\n![]({PICTURE})\n", encoding="utf-8")
 
 
-def _farewell(result: DemoResult) -> str:
-    clca = "uv run clca" if os.environ.get("UV") else "clca"  # uv tells the programs that it runs
+def _next_steps(result: DemoResult) -> str:
+    clca = "uv run clca" if os.environ.get("UV") else "clca"  # uv sets it for the programs that it runs
     run, leaves = (shlex.quote(str(result.folder / name)) for name in ("evit-clca", f"{LEAVES}/test"))
     return f"""
 The picture of the tokens: {result.picture}      The table: {result.folder / TABLE}
-These are runs like any other:
+These are ordinary run folders:
   {clca} evaluate {run}
   {clca} predict {run} {leaves}/cultivar-001
 

@@ -128,8 +128,9 @@ def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
                 check_size(program, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
             module = program.module()
     except TooLarge as error:
+        reason = str(error).partition("\n")[0]  # torch.fx adds the node
         raise ClcaError(
-            f"{path}: its program asks for {error}, which no model of clca does, so it is not loaded; {TRUST}"
+            f"{path}: its program asks for {reason}, which no model of clca does, so it is not loaded; {TRUST}"
         ) from None
     except Exception:  # a damaged archive raises nearly anything
         raise ClcaError(f"{path}: is not a program that clca exported") from None

@@ -85,12 +85,23 @@ def checked_model(path: Path, opset: int) -> tuple[bytes, dict[str, Any]]:
 def _check_length(content: memoryview) -> None:
     """Limit what is not weights: parsed, a node without content takes fifty times its bytes."""
     rest = 0
+    for length in _lengths(content):
+        rest += length
+        if rest > _LONGEST:
+            raise _Refused(f"it has more than {_LONGEST / 2**20:g} MiB beside its weights")
+
+
+def _lengths(content: memoryview) -> Iterator[int]:
+    """Bytes of one part of a model after the other, the elements of its weights left out."""
     for field, value in _fields(content):
-        for inner, part in _fields(value) if field == _GRAPH else [(0, value)]:
-            for deeper, piece in _fields(part) if inner == _INITIALIZER else [(0, part)]:
-                rest += _HEADER + (0 if deeper == _RAW_DATA else len(piece))
-                if rest > _LONGEST:
-                    raise _Refused(f"it has more than {_LONGEST / 2**20:g} MiB beside its weights")
+        if field != _GRAPH:
+            yield _HEADER + len(value)
+            continue
+        yield _HEADER
+        for inner, part in _fields(value):
+            yield _HEADER + (0 if inner == _INITIALIZER else len(part))
+            if inner == _INITIALIZER:
+                yield from (_HEADER + (0 if name == _RAW_DATA else len(piece)) for name, piece in _fields(part))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -21,12 +21,12 @@ _NEEDED = ("pandas", "pyarrow", "jinja2")
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure as the templates expect it.
+    """A figure, as the templates need it.
 
     Attributes:
         picture: Title, name and caption.
-        svgs: One for each panel.
-        legend: Each mark with its symbol as SVG.
+        svgs: One per panel.
+        legend: The marks, each with its symbol as SVG.
         files: Names in figures/, for links.
         sentences: Printed below it.
     """

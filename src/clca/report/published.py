@@ -1,7 +1,7 @@
-"""Published results as data, and the runs of ours that each of them can be held against.
+"""Published results as data, and their comparison with the runs of a study.
 
-`published.csv` has one row per number of the paper's table and figures (Rios et al., ICASSP 2025), for CLCA and
-for the methods that it is compared with. A row that corresponds to a setting of this library names it.
+`published.csv` has one row per number in the paper's table and figures (Rios et al., ICASSP 2025), for CLCA and for
+the methods that it is compared with. A row that corresponds to a setting of this library contains that setting.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NINE = (
     "vit_base_patch16_clip_224.laion2b",
     "vit_base_patch16_224.mocov3",
 )
-"""The paper's backbones. Here by name, because `clca.models.backbones` loads torch and timm."""
+"""The paper's backbones; by name, because `clca.models.backbones` imports torch and timm."""
 
 DATA_TITLES = {
     "cotton80": "Cotton80",
@@ -37,17 +37,17 @@ DATA_TITLES = {
 JOINED = ["published_top1", "difference", "published_method", "published_note", "approximate"]
 """The columns that `join` adds."""
 
-_SAME_AS_NONE = ("evit", "topk", "tome")  # at keep rate 1 these leave every token, so the model is the same one
+_SAME_AS_NONE = ("evit", "topk", "tome")  # at keep rate 1 these keep every token, so the model is the same
 VARIANTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "num_clr": (1, ("clc", "clca")),
     "clc_gap": (True, ("clc", "clca")),
     "clc_recover_at_last": (True, ("clc", "clca")),
     "cla_width": (2, ("cla", "clca")),
 }
-"""Settings of the two modules: the default, which is the paper's, and the arms that each bears on."""
+"""Settings of the two modules: the default, which is the paper's, and the arms that each applies to."""
 BY_BLOCK = ("keep_rates", "locations")
-"""Columns that are blank where all blocks that reduce have one rate, and are those that the backbone's depth gives."""
-_BLOCKS = "3 6 9"  # of twelve, which is what the paper's backbones have: what the depth gives
+"""Columns that are blank if all reduction blocks have the same rate, and are the default ones."""
+_BLOCKS = "3 6 9"  # the default for the paper's backbones of twelve blocks
 
 _NUMBERS = ("top1", "gain_low", "gain_high", "gmacs", "img_size", "keep_rate")
 
@@ -56,7 +56,7 @@ def published() -> pd.DataFrame:
     """Every published number.
 
     Returns:
-        One row a number: `method`; `data` (the set's short name; None: not given; two names: over both); `kind`
+        One row per number: `method`; `data` (the set's short name; None: not given; two names: over both); `kind`
         ("top-1" or "median gain"); `top1` (percent), or `gain_low` and `gain_high` (points); `gmacs` (one image);
         `img_size` (pixels); `backbone` (a name, a pattern, or None: one of `NINE`, not stated which), `reduction`,
         `keep_rate` and `arm` where it is a setting of this library, else None; `approximate` (read from a figure);
@@ -78,10 +78,10 @@ def _read() -> pd.DataFrame:
 
 
 def plain(data: str) -> pd.DataFrame:
-    """What other methods reach on a set (TransFG, SIM-Trans …), to stand beside our own results; best first.
+    """Results of other methods on a set (TransFG, SIM-Trans …), for comparison; best first.
 
     Args:
-        data: The set's short name, such as "soygene"; one that nothing is published on gives no rows.
+        data: The set's short name, such as "soygene"; without published results there are no rows.
     """
     rows = _read()
     rows = rows[(rows["data"] == data) & (rows["kind"] == "top-1") & ~rows["approximate"] & (rows["arm"] != "clca")]
@@ -89,20 +89,20 @@ def plain(data: str) -> pd.DataFrame:
 
 
 def join(table: pd.DataFrame) -> pd.DataFrame:
-    """Put the published number beside every row that is the same setting on the same set at the same image size.
+    """Add the published number to every row of the same setting on the same set at the same image size.
 
-    Top-1 of the table is `top1_mean` (percent, as of `over_seeds`) where there is one, else `top1` (0 to 1, as in the
-    results table). Rows are neither lost nor doubled nor moved. Where the paper does not name the backbone, each of
-    its nine is joined, and `published_note` notes it. EViT at keep rate 1 and no reduction are the same model and match
-    alike. Keep rates that differ from block to block, and other blocks, are other settings, whatever the mean.
+    Top-1 of the table is `top1_mean` (percent, from `over_seeds`) if there is one, else `top1` (0 to 1, as in the
+    results table). The rows and their order stay the same. If the paper does not name the backbone, each of its nine
+    matches, as stated in `published_note`. EViT at keep rate 1 and no reduction are the same model, and both match.
+    Keep rates that differ between blocks, and other blocks, are other settings, whatever their mean.
     Carriers, GAP and head width must be the defaults, as in the paper's main results.
 
     Args:
         table: Rows with `data`, `backbone`, `reduction`, `keep_rate`, `img_size` and `arm`; without one of these
-            nothing matches. And `BY_BLOCK`, if there are some.
+            nothing matches. `BY_BLOCK` is optional.
 
     Returns:
-        A copy with `published_top1` (percent), `difference` (points, ours less theirs), `published_method`,
+        A copy with `published_top1` (percent), `difference` (points, this study minus published), `published_method`,
         `published_note` and `approximate`.
     """
     known = [row for row in _read().to_dict("records") if row["kind"] == "top-1" and row["reduction"] and row["data"]]
@@ -128,13 +128,15 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
         reduction = "none"
     pixels = None if size is None or pd.isna(size) else int(size)
     rates, blocks = (text if isinstance(text := row.get(name), str) else "" for name in BY_BLOCK)
-    if blocks == _BLOCKS or (reduction == "none" and row.get("arm") == "base"):  # nothing happens at the blocks
+    if blocks == _BLOCKS or (
+        reduction == "none" and row.get("arm") == "base"
+    ):  # no module or reduction acts on the blocks
         blocks = ""
     return row.get("data"), reduction, rate, rates, blocks, pixels, row.get("arm")
 
 
 def _match(candidates: Any, row: dict[str, Any]) -> dict[str, Any] | None:
-    """The published row of this setting; one that names the backbone before one that does not."""
+    """The published row of this setting, preferably one that names the backbone."""
     for name, (default, arms) in VARIANTS.items():
         value = row.get(name)
         if row.get("arm") in arms and not pd.isna(value) and value != default:

@@ -50,15 +50,15 @@ _LONG = 44  # a cell of more characters wraps
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table that the page, the console and LaTeX show alike.
+    """A table for the page, the console, CSV and LaTeX.
 
     Attributes:
-        title: A few words.
-        caption: What the reader must know to read it.
-        columns: What is shown.
-        rows: The cells as text, `86.4 ± 1.2`; "" where there is nothing. Perhaps not all: see `left_out`.
-        frame: Everything as numbers; this is the CSV.
-        left_out: Rows that are only in `frame`.
+        title: Heading of the table.
+        caption: Explanation of the columns.
+        columns: The displayed columns.
+        rows: The displayed cells as text, such as `86.4 ± 1.2`; "" for missing values.
+        frame: All rows as numbers, for the CSV.
+        left_out: Number of rows that are in `frame` only.
     """
 
     title: str
@@ -74,18 +74,18 @@ class ReportTable:
 
     @property
     def note(self) -> str:
-        """The caption, and how many rows are not shown."""
+        """The caption, with the number of rows that are not shown."""
         left = f"{self.left_out:,} more row{'' if self.left_out == 1 else 's'} in the CSV." if self.left_out else ""
         return " ".join(part for part in (self.caption, left) if part)
 
     def render(self, console: Console) -> None:
-        """Print it, and its note below."""
+        """Print the table with its note below."""
         Table(self.columns, self.rows, title=self.title, caption=self.note, frame="rule").render(console)
 
     def latex(self, label: str = "") -> str:
         """A `table`, or a `longtable` if it does not fit a page; needs booktabs (and longtable), and T1.
 
-        `86.4 ± 1.2` becomes `$86.4 \\pm 1.2$`; all else is escaped.
+        `86.4 ± 1.2` becomes `$86.4 \\pm 1.2$`; all other text is escaped.
 
         Args:
             label: For `\\ref`, such as "tab:results"; "" for none.
@@ -112,12 +112,14 @@ class ReportTable:
 
 
 def tex(text: str) -> str:
-    """Text as LaTeX: special characters escaped, `a ± b` as mathematics, what pdfTeX cannot set replaced by "?"."""
+    """Text as LaTeX: special characters escaped, `a ± b` as mathematics, characters that pdfTeX lacks as "?"."""
     plain = "".join(char if char in "±−≈×·→…–—’" or ord(char) < 0x180 else "?" for char in " ".join(text.split()))
     plain = "".join(char for char in plain if char.isprintable())
     parts = re.split(rf"({_NUMBER} ± {_NUMBER})", plain)
-    made = "".join(_formula(part) if number % 2 else part.translate(_SPECIAL) for number, part in enumerate(parts))
-    return f"{{}}{made}" if made.startswith(("[", "*")) else made  # behind the end of a row they would belong to it
+    escaped = "".join(_formula(part) if number % 2 else part.translate(_SPECIAL) for number, part in enumerate(parts))
+    return (
+        f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
+    )  # after the end of a row, these would be its options
 
 
 def _formula(text: str) -> str:
@@ -127,11 +129,11 @@ def _formula(text: str) -> str:
 
 
 def write_tables(folder: Path, tables: Mapping[str, ReportTable]) -> list[Path]:
-    """Write NAME.csv and NAME.tex of each table, each file whole or not at all.
+    """Write NAME.csv and NAME.tex of each table, each file atomically.
 
     Args:
-        folder: Made if it is not there.
-        tables: By file name, without the ending.
+        folder: Created if missing.
+        tables: By file name, without extension.
 
     Returns:
         The files written.

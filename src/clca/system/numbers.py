@@ -52,13 +52,14 @@ def is_whole_number(text: str) -> bool:
 def refuse_odd_number(value: Any) -> Any:
     """A value as it came, unless it, or an element of it, is text other than a plain number.
 
-    For fields that hold no text, before pydantic converts what they are given: it reads `1_0` as Python does.
+    For fields that hold no text, before pydantic converts what they are given: it reads `1_0` as Python does. Text
+    without a digit is left to pydantic, which names the type that is needed.
 
     Raises:
         ValueError: It is.
     """
     for part in value if isinstance(value, (list, tuple)) else (value,):
-        if isinstance(part, str):
+        if isinstance(part, str) and (any(letter.isnumeric() for letter in part) or _is_python_number(part)):
             try:
                 decimal_number(part)
             except ValueError:
@@ -82,3 +83,11 @@ def integer(value: Any, low: int = -LARGEST_INTEGER, high: int = LARGEST_INTEGER
 def share(value: Any) -> float | None:
     """The value if it is a number from 0 to 1, else None."""
     return number(value, 0, 1)
+
+
+def _is_python_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

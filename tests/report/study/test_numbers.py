@@ -317,7 +317,7 @@ class TestState:
         )
         assert "Nothing is finished yet for reduction tome." in found.sentences
         assert "Further behind than the rest of reduction: none (9 of 12)." in found.sentences
-        assert "3 runs with CLCA have no finished base run to be held against." in found.sentences
+        assert "3 runs with CLCA have no finished base run to compare with." in found.sentences
         rows = found.by_axis.set_index(["axis", "label"])
         assert rows.loc[("reduction", "tome")].tolist() == [24, 0, 0, 0, 24]
         assert rows.loc[("reduction", "none")].tolist() == [12, 9, 2, 1, 0]
@@ -342,14 +342,13 @@ class TestState:
         assert mixed(results()) == []
         assert mixed(NOTHING) == []
 
-    def test_mixed_versions_are_told_with_the_pairs_they_tear(self):
+    def test_mixed_versions_are_reported_with_the_pairs_they_split(self):
         table = results()
         table.loc[table["arm"] == "clca", "torch"] = "2.10"
         table.loc[table["seed"] == 0, "device"] = "cuda"
-        told = mixed(table)
-        assert told == [
+        assert mixed(table) == [
             "Not all runs have the version of torch in common: 2.10 (30 runs), 2.9 (30 runs); 30 of 30 pairs of CLCA "
-            "and base are of two.",
+            "and base differ in it.",
             "Not all runs have the device in common: cpu (40 runs), cuda (20 runs).",
         ]
 
@@ -360,7 +359,7 @@ class TestState:
         table.loc[8, "error"] = None
         rows = failures(table)
         assert rows["n"].tolist() == [51, 8, 1]
-        assert rows["error"].tolist()[1:] == ["no space left", "no reason was written down"]
+        assert rows["error"].tolist()[1:] == ["no space left", "no reason was recorded"]
         assert rows["names"][1].endswith("and 3 more")
         assert len(failures(results())) == len(failures(pd.DataFrame())) == 0
         assert len(over_seeds(table)) == 0

@@ -1,4 +1,4 @@
-"""One run, many processes: whoever races, dies, sleeps or has no space, one at most goes on."""
+"""One run, many processes: if processes race, die, sleep or run out of space, at most one continues."""
 
 import errno
 import json
@@ -85,7 +85,7 @@ def start(work: Callable[..., None], *arguments: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_stays() -> Iterator[None]:
+def _no_process_stays() -> Iterator[None]:
     """A test that fails leaves no process that waits, nor one that stands still and hears no SIGTERM."""
     yield
     for process in started:
@@ -277,14 +277,14 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path, take: Callable[..., 
     process.join()
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("with_callback", [True, False])
 def test_an_owner_that_stood_still_is_told_when_it_wakes(
-    tmp_path: Path, take: Callable[..., Claim], told: bool
+    tmp_path: Path, take: Callable[..., Claim], with_callback: bool
 ) -> None:
     folder, lost = tmp_path / "run", tmp_path / "lost"
     folder.mkdir()
     watch = Watch(patience=0.9)
-    process = start(own, folder, 0.05, lost if told else None)
+    process = start(own, folder, 0.05, lost if with_callback else None)
     until((folder / "owned").exists)
     end = time.monotonic() + 2
     while time.monotonic() < end:  # alive: held much longer than `patience`
@@ -295,11 +295,11 @@ def test_an_owner_that_stood_still_is_told_when_it_wakes(
     held = until(lambda: claim(folder, beat=0.05, watch=watch))
     assert time.monotonic() - stopped > 0.8
     os.kill(process.pid, signal.SIGCONT)
-    if told:
+    if with_callback:
         until(lambda: lost.exists() and lost.read_text() == str(process.pid))
         process.kill()
     process.join(20)
-    assert process.exitcode == (-signal.SIGKILL if told else LOST)
+    assert process.exitcode == (-signal.SIGKILL if with_callback else LOST)
     assert held.still_held()
     held.release()
 
@@ -315,7 +315,7 @@ def test_a_child_does_not_release(tmp_path: Path, take: Callable[..., Claim]) ->
 def test_a_process_number_given_again_is_not_the_owner(tmp_path: Path) -> None:
     alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started="another time")
     assert holder(tmp_path) is None
-    alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started=module.start_of(os.getpid()))
+    alive_elsewhere(tmp_path, machine=module.machine(), pid=os.getpid(), started=module.start_time(os.getpid()))
     assert holder(tmp_path).pid == os.getpid()
 
 
@@ -333,7 +333,7 @@ def test_a_process_that_cannot_be_seen_is_not_taken_for_dead(tmp_path: Path, mon
     monkeypatch.setattr(os, "kill", of_another)
     assert holder(tmp_path).pid == 7
     monkeypatch.undo()
-    monkeypatch.setattr(module, "machine", lambda: "")  # which machine this is cannot be told
+    monkeypatch.setattr(module, "machine", lambda: "")  # the machine cannot be identified
     alive_elsewhere(tmp_path, machine="", pid=2**30)
     assert holder(tmp_path).pid == 2**30
 
@@ -490,13 +490,13 @@ def test_claims_removed_by_hand_are_lost(tmp_path: Path, take: Callable[..., Cla
 
 
 def test_a_removed_folder_is_lost(tmp_path: Path) -> None:
-    told: list[int] = []
+    calls: list[int] = []
     (tmp_path / "run").mkdir()
-    held = claim(tmp_path / "run", beat=60, on_lost=lambda: told.append(1))
+    held = claim(tmp_path / "run", beat=60, on_lost=lambda: calls.append(1))
     (tmp_path / "run").rename(tmp_path / "gone")
     assert is_lost(held)
     assert is_lost(held)
-    assert told == [1]
+    assert calls == [1]
     held.release()
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from small_study import BASE, small_plan
+from small_study import BASE, small_plan, study_command
 from waiting import until
 
 from clca.data.synthetic.leaves import write_leaves
@@ -299,7 +299,7 @@ if __name__ == "__main__":
 def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
     script = tmp_path / f"driver-{executor}.py"
     script.write_text(DRIVER.format(work=work, executor=executor, seeds=seeds))
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2] / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "out")],
@@ -312,10 +312,10 @@ def driver(tmp_path, work, executor="LocalProcesses(2)", seeds=6):
 
 def test_two_drivers_on_one_folder_make_every_run_once(tmp_path):
     drivers = [driver(tmp_path, "among_three"), driver(tmp_path, "among_three", "None")]
-    said = [one.communicate(timeout=120)[0].split() for one in drivers]
-    assert [words[0] for words in said] == ["24", "24"]  # both see all of it finished
-    assert sum(int(words[1]) for words in said) == 24
-    assert all(int(words[1]) > 0 for words in said)
+    printed = [one.communicate(timeout=120)[0].split() for one in drivers]
+    assert [words[0] for words in printed] == ["24", "24"]  # both see all of it finished
+    assert sum(int(words[1]) for words in printed) == 24
+    assert all(int(words[1]) > 0 for words in printed)
     assert set(made(tmp_path / "out").values()) == {1}
     assert len(made(tmp_path / "out")) == 24
 
@@ -345,9 +345,7 @@ def test_after_the_death_of_the_driver_its_workers_end_and_another_goes_on(tmp_p
 
 
 def test_a_signal_lets_runs_save_themselves_and_ends_the_study(tmp_path):
-    from test_study_command import command
-
-    one = command(tmp_path, "run", "study.yaml", "--jobs", "2", "--out", "out", study={"seeds": 3})
+    one = study_command(tmp_path, "run", "study.yaml", "--jobs", "2", "--out", "out", study={"seeds": 3})
     until(lambda: list(tmp_path.glob("out/runs/*/run/metrics.jsonl")), 120)
     one.send_signal(signal.SIGTERM)
     _, error = one.communicate(timeout=120)
@@ -381,15 +379,15 @@ class Dying(LocalProcesses):
     def start(self):
         pass
 
-    def room(self):
+    def free_slots(self):
         return 1 - len(self.given)
 
     def submit(self, job):
         self.given.append(job)
 
     def wait(self, seconds):
-        told, self.given = self.given, []
-        return [Outcome(job.name, "lost", "its process ended") for job in told]
+        lost, self.given = self.given, []
+        return [Outcome(job.name, "lost", "its process ended") for job in lost]
 
 
 def test_a_pretraining_whose_process_dies_time_and_again_is_tried_with_every_command(tmp_path):
@@ -489,9 +487,9 @@ def test_a_list_of_keep_rates_is_another_setting_than_its_mean_also_in_runs_made
 
 
 def test_leaves_are_drawn_where_a_study_asks_for_them_and_as_it_asks(tmp_path, monkeypatch):
-    told = small_plan(base={**BASE, "source": "leaves"}, seeds=1)
-    run_study(told, tmp_path / "told", runs=told.runs[:1], work="fake_work:look", quiet=True)
-    assert read_table(tmp_path / "told")["train_images"].tolist() == [12]
+    named = small_plan(base={**BASE, "source": "leaves"}, seeds=1)
+    run_study(named, tmp_path / "named", runs=named.runs[:1], work="fake_work:look", quiet=True)
+    assert read_table(tmp_path / "named")["train_images"].tolist() == [12]
     write_leaves(tmp_path / "leaves", 3, 5, 40, progress=False)
     monkeypatch.chdir(tmp_path)
     found = small_plan(base={**BASE, "data": "leaves"}, seeds=1)

@@ -27,7 +27,7 @@ def cluster(monkeypatch):
     """Two nodes with a CPU each, bound to this machine alone."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 10**8}
     made = Cluster(initialize_head=True, head_node_args=node)
     made.second = made.add_node(**{key: value for key, value in node.items() if key != "include_dashboard"})

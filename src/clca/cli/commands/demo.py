@@ -29,7 +29,10 @@ class Demo(Arguments):
 
 def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Demo, "clca demo", argv))
-    from clca.demo import run as demonstration
+    from rich.console import Console
 
-    demonstration.run(Path(chosen["out"]), seed=chosen["seed"])
+    from clca.demo import run as demo
+
+    result = demo.run(Path(chosen["out"]), seed=chosen["seed"])
+    result.render(Console())
     return 0

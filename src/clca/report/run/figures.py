@@ -1,4 +1,4 @@
-"""The figures of one run: its curves, its gradients, what it confuses."""
+"""The figures of one run: its curves, gradients and confusion matrix."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gradient(steps: Sequence[dict[str, Any]]) -> Picture | None:
     """The largest gradient by training step, on a logarithmic scale.
 
     Args:
-        steps: The lines of metrics.jsonl that are of a step.
+        steps: The lines of metrics.jsonl for single steps.
     """
     points = [(x, y) for x, y in _points(steps, "grad_max", lambda values: max(values) * len(values)) if y > 0]
     if not points:
@@ -63,11 +63,11 @@ def gradient(steps: Sequence[dict[str, Any]]) -> Picture | None:
 
 
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Picture | None:
-    """Share of each true class that went to each predicted class, light to dark.
+    """The confusion matrix as fractions of each true class, light to dark.
 
     Args:
         counts: Images by true class (row) and predicted class (column).
-        names: Of the classes.
+        names: Names of the classes.
     """
     if not counts or not any(map(sum, counts)):
         return None
@@ -92,17 +92,17 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Picture 
 
     right = sum(row[k] for k, row in enumerate(counts))
     images = sum(map(sum, counts))
-    caption = f"Share of each true class by predicted class; {right} of {images} images are right."
+    caption = f"Share of each true class by predicted class; {right} of {images} images are correct."
     panel = Panel("", draw, f"Confusion matrix of {len(names)} classes; {caption}", height=side)
-    return Picture("confusion", "What is taken for what", caption, [panel], width=side + 0.8)
+    return Picture("confusion", "Confusion matrix", caption, [panel], width=side + 0.8)
 
 
-def _points(steps: Sequence[dict[str, Any]], name: str, together: Any) -> list[tuple[float, float]]:
-    """Step and value; of a long run, neighbouring steps as one (`together` of their values, over their count)."""
+def _points(steps: Sequence[dict[str, Any]], name: str, combine: Any) -> list[tuple[float, float]]:
+    """Step and value; in a long run, neighbouring steps are merged (`combine` of their values, over their number)."""
     there = [(line["step"], line[name]) for line in steps if isinstance(line.get(name), (int, float))]
     size = math.ceil(len(there) / MOST_POINTS) if there else 1
     parts = [there[k : k + size] for k in range(0, len(there), size)]
-    return [(part[-1][0], together([value for _, value in part]) / len(part)) for part in parts]
+    return [(part[-1][0], combine([value for _, value in part]) / len(part)) for part in parts]
 
 
 def _curve(

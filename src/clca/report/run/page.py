@@ -30,7 +30,7 @@ _MOST_SETTINGS = 1000
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run's folder holds; what is not there, or cannot be read, is empty."""
+    """The content of a run's folder; empty where files are missing or cannot be read."""
 
     name: str
     config: dict[str, Any]
@@ -49,7 +49,7 @@ class _Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is one of `clca train`, or a study's folder of one run."""
+    """Whether the folder is from `clca train`, or that of one run in a study."""
     return (folder / "config.json").is_file() or (folder / "run.json").is_file()
 
 
@@ -57,7 +57,7 @@ def run_report(folder: Path, out: Path) -> tuple[Path, list[str], int, int]:
     """Write index.html, figures/ and tables/ of one run.
 
     Returns:
-        The page, the sentences that it begins with, and how many figures and tables there are.
+        The page, its first sentences, and the numbers of figures and tables.
 
     Raises:
         ClcaError: `out` cannot be written.
@@ -75,10 +75,10 @@ def run_report(folder: Path, out: Path) -> tuple[Path, list[str], int, int]:
 
 
 def write_run_page(folder: Path, page: Path, back: str | None = None) -> None:
-    """Write the page alone, as one among those of a study.
+    """Write only the page, as part of a study's report.
 
     Args:
-        folder: The run's, or a study's folder of it.
+        folder: The run's folder, from `clca train` or in a study.
         page: The file.
         back: A link to the study's page.
 
@@ -90,7 +90,7 @@ def write_run_page(folder: Path, page: Path, back: str | None = None) -> None:
 
 
 def read_run(folder: Path) -> _Run:
-    """Read what there is of a run, finished or not."""
+    """Read the files of a run, finished or not."""
     run = RunFolder(folder / "run" if (folder / "run.json").is_file() else folder)
     lines = list(islice(map(_logged, file_objects(run.metrics)), _MOST_LINES))
     evaluations = sorted(run.path.glob("evaluation/*/evaluation.json"))
@@ -128,7 +128,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _logged(line: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a line of metrics.jsonl; what is not of its kind is left out."""
+    """The values of a line of metrics.jsonl that the page shows, without those of the wrong type."""
     if (step := integer(line.get("step"))) is None:
         return {}
     found: dict[str, Any] = {"step": step}
@@ -146,12 +146,12 @@ def _numbers_of(content: dict[str, Any], names: Iterable[str]) -> dict[str, floa
 
 
 def _are_counts(table: Sequence[Sequence[str]]) -> bool:
-    """Whether all cells but the heads are whole numbers of images."""
+    """Whether all cells but the headings are whole numbers of images."""
     return all(is_whole_number(cell) and len(cell) <= 15 for row in table[1:] for cell in row[1:])
 
 
 def _evaluation(content: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of evaluation.json."""
+    """The values of evaluation.json that the page shows."""
     measured = ("top1", "top5", "macro", "loss", "gmacs", "params", "images_per_second", "images")
     found: dict[str, Any] = _numbers_of(content, measured)
     for name in ("split", "data", "device", "precision"):
@@ -164,7 +164,7 @@ def _evaluation(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(content: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of summary.json."""
+    """The values of summary.json that the page shows."""
     found: dict[str, Any] = _numbers_of(content, ("epochs", "steps", "kept_epoch", "seconds"))
     found["kept"] = str(content.get("kept"))[:_LONGEST_NAME]
     for name in ("train", "watched"):
@@ -176,10 +176,10 @@ def _write(run: _Run, page: Path, tables: dict[str, ReportTable], folder: Path |
     pictures: Sequence[tuple[str, Picture | None]] = (
         ("Curves and gradients", run_figures.curves(run.steps, run.epochs)),
         ("", run_figures.gradient(run.steps)),
-        ("What is taken for what", run_figures.confusion(run.confusion, run.names)),
+        ("Confusion matrix", run_figures.confusion(run.confusion, run.names)),
     )
     figures = [shown(picture, folder) for _, picture in pictures if picture is not None]
-    reasons = {"Curves and gradients": "no step was logged", "What is taken for what": "the run has no confusion.csv"}
+    reasons = {"Curves and gradients": "no step was logged", "Confusion matrix": "the run has no confusion.csv"}
     write_page(
         page,
         "run/run.html.jinja",
@@ -213,14 +213,14 @@ def _answer(run: _Run) -> list[str]:
 
 
 def _set_name(found: dict[str, Any]) -> str:
-    """What the images are called, without the folders that they lie in."""
+    """The name of the data set, without its parent folders."""
     return Path(str(found.get("data") or "its images")).name
 
 
 def _warnings(run: _Run) -> list[str]:
     if not run.failure:
         return []
-    return [f"It failed (attempt {run.failure.attempt}): {run.failure.error or 'no error was noted'}"]
+    return [f"It failed (attempt {run.failure.attempt}): {run.failure.error or 'no error was recorded'}"]
 
 
 def _tables(run: _Run) -> dict[str, ReportTable]:
@@ -322,7 +322,7 @@ def _confused(run: _Run) -> ReportTable | None:
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """`model.reduction evit`, without what was not set."""
+    """Nested settings as pairs (`model.reduction`, `evit`), without unset ones."""
     pairs: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, dict):

@@ -35,18 +35,18 @@ def p_text(p: float) -> str:
 
 
 def varies(rows: pd.DataFrame, name: str) -> bool:
-    """Whether not all rows have the same in a column."""
+    """Whether the values of a column differ between rows."""
     return rows[name].nunique(dropna=False) > 1
 
 
 def setting_column(rows: pd.DataFrame, name: str) -> Column:
-    """The heading of the column of settings."""
+    """The heading of a column of settings."""
     numbers = pd.api.types.is_numeric_dtype(rows[name])
     return Column(_TITLES.get(name) or name.removeprefix("axis."), align="right" if numbers else "left")
 
 
 def cell(name: str, value: Any) -> str:
-    """A value of a setting: Cotton80, 448 px."""
+    """The text of a setting's value: Cotton80, 448 px."""
     if value is None or pd.isna(value):
         return ""
     if name == "data":
@@ -59,32 +59,32 @@ def cell(name: str, value: Any) -> str:
 
 
 def in_caption(name: str, value: Any) -> str:
-    """The same with its name, where there is no heading: keep rate 0.1."""
+    """The text of a setting's value with its name, for a caption: keep rate 0.1."""
     words = {"keep_rate": "keep rate", "keep_rates": "by block", "locations": "blocks"}
     text = cell(name, value)
     return f"{words[name]} {text}" if name in words and text else text
 
 
 def column(rows: pd.DataFrame, name: str, shown: Callable[[Any], str]) -> list[str]:
-    """The cells of a column; empty where there is nothing."""
+    """The texts of a column; "" for missing values."""
     return ["" if pd.isna(value) else shown(value) for value in rows[name]]
 
 
 def with_sd(mean: float, sd: float) -> str:
-    """86.4 ± 1.2, or 86.4 of one run."""
+    """86.4 ± 1.2, or 86.4 for one run."""
     return "" if pd.isna(mean) else f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
 
 
 def means_with_sd(rows: pd.DataFrame) -> list[str]:
-    """86.4 ± 1.2 of rows of `over_seeds`."""
+    """Mean and standard deviation of each row of `over_seeds`, as 86.4 ± 1.2."""
     return [with_sd(mean, sd) for mean, sd in zip(rows["top1_mean"], rows["top1_sd"], strict=True)]
 
 
 def intervals(low: pd.Series, high: pd.Series) -> list[str]:
-    """+1.2 to +3.4; empty where there is none."""
+    """Each interval as +1.2 to +3.4; "" if it is missing."""
     return ["" if pd.isna(a) else f"{signed(a)} to {signed(b)}" for a, b in zip(low, high, strict=True)]
 
 
 def cost(gmacs: float) -> str:
-    """GMACs with three digits."""
+    """GMACs with three significant digits."""
     return f"{gmacs:#.3g}".rstrip(".")

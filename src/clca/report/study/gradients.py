@@ -1,4 +1,4 @@
-"""How large gradients get during training, by arm (the paper: the base model's are larger and spikier)."""
+"""Sizes of gradients during training, by arm (in the paper, those of the base model are larger, with more spikes)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Gradients:
     """Largest gradient by training step.
 
     Attributes:
-        curves: One row an arm and step: `arm`, `step`, `median`, `low`, `high` (quartiles over runs), `runs`.
-        arms: One row an arm: `arm`, `runs` (that the curve is of), `finished` (that there are), `unreadable` (that were
-            to be read and could not be), and over all finished ones the medians `median` (of a run's median over
+        curves: One row per arm and step: `arm`, `step`, `median`, `low`, `high` (quartiles over runs), `runs`.
+        arms: One row per arm: `arm`, numbers of runs as `runs` (in the curve), `finished` and `unreadable` (selected
+            for the curve, but not readable), and medians over all finished runs: `median` (of a run's median over
             steps), `largest` (of its largest) and `spike` (of its largest over its median).
-        pairs: One row a pair of base and CLCA: the columns of `paired_gains`, and base's over CLCA's as `ratio_median`,
-            `ratio_max` and `ratio_spike` (largest over median).
-        sentences: What it comes to, for the report.
+        pairs: One row per pair of base and CLCA: the columns of `paired_gains`, and the ratios of base to CLCA as
+            `ratio_median`, `ratio_max` and `ratio_spike` (largest over median).
+        sentences: The summary for the report.
     """
 
     curves: pd.DataFrame
@@ -40,17 +40,16 @@ class Gradients:
 
 
 def gradients(folder: Path, table: pd.DataFrame, *, most: int = 96, points: int = 400) -> Gradients:
-    """Read how gradients went from runs/<name>/run/metrics.jsonl of finished runs.
+    """Read the gradients of finished runs from runs/<name>/run/metrics.jsonl.
 
-    The curves of all arms are of the same settings and seeds wherever there are some that all arms have. The ratios
-    and the medians are of all finished runs, from the table. Carriers, GAP or heads other
-    than the default are left out.
+    The curves of all arms cover the same settings and seeds, if all arms have some in common. Ratios and medians cover
+    all finished runs, from the table. Runs with other carriers, GAP or heads than the default are left out.
 
     Args:
         folder: The study's folder.
         table: Its results table.
-        most: Runs read of an arm at most; of more, as many are taken, evenly spread over the settings.
-        points: Points of a curve at most; of longer runs, neighbouring steps are taken together and the largest counts.
+        most: Largest number of runs to read per arm; from more, this many are selected evenly over the settings.
+        points: Largest number of points per curve; in longer runs, each point is the maximum of neighbouring steps.
     """
     runs = by_default(finished_runs(table))
     for name in ("grad_max", "grad_median"):
@@ -64,16 +63,16 @@ def gradients(folder: Path, table: pd.DataFrame, *, most: int = 96, points: int 
             name: steps for name in chosen[arm] if (steps := read_steps(folder / "runs" / name / "run")) is not None
         }
         curves.append(_curve(list(read.values()), points).assign(arm=arm))
-        own = runs[runs["arm"] == arm]
+        of_arm = runs[runs["arm"] == arm]
         arms.append(
             {
                 "arm": arm,
                 "runs": len(read),
-                "finished": len(own),
+                "finished": len(of_arm),
                 "unreadable": len(chosen[arm]) - len(read),
-                "median": own["grad_median"].median(),
-                "largest": own["grad_max"].median(),
-                "spike": own["spike"].median(),
+                "median": of_arm["grad_median"].median(),
+                "largest": of_arm["grad_max"].median(),
+                "spike": of_arm["spike"].median(),
             }
         )
     pairs = _ratios(by_default(paired_gains(table)))
@@ -83,9 +82,9 @@ def gradients(folder: Path, table: pd.DataFrame, *, most: int = 96, points: int 
 
 
 def read_steps(run: Path) -> pd.Series | None:
-    """The largest gradient at each training step of a run; None where metrics.jsonl has none.
+    """The largest gradient at each training step of a run; None if metrics.jsonl has none.
 
-    What an interruption left behind (half a line, a step written twice) is left out: of a step, the last line counts.
+    An interruption can leave an incomplete line, which is skipped, and repeated steps, of which the last counts.
 
     Args:
         run: The run's folder, with metrics.jsonl.
@@ -99,34 +98,34 @@ def read_steps(run: Path) -> pd.Series | None:
 
 
 def _chosen(runs: pd.DataFrame, arms: list[str], most: int) -> dict[str, list[str]]:
-    """The names of the runs to read of each arm: the same settings and seeds, as far as they all have some."""
+    """The names of the runs to read for each arm: of the same settings and seeds, if all arms have some in common."""
     names = runs[runs["name"] != ""].drop_duplicates([*SETTING, "seed", "arm"], keep="last")
     if names.empty:
         return {arm: [] for arm in arms}
-    by_place = names.pivot(index=[*SETTING, "seed"], columns="arm", values="name").reindex(columns=arms).sort_index()
-    shared = by_place.dropna()
+    by_setting = names.pivot(index=[*SETTING, "seed"], columns="arm", values="name").reindex(columns=arms).sort_index()
+    shared = by_setting.dropna()
     chosen = {}
     for arm in arms:
-        own = (shared if len(shared) else by_place)[arm].dropna()
-        picks = np.unique(np.linspace(0, len(own) - 1, min(most, len(own))).round().astype(int))
-        chosen[arm] = own.iloc[picks].tolist()
+        candidates = (shared if len(shared) else by_setting)[arm].dropna()
+        picks = np.linspace(0, len(candidates) - 1, min(most, len(candidates))).round().astype(int)
+        chosen[arm] = candidates.iloc[np.unique(picks)].tolist()
     return chosen
 
 
 def _curve(runs: list[pd.Series], points: int) -> pd.DataFrame:
-    """Median and quartiles over runs at each step, or at each of so many stretches of steps."""
+    """Median and quartiles over runs at each step, or at each of at most `points` intervals of steps."""
     if not runs:
         return pd.DataFrame(columns=_CURVES[1:])
     last = max(int(steps.index.max()) for steps in runs)
     width = max(1, math.ceil((last + 1) / points))
-    together = pd.concat([steps.groupby(steps.index // width).max() for steps in runs], axis=1).sort_index()
+    joined = pd.concat([steps.groupby(steps.index // width).max() for steps in runs], axis=1).sort_index()
     return pd.DataFrame(
         {
-            "step": together.index * width + (width - 1) // 2,
-            "median": together.median(axis=1).to_numpy(),
-            "low": together.quantile(0.25, axis=1).to_numpy(),
-            "high": together.quantile(0.75, axis=1).to_numpy(),
-            "runs": together.notna().sum(axis=1).to_numpy(),
+            "step": joined.index * width + (width - 1) // 2,
+            "median": joined.median(axis=1).to_numpy(),
+            "low": joined.quantile(0.25, axis=1).to_numpy(),
+            "high": joined.quantile(0.75, axis=1).to_numpy(),
+            "runs": joined.notna().sum(axis=1).to_numpy(),
         }
     )
 
@@ -145,22 +144,22 @@ def _pair_sentences(pairs: pd.DataFrame) -> list[str]:
     from scipy.stats import binomtest
 
     if pairs.empty:
-        return ["No pair of finished runs of base and CLCA has its gradients written down."]
+        return ["No pair of finished runs of base and CLCA has recorded gradients."]
     sentences = []
     for column, what in (
         ("ratio_max", "largest gradient of a training"),
         ("ratio_median", "median gradient over its steps"),
         ("ratio_spike", "largest over the median"),
     ):
-        own = pairs[column].dropna()
-        if own.empty:
+        ratios = pairs[column].dropna()
+        if ratios.empty:
             continue
-        low, middle, high = own.quantile([0.25, 0.5, 0.75])
-        above, below = int((own > 1).sum()), int((own < 1).sum())
+        low, middle, high = ratios.quantile([0.25, 0.5, 0.75])
+        above, below = int((ratios > 1).sum()), int((ratios < 1).sum())
         test = f", sign test {p_text(float(binomtest(above, above + below).pvalue))}" if above + below else ""
         sentences.append(
             f"Base over CLCA, {what}: {middle:.2f} times (quartiles {low:.2f} to {high:.2f}; base's is larger in "
-            f"{above} of {len(own)} pairs{test})."
+            f"{above} of {len(ratios)} pairs{test})."
         )
     return sentences
 
@@ -170,7 +169,7 @@ def _run_sentences(arms: pd.DataFrame) -> list[str]:
     fewer = arms[arms["runs"] + arms["unreadable"] < arms["finished"]]
     if len(fewer):
         listed = ", ".join(f"{row.runs} of {row.finished} of {ARM_TITLES[row.arm]}" for row in fewer.itertuples())
-        sentences.append(f"The curves are of some of the finished runs, evenly spread over the settings: {listed}.")
+        sentences.append(f"The curves cover some of the finished runs, selected evenly over the settings: {listed}.")
     if (unread := int(arms["unreadable"].sum())) > 0:
-        sentences.append(f"Of {unread} run{'s' if unread > 1 else ''} the metrics could not be read.")
+        sentences.append(f"The metrics of {unread} run{'s' if unread > 1 else ''} could not be read.")
     return sentences

@@ -1,7 +1,8 @@
 """Statistics of a study's results table: means over seeds, paired gains with their uncertainty, the frontier.
 
-A setting is data, backbone, reduction, keep rate, image size, arm and whatever else was varied; a run is a setting with
-a seed. Accuracies come in as shares (0 to 1, as in the results table) and go out in percent; gains are points.
+A setting is data, backbone, reduction, keep rate, image size, arm and every other varied setting; a run is a setting
+with a seed. Accuracies are fractions (0 to 1) in the results table, and percent in what is returned here; gains are
+percentage points.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from clca.report.study.settings import (
 __all__ = ["ARMS", "ARM_TITLES", "SETTING", "VARIANTS", "frontier", "gain_summary", "over_seeds", "paired_gains"]
 
 FEWEST = 6
-"""Pairs below which nothing is concluded: a two-sided sign test of five pairs cannot come below 0.05."""
+"""Pairs needed for a conclusion: with five, a two-sided sign test cannot reach p < 0.05."""
 
 _MEANS = (
     "gmacs",
@@ -44,17 +45,17 @@ _RESAMPLES = 9999
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Results of each setting over its seeds, with the published number beside it.
+    """Results of each setting over its seeds, with the matching published number.
 
     Args:
         table: The results table; only finished runs count.
 
     Returns:
-        One row a setting, sorted: `SETTING`, `arm`, the `VARIANTS` (blank where they do not bear on the arm), `variant`
-        (those that are not the default, in words; "" for none), those `axis.*` columns that are more specific;
+        One row per setting, sorted: `SETTING`, `arm`, the `VARIANTS` (blank if they do not apply to the arm), `variant`
+        (those other than the default, in words; "" for none), the `axis.*` columns that distinguish more settings;
         `n` (runs), `seeds` (text: 0, 1, 2), `top1_mean`, `top1_sd` (ddof 1; NaN for one run), `top1_min`, `top1_max`
         (percent), `macro_mean` (percent), the means `gmacs`, `computed_gmacs`, `params`, `images_per_second`,
-        `train_seconds`, `grad_max`, `grad_median`; and what `clca.report.published.join` adds.
+        `train_seconds`, `grad_max`, `grad_median`; and the columns of `clca.report.published.join`.
     """
     runs = finished_runs(table)
     keys = [*SETTING, "arm", *VARIANTS, "variant", *axes_of(runs)]
@@ -78,19 +79,20 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 def paired_gains(table: pd.DataFrame, arm: str = "clca", against: str = "base") -> pd.DataFrame:
     """Pairs of finished runs that are equal in all but the arm, the seed included.
 
-    What bears on one of the two arms only (carriers, for a base model) does not keep a pair apart. Each run with `arm`
-    is in one pair at most; of several runs that it could be held against, the one with the most equal settings counts,
-    then the one finished last.
+    Settings that apply to only one of the two arms (carriers, for a base model) may differ. Each run with `arm` is in
+    at most one pair; of several runs to compare it with, the one with the most equal settings is used, then the one
+    that finished last.
 
     Args:
         table: The results table.
-        arm: The arm whose gain is asked for.
-        against: The arm that it is held against.
+        arm: The arm whose gain is computed.
+        against: The arm that it is compared with.
 
     Returns:
-        One row a pair, sorted: `SETTING`, `seed`, the `VARIANTS`, `variant` and the telling `axis.*` columns of the run
-        with `arm`, `setting` (in words: all but the seed), `arm`, `against`, and of both runs (of the second with
-        `_against`) `run`, `name`, `top1` (percent), `gmacs`, `grad_max`, `grad_median`; `gain` (points).
+        One row per pair, sorted: `SETTING`, `seed`, the `VARIANTS`, `variant` and the distinguishing `axis.*` columns
+        of the run with `arm`, `setting` (in words, without the seed), `arm`, `against`; for both runs (for the second
+        with the suffix `_against`) `run`, `name`, `top1` (percent), `gmacs`, `grad_max`, `grad_median`; `gain`
+        (points).
     """
     runs = finished_runs(table)
     for name in ("grad_max", "grad_median"):
@@ -122,21 +124,22 @@ def paired_gains(table: pd.DataFrame, arm: str = "clca", against: str = "base") 
 def gain_summary(pairs: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean and median gain of each group of pairs, with a bootstrap interval and a sign test.
 
-    The interval is of the mean gain over pairs, bias-corrected and accelerated (BCa). Seeds of one setting belong
-    together, so settings are resampled, each with all its pairs; of fewer than three settings, single pairs are, and
-    the interval speaks of these settings only. Of fewer than about ten it is too narrow: in a simulation with three
-    seeds and normal gains it held the true mean in 79 % of trials with 4 settings, 87 % with 8 and 95 % with 13.
+    The interval is for the mean gain over pairs, bias-corrected and accelerated (BCa). The seeds of one setting are
+    not independent, so settings are resampled, each with all its pairs. With fewer than three settings, single pairs
+    are resampled, and the interval is valid for these settings only. With fewer than about ten it is too narrow: in a
+    simulation with three seeds and normal gains it contained the true mean in 79 % of trials with 4 settings, 87 % with
+    8 and 95 % with 13.
 
-    The sign test takes pairs as independent and leaves ties out. Neither is corrected for the number of groups. "lifts"
-    and "lowers" need both: an interval without 0, and p < 0.05.
+    The sign test treats pairs as independent and excludes ties. Neither is corrected for the number of groups. "lifts"
+    and "lowers" need both an interval without 0 and p < 0.05.
 
     Args:
-        pairs: Of `paired_gains`.
-        by: Columns to group by, such as ["reduction"] or ["reduction", "keep_rate"]; () takes all pairs together.
+        pairs: From `paired_gains`.
+        by: Columns to group by, such as ["reduction"] or ["reduction", "keep_rate"]; with (), all pairs are one group.
 
     Returns:
-        One row a group, sorted: the columns of `by`, `group` (in words, "all" for ()), `pairs`, `settings`, `mean`,
-        `median` (points; NaN for none), `low`, `high` (95 % interval of the mean; NaN of fewer than three pairs),
+        One row per group, sorted: the columns of `by`, `group` (in words, "all" for ()), `pairs`, `settings`, `mean`,
+        `median` (points; NaN for none), `low`, `high` (95 % interval of the mean; NaN for fewer than three pairs),
         `unit` ("settings" or "runs": what was resampled), `wins`, `ties`, `losses`, `p` (two-sided sign test; NaN
         without a pair that differs), `verdict` ("lifts", "lowers", "no clear difference", "too few pairs"),
         `sentence`. Without pairs: one row for (), else none.
@@ -158,11 +161,11 @@ def interval(gains: pd.Series, settings: pd.Series) -> tuple[float, float, str]:
     """95 % bootstrap interval of the mean gain, and what was resampled; see `gain_summary`.
 
     Args:
-        gains: Points, one a pair.
-        settings: The setting that each pair is of.
+        gains: Points, one per pair.
+        settings: The setting of each pair.
 
     Returns:
-        Low, high (points; NaN of fewer than three pairs), "settings" or "runs" ("" for NaN).
+        Low, high (points; NaN for fewer than three pairs), "settings" or "runs" ("" for NaN).
     """
     own = pd.DataFrame({"gain": gains.to_numpy(float), "setting": settings.to_numpy()}).sort_values(["setting", "gain"])
     clusters = own.groupby("setting")["gain"].agg(["sum", "size"])
@@ -179,13 +182,13 @@ def interval(gains: pd.Series, settings: pd.Series) -> tuple[float, float, str]:
 
 
 def setting_gains(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The mean gain of each setting over its seeds, with an interval as `interval` gives it; thousands at once.
+    """The mean gain of each setting over its seeds, with an interval as from `interval`; fast for thousands.
 
     Args:
-        pairs: Of `paired_gains`.
+        pairs: From `paired_gains`.
 
     Returns:
-        Indexed by `setting`: `pairs`, `mean`, `low`, `high` (points; the interval NaN of fewer than three pairs).
+        Indexed by `setting`: `pairs`, `mean`, `low`, `high` (points; the interval is NaN for fewer than three pairs).
     """
     own = pairs.sort_values(["setting", "gain"])
     by_setting = own.groupby("setting")["gain"].agg(pairs="size", mean="mean").assign(low=np.nan, high=np.nan)
@@ -200,7 +203,7 @@ def setting_gains(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bootstrap(statistic: Callable[..., Any], *data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % intervals along the last axis, BCa where that is defined and of percentiles where it is not."""
+    """95 % intervals along the last axis, by BCa where it is defined, else by percentiles."""
     from scipy.stats import bootstrap
 
     resamples = _RESAMPLES if data[0].size <= 1000 else _RESAMPLES // 5
@@ -221,7 +224,7 @@ def _bootstrap(statistic: Callable[..., Any], *data: np.ndarray) -> tuple[np.nda
 
 
 def frontier(table: pd.DataFrame) -> pd.DataFrame:
-    """The best accuracy for the cost: settings than which none of the same set and arm is both cheaper and no worse.
+    """The Pareto frontier: settings such that no other of the same set and arm is both cheaper and as accurate.
 
     Args:
         table: The results table.
@@ -233,7 +236,7 @@ def frontier(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def frontier_of(settings: pd.DataFrame) -> pd.DataFrame:
-    """The same from what `over_seeds` gave."""
+    """As `frontier`, from the rows of `over_seeds`."""
     rows = settings[settings["gmacs"].notna()].sort_values(
         ["data", "arm", "gmacs", "top1_mean"], ascending=[True, True, True, False], kind="stable"
     )
@@ -283,7 +286,7 @@ def _sentence(row: dict[str, Any], arm: str = "", against: str = "") -> str:
     count = f"{pairs} pair{'s' if pairs > 1 else ''} of runs in {row['settings']} setting{'s'[: row['settings'] > 1]}"
     mean = f"mean gain {signed(row['mean'])} points"
     if row["verdict"] == "too few pairs":
-        return f"{begin}{count} of {arm} and {against} are too few to tell ({mean})."
+        return f"{begin}{count} of {arm} and {against} are too few for a conclusion ({mean})."
     verdict = {
         "lifts": f"{arm} lifts top-1 above {against}'s",
         "lowers": f"{arm} lowers top-1 below {against}'s",
@@ -313,7 +316,7 @@ def _listed(seeds: pd.Series) -> str:
 
 
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts as whole numbers and switches as such, blank where they were."""
+    """Counts as integers and switches as booleans; blank values stay blank."""
     for name in ("num_clr", "cla_width", "img_size", "seed"):
         if name in frame:
             frame[name] = frame[name].round().astype("Int64")

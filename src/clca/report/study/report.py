@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from clca.report.study.state import Missing
 
 MOST_RUNS = 3000
-"""Runs that the page lists; of more, the failed ones first, and all are in tables/runs.csv."""
+"""Largest number of runs that the page lists, failed ones first; all are in tables/runs.csv."""
 MOST_ERRORS = 5
 _OTHERWISE = {
     "lowers": "CLCA lowers top-1 of",
     "no clear difference": "No clear difference for",
-    "too few pairs": "Too few pairs to tell for",
+    "too few pairs": "Too few pairs for a conclusion on",
 }
 """Heading for reductions that do not gain, by verdict of `gain_summary`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The files written, and their summary.
 
     Attributes:
         page: The page.
-        answer: The summary at the top, a sentence each.
-        figures, tables, pages: How many.
+        answer: The sentences of the summary at the top.
+        figures, tables, pages: Their numbers.
     """
 
     page: Path
@@ -50,12 +50,12 @@ def report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     """Write the page of a study, or of one run, with its figures and tables.
 
     Args:
-        folder: A study's folder, or a run's.
+        folder: Folder of a study or a run.
         out: Folder for index.html, figures/, tables/ and, with `runs`, runs/.
-        runs: Of a study: a page for every run that has begun, too.
+        runs: For a study, also write a page for every run that has begun.
 
     Raises:
-        ClcaError: There is no such folder, it is neither, it cannot be read, or `out` cannot be written.
+        ClcaError: The folder does not exist, holds neither, or cannot be read, or `out` cannot be written.
         WorkError: A file could not be written.
     """
     need_extras()
@@ -73,13 +73,13 @@ def report(folder: Path, out: Path, *, runs: bool = False) -> Report:
             " clca study run or clca train wrote"
         )
     if runs:
-        raise ClcaError(f"--runs: {folder} is one run, which has one page; leave --runs away")
+        raise ClcaError(f"--runs: {folder} is one run, which has one page; drop --runs")
     page, answer, figures, tables = run_report(folder, out)
     return Report(page, answer, figures, tables, 1)
 
 
 def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
-    """The report of a study's folder; as `report`."""
+    """Write the report of a study; see `report`."""
     from clca.report.published import published
     from clca.report.study.figures import Numbers, study_figures
     from clca.report.study.gradients import gradients
@@ -144,7 +144,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
 
 
 def the_answer(numbers: Any, state: Missing) -> list[str]:
-    """Does CLCA lift every reduction, by how much, and where not: the sentences that a page begins with."""
+    """Whether CLCA improves every reduction, by how much, and where not: the first sentences of the page."""
     from clca.report.study.cells import signed
 
     if numbers.by_reduction.empty:
@@ -251,7 +251,7 @@ def _listed(row: dict[str, Any], pages: dict[str, str]) -> dict[str, str]:
 
 
 def _run_pages(folder: Path, out: Path, table: pd.DataFrame) -> dict[str, str]:
-    """A page for every run that left a folder; name → link."""
+    """Write a page for every run that has a folder. Returns links by name."""
     from clca.report.run.page import is_run, write_run_page
 
     make_writable(out / "runs")

@@ -1,4 +1,4 @@
-"""The main table: arms side by side in every setting, what CLCA gains there, and what was published."""
+"""The main table: top-1 of all arms in every setting, the gain of CLCA, and published results."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from clca.system.tables import Column
 
 
 def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) -> ReportTable:
-    """Top-1 of every arm in every setting, what CLCA gains, and what was published.
+    """Top-1 of every arm in every setting, the gain of CLCA, and published results.
 
-    Columns in which all rows agree are named in the caption and not shown. Where there are more rows than `limit`,
-    those with a published number are shown first.
+    Settings that are the same in all rows appear in the caption only. If there are more rows than `limit`, those with a
+    published number are shown first.
 
     Args:
-        means: Of `clca.report.study.numbers.over_seeds`.
-        pairs: Of `paired_gains`, CLCA against base.
-        limit: Rows shown.
+        means: From `clca.report.study.numbers.over_seeds`.
+        pairs: From `paired_gains`, CLCA against base.
+        limit: Largest number of rows shown.
     """
     frame, arms = _by_setting(means, pairs)
     keys = [name for name in (*SETTING, "variant", *axes_of(frame)) if name in frame]
@@ -66,17 +66,17 @@ def results_table(means: pd.DataFrame, pairs: pd.DataFrame, *, limit: int = 60) 
 
 
 _GAIN_NOTE = (
-    " Gain: CLCA less base over runs of the same seed, with a bootstrap interval of its mean; of three seeds that is "
-    "about their range, and of fewer there is none."
+    " Gain: CLCA minus base over runs of the same seed, with a bootstrap interval of its mean; for three seeds that is "
+    "about their range, and for fewer there is none."
 )
 _PUBLISHED_NOTE = (
-    " Published: Rios et al., ICASSP 2025; ≈ is read from a figure; where the paper does not say which backbone, its "
+    " Published: Rios et al., ICASSP 2025; ≈ is read from a figure; where the paper does not name the backbone, its "
     "number stands beside each of its nine."
 )
 
 
 def _by_setting(means: pd.DataFrame, pairs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Arms side by side. A base model stands beside every variant of the modules, which it does not have."""
+    """One row per setting with all arms. A base model, which has no modules, is repeated for each of their variants."""
     axes = axes_of(means)
     gains = setting_gains(pairs).to_dict("index")
     arms = [arm for arm in ARMS if (means["arm"] == arm).any()]
@@ -117,7 +117,7 @@ _GAIN = {"gain": "mean", "gain_low": "low", "gain_high": "high", "gain_pairs": "
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
-    """By set and backbone; no reduction first, then each with its rates from high to low."""
+    """Sort by set and backbone; no reduction first, then each with its rates from high to low."""
     by = [name for name in (*SETTING, "variant", *axes_of(frame)) if name in frame]
     order = frame[by].assign(keep_rate=-frame["keep_rate"].astype(float))
     order["reduction"] = order["reduction"].where(order["reduction"] != "none", "")
@@ -125,7 +125,7 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(settings: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
-    """The rows of one place: each led by the most specific setting, with that of every arm that agrees with it."""
+    """The rows of settings that differ in arm and variant: each most specific one, and the other arms that match it."""
     rows: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]] = []
     left = sorted(settings, key=lambda one: -sum(part is not None for part in one["detail"]))
     while left:
@@ -159,7 +159,7 @@ def _published(rows: pd.DataFrame, arm: str) -> list[str]:
 
 
 def _gmacs(rows: pd.DataFrame, arms: list[str]) -> tuple[Column, list[str]]:
-    """Of the least and the most equipped arm, which differ by little."""
+    """GMACs of the arms with the fewest and the most modules, which differ little."""
     title = f"GMACs, {' / '.join(ARM_TITLES[arm] for arm in arms)}" if len(arms) > 1 else "GMACs"
     costs = zip(*(column(rows, f"{arm}_gmacs", cost) for arm in arms), strict=True)
     return Column(title), [" / ".join(part or "–" for part in row) if any(row) else "" for row in costs]

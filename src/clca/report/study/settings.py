@@ -1,4 +1,4 @@
-"""Which runs of a results table are the same setting, whatever the study's axes are called."""
+"""The setting of each run in a results table, independent of the names of the study's axes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from clca.report.published import BY_BLOCK, VARIANTS
 from clca.report.study.cells import ARM_TITLES
 
 SETTING = ["data", "backbone", "reduction", "keep_rate", *BY_BLOCK, "img_size"]
-"""What a base model and one with CLCA have in common."""
+"""The columns of a setting that a base model and one with CLCA have in common."""
 
 ARMS = ("base", "cla", "clc", "clca")
 
 RAW = "raw."
-"""Before the name of a variant: its value where it does not bear on the arm too."""
+"""Prefix of a variant's column that keeps its value also for arms that it does not apply to."""
 
 _WORDS = {
     "num_clr": lambda value: f"{value:g} carrier{'' if value == 1 else 's'}",
@@ -25,19 +25,19 @@ _WORDS = {
 
 
 def finished_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs of a results table, each with what its setting is.
+    """The finished runs of a results table, each with its setting.
 
-    A setting of one module is blank for the arms that it does not bear on. An axis whose labels follow from the other
-    columns is left out; one that follows from the arm (such as `variant: base, clca, clca long`) is blank but where it
-    tells runs of one arm apart. The run that others start from (on no axis) is none of the results.
+    A setting of one module is blank for the arms that it does not apply to. An axis whose labels follow from the other
+    columns is left out; one that follows from the arm (such as `variant: base, clca, clca long`) is blank except where
+    it distinguishes runs of one arm. Pretraining runs (on no axis) are left out.
 
     Args:
-        table: As of `clca.study.results.table.read_table`; any column may be absent.
+        table: As from `clca.study.results.table.read_table`; any column may be absent.
 
     Returns:
         The runs, sorted, with all of `SETTING`, `arm`, `seed`, `run`, `name`, `top1`, the `VARIANTS` (numbers; NaN
-        where blank), the same under `RAW` names, `variant` (those that are not the default, in words) and the telling
-        `axis.*` columns ("" where blank).
+        where blank), the same under `RAW` names, `variant` (those other than the default, in words) and the
+        distinguishing `axis.*` columns ("" where blank).
     """
     runs = without_pretraining(table)
     for name in ("data", "backbone", "reduction", *BY_BLOCK, "arm", "run", "name", "finished_at"):
@@ -66,14 +66,14 @@ def axes_of(runs: pd.DataFrame) -> list[str]:
 
 
 def without_pretraining(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs that are on an axis of the study; the one that they all start from is on none."""
+    """The runs on an axis of the study; pretraining runs are on none."""
     axes = axes_of(table)
     on_one = table[axes].notna().any(axis=1) if axes else pd.Series(False, index=table.index)
     return table[on_one].copy() if on_one.any() else table.copy()
 
 
 def by_default(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm those with the default carriers, GAP and head, if there are some; else all of that arm.
+    """For each arm, the rows with the default carriers, GAP and head if there are any, else all of its rows.
 
     Args:
         rows: Runs, pairs or settings with `arm` and `variant`.
@@ -111,12 +111,12 @@ def _distinguishing_axes(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _several(values: pd.Series, groups: list[pd.Series]) -> pd.Series:
-    """Whether there is more than one value in the group that each row is in."""
+    """Whether each row's group has more than one value."""
     return values.groupby(groups, dropna=False).transform("nunique") > 1
 
 
 def number_column(runs: pd.DataFrame, name: str) -> pd.Series:
-    """A column as floats; NaN where it is not there, or not a number."""
+    """A column as floats; NaN if it is missing or not a number."""
     if name not in runs:
         return pd.Series(np.nan, index=runs.index, dtype=float)
     column = runs[name]

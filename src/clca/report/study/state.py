@@ -1,4 +1,4 @@
-"""How far a study is, what failed, and what makes its numbers uneven."""
+"""Progress of a study, its failures, and differences between runs that affect comparisons."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SAME = {
 
 @dataclass(frozen=True)
 class Missing:
-    """What of a study is there.
+    """Progress of a study.
 
     Attributes:
-        total: Runs of the study.
-        finished, failed, interrupted, not_begun: How many of them.
-        by_axis: One row a label: `axis`, `label`, `planned` (NaN if unknown), `finished`, `failed`, `interrupted`,
+        total: Number of runs of the study.
+        finished, failed, interrupted, not_begun: Numbers of runs by state.
+        by_axis: One row per label: `axis`, `label`, `planned` (NaN if unknown), `finished`, `failed`, `interrupted`,
             `not_begun` (NaN if unknown).
         sentences: For the report, most important first; never empty.
     """
@@ -47,12 +47,12 @@ class Missing:
 
 
 def missing(study: Mapping[str, Any], table: pd.DataFrame) -> Missing:
-    """What of a study is finished, in all and for every label of every axis.
+    """Progress of a study, in total and for every label of every axis.
 
     Args:
         study: The content of study.json: `total`, `axes` {axis: [labels]}, `seeds`, `planned` {axis: {label: runs}}
-            (without the last, how many there should be of each is known of a full grid only).
-        table: The results table; a run in it that is neither finished nor failed was interrupted, or is going on.
+            (without `planned`, the numbers per label are known for a full grid only).
+        table: The results table; a run that is neither finished nor failed was interrupted, or is in progress.
     """
     runs = without_pretraining(table)
     states = runs["state"].astype(object) if "state" in runs else pd.Series(index=runs.index, dtype=object)
@@ -68,9 +68,9 @@ def missing(study: Mapping[str, Any], table: pd.DataFrame) -> Missing:
 
 
 def mixed(table: pd.DataFrame) -> list[str]:
-    """A sentence for all that should be the same in every finished run and is not: versions, device, precision.
+    """A sentence for each of versions, device and precision that differs between finished runs; empty if none does.
 
-    Each gives the number of runs of each kind, and of pairs of CLCA and base that it splits. Empty: all are alike.
+    Each sentence has the number of runs of each kind, and of pairs of CLCA and base whose runs differ.
     """
     runs = table[table["state"] == "finished"] if "state" in table else table
     differing = [name for name in _SAME if name in runs and runs[name].nunique() > 1]
@@ -84,8 +84,8 @@ def mixed(table: pd.DataFrame) -> list[str]:
         sentence = f"Not all runs have {_SAME[name]} in common: {listed}"
         if "run" in runs:
             of = dict(zip(runs["run"].astype(str), runs[name].astype(str), strict=True))
-            torn = sum(of.get(a) != of.get(b) for a, b in zip(pairs["run"], pairs["run_against"], strict=True))
-            sentence += f"; {torn} of {len(pairs)} pairs of CLCA and base are of two" if torn else ""
+            split = sum(of.get(a) != of.get(b) for a, b in zip(pairs["run"], pairs["run_against"], strict=True))
+            sentence += f"; {split} of {len(pairs)} pairs of CLCA and base differ in it" if split else ""
         sentences.append(sentence + ".")
     return sentences
 
@@ -98,7 +98,7 @@ def failures(table: pd.DataFrame) -> pd.DataFrame:
     """
     failed = table[table["state"] == "failed"] if "state" in table else table.iloc[:0]
     errors = failed["error"].astype(object) if "error" in failed else pd.Series(index=failed.index, dtype=object)
-    errors = errors.where(errors.notna(), "no reason was written down")
+    errors = errors.where(errors.notna(), "no reason was recorded")
     names = failed["name"] if "name" in failed else failed.index.to_series()
     rows = [
         {"error": error, "n": len(own), "names": _first(sorted(map(str, own)))} for error, own in names.groupby(errors)
@@ -149,7 +149,7 @@ def _in_all(found: Missing) -> str:
 
 
 def _uneven(by_axis: pd.DataFrame) -> list[str]:
-    """Which labels have nothing yet, and which lag: a mean over those that are there would mislead."""
+    """Labels without finished runs, and labels with fewer than others, which would bias a mean."""
     sentences = []
     for axis, own in by_axis.groupby("axis", sort=False):
         done = own["finished"] > 0
@@ -166,14 +166,14 @@ def _uneven(by_axis: pd.DataFrame) -> list[str]:
 
 
 def _alone(table: pd.DataFrame) -> list[str]:
-    """Runs that no gain can be computed of as yet."""
+    """Runs with CLCA without a base run to compute a gain from."""
     if "state" not in table or "arm" not in table:
         return []
     arms = table.loc[table["state"] == "finished", "arm"]
     alone = int((arms == "clca").sum()) - len(paired_gains(table))
     if "base" not in set(table["arm"]) or alone <= 0:
         return []
-    return [f"{_runs(alone)} with CLCA {'has' if alone == 1 else 'have'} no finished base run to be held against."]
+    return [f"{_runs(alone)} with CLCA {'has' if alone == 1 else 'have'} no finished base run to compare with."]
 
 
 def _runs(count: int) -> str:

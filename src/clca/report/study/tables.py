@@ -1,4 +1,4 @@
-"""The tables of a study: results by setting, gains of CLCA, the frontier, gradients, what is missing, what failed."""
+"""The tables of a study: results by setting, gains of CLCA, the frontier, gradients, progress, failures."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ __all__ = ["Column", "ReportTable", "results_table", "study_tables", "write_tabl
 
 _FACTORS = ("reduction", "keep_rate", "img_size", "data", "backbone")
 _HOW_GAINS = (
-    "Pairs are runs equal in all but the arm, the seed too. The interval is of the mean gain (bootstrap, BCa, settings "
-    "resampled with all their seeds; runs where there are fewer than three settings); of fewer than about ten settings "
-    "or runs it is too narrow. p: two-sided sign test over pairs, ties left out, not corrected for the number of rows."
+    "The two runs of a pair differ in the arm only, and have the same seed. The interval is for the mean gain "
+    "(bootstrap, BCa, settings resampled with all their seeds; runs if there are fewer than three settings); with "
+    "fewer than about ten settings or runs it is too narrow. p: two-sided sign test over pairs, without ties, not "
+    "corrected for the number of rows."
 )
 
 
 def study_tables(
     study: Mapping[str, Any], table: pd.DataFrame, gradients: Gradients | None = None, *, limit: int = 60
 ) -> dict[str, ReportTable]:
-    """All tables of a study, by file name; those with nothing in them are left out.
+    """All tables of a study, by file name, without empty ones.
 
     Args:
         study: The content of study.json.
         table: The results table.
-        gradients: Of `clca.report.study.gradients.gradients`; None leaves that table out.
-        limit: Rows shown of a long table; the CSV has them all.
+        gradients: From `clca.report.study.gradients.gradients`; None leaves that table out.
+        limit: Largest number of rows shown per table; the CSV has all.
 
     Returns:
         `results`, `gains`, `gains_by_keep_rate`, `frontier`, `published`, `gradients`, `progress`, `failures`.
@@ -68,7 +69,7 @@ def study_tables(
 
 
 def _gains_table(pairs: Mapping[str, pd.DataFrame], limit: int) -> ReportTable | None:
-    """What CLCA, and each module alone, gains: over everything, and for CLCA by whatever was varied."""
+    """The gain of CLCA, and of each module alone, over all pairs; for CLCA also by each varied setting."""
     parts = []
     for arm, own in pairs.items():
         if own.empty:
@@ -136,13 +137,13 @@ def _frontier_table(best: pd.DataFrame, limit: int) -> ReportTable | None:
     texts += [[cell(name, value) for value in shown[name]] for name in keys]
     columns += [Column("GMACs"), Column("top-1", "%"), Column("runs")]
     texts += [column(shown, "gmacs", cost), means_with_sd(shown), [f"{n}" for n in shown["n"]]]
-    caption = "Of each set and arm the settings than which no other is both cheaper and at least as accurate."
+    caption = "For each set and arm, the settings such that no other is both cheaper and at least as accurate."
     rows = tuple(zip(*texts, strict=True))
     return ReportTable("Best accuracy for the cost", caption, tuple(columns), rows, best, len(best) - len(shown))
 
 
 def _published_table(means: pd.DataFrame, limit: int) -> ReportTable | None:
-    """Other methods and the best of ours, set by set."""
+    """Other methods and the best setting of each arm, by set."""
     parts = []
     for data in dict.fromkeys(means["data"]):
         theirs = plain(data)
@@ -181,7 +182,7 @@ def _published_table(means: pd.DataFrame, limit: int) -> ReportTable | None:
     ]
     caption = (
         "Published numbers of other methods (as in Rios et al., ICASSP 2025) beside the most accurate setting of each "
-        "arm in this study, chosen on the same images: that flatters it."
+        "arm in this study, selected on the same images, which favours it."
     )
     rows = tuple(zip(*texts, strict=True))
     return ReportTable("Other methods on the same sets", caption, columns, rows, frame, len(frame) - len(shown))
@@ -200,7 +201,7 @@ def _gradients_table(found: Gradients) -> ReportTable:
         [f"{count:,}" for count in found.arms["finished"]],
         *(column(found.arms, name, cost) for name in ("largest", "median", "spike")),
     ]
-    caption = "Of each run the largest and the median over its training steps; here the median over runs. "
+    caption = "The largest and the median gradient over the training steps of a run; the table has medians over runs. "
     caption += " ".join(found.sentences)
     return ReportTable("Gradients by arm", caption, columns, tuple(zip(*texts, strict=True)), found.arms)
 

@@ -1,9 +1,9 @@
-"""A study's folder: where each run's files are, and what they say of its state.
+"""A study's folder: the files of each run, and the state that follows from them.
 
 OUT/study.json          what the study is
 OUT/results.parquet     the table, rebuilt from the runs at any time
 OUT/data/               synthetic leaves, drawn once for all runs
-OUT/runs/NAME/          one folder a run: run.json, claim.N, log.txt, run/ (what `clca train` leaves), and at the end
+OUT/runs/NAME/          one folder per run: run.json, claim.N, log.txt, run/ (from `clca train`), and at the end
                         result.json, or failure.json
 """
 
@@ -28,10 +28,10 @@ from clca.system.numbers import integer
 
 STUDY, RUNS, DATA, TABLE = "study.json", "runs", "data", "results.parquet"
 PRETRAINING = "pretraining-"
-"""What the name of the run begins with that goes first; it is no row of the table."""
+"""Prefix of the names of pretraining runs, which are no rows of the table."""
 DESCRIPTION, RESULT, FAILURE, LOG, TRAINED = "run.json", "result.json", "failure.json", "log.txt", "run"
 FORMAT = "clca-study-1"
-_HALF_MADE = re.compile(r"\.[0-9a-f]{32}")  # as `appearing` names it; other hidden folders belong to somebody
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}")  # as `new_folder` names it; other hidden folders are not ours
 
 _MOST_BYTES = 64 << 20  # of study.json
 
@@ -43,7 +43,7 @@ def run_folder(out: Path, name: str) -> Path:
 
 
 def state_of(folder: Path) -> State:
-    """What has become of a run; "started" may be running, here or elsewhere, or interrupted."""
+    """The state of a run; "started" may be running, here or elsewhere, or interrupted."""
     if (folder / RESULT).exists():
         return "finished"
     if (folder / FAILURE).exists():
@@ -52,13 +52,13 @@ def state_of(folder: Path) -> State:
 
 
 def states(out: Path, names: Iterable[str]) -> dict[str, State]:
-    """The states of many runs; the folders of those that have not begun are not looked for one by one."""
+    """The states of many runs, without a file access for each of those that have not begun."""
     begun = set(begun_runs(out))
     return {name: state_of(run_folder(out, name)) if name in begun else "new" for name in names}
 
 
 def begun_runs(out: Path) -> Iterator[str]:
-    """The names of all runs that have a folder, but for the pretraining."""
+    """The names of all runs that have a folder, except pretraining runs."""
     try:
         with os.scandir(out / RUNS) as entries:
             for entry in entries:
@@ -69,7 +69,7 @@ def begun_runs(out: Path) -> Iterator[str]:
 
 
 def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
-    """The folder of a run with its run.json; it appears whole, or is already there.
+    """Make the folder of a run with its run.json atomically, unless it is there.
 
     Raises:
         WorkError: It cannot be made.
@@ -77,9 +77,9 @@ def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
     folder = run_folder(out, name)
     if folder.is_dir():
         return folder
-    with appearing(folder) as making:
-        making.mkdir(parents=True)
-        with open(making / DESCRIPTION, "w", encoding="utf-8") as file:
+    with new_folder(folder) as temporary:
+        temporary.mkdir(parents=True)
+        with open(temporary / DESCRIPTION, "w", encoding="utf-8") as file:
             file.write(json.dumps(description, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -87,38 +87,40 @@ def make_run_folder(out: Path, name: str, description: dict[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A place to make a folder in, which takes its name once the block ends well; the first of several processes wins.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A path for a folder that is renamed to `folder` when the block ends without an error.
+
+    If several processes do this at the same time, the first one wins, and the others' folders are removed.
 
     Raises:
         WorkError: It cannot be made.
     """
-    making = folder.with_name(f".{uuid.uuid4().hex}")
+    temporary = folder.with_name(f".{uuid.uuid4().hex}")
     try:
-        yield making
-        os.rename(making, folder)
+        yield temporary
+        os.rename(temporary, folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise WorkError(f"{folder}: cannot be made ({reason(error)})") from error
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_remains(out: Path, seconds: float = 86400.0) -> None:
-    """Remove what processes that were killed left half-made, once nobody can be at it any more."""
+def remove_unfinished_folders(out: Path, seconds: float = 86400.0) -> None:
+    """Remove unfinished folders of killed processes that are older than `seconds`."""
     for part in (RUNS, DATA):
         for path in (out / part).glob(".*"):
             with contextlib.suppress(OSError):
-                if _HALF_MADE.fullmatch(path.name) and path.is_dir() and time.time() - path.stat().st_mtime > seconds:
+                if _UNFINISHED.fullmatch(path.name) and path.is_dir() and time.time() - path.stat().st_mtime > seconds:
                     shutil.rmtree(path, ignore_errors=True)
 
 
 def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a run in a study's folder, by its row, is one of the study as it is now: it may have been changed since.
+    """A test whether a run in the folder, by its row, is part of the study, which may have changed since the run.
 
     Args:
-        study: The content of study.json; one that does not list its runs has all of them. Of a set whose images were
-            not there to be looked at when it was written, nobody knows what its runs are called, and any counts.
+        study: The content of study.json; if it does not list its runs, all are part of it. So are all runs on data sets
+            whose images were missing when it was written: their names were not known.
     """
     if not isinstance(listed := study.get("runs"), dict):
         return lambda row: True
@@ -129,24 +131,24 @@ def of_study(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def left_out(count: int) -> str:
-    """A sentence on the runs in a folder that are none of its study any more."""
+    """A sentence on the runs in a folder that are no longer part of its study."""
     runs = "1 run in the folder is" if count == 1 else f"{count:,} runs in the folder are"
     return f"{runs} of the study as it was before it was changed, and left out."
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished run; None where there is none, or none that can be read."""
+    """The record of a finished run; None if there is none or it cannot be read."""
     result = read_json(folder / RESULT)
     return checked_row(result) if result is not None and result.get("state") == "finished" else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What failure.json says.
+    """The content of failure.json.
 
     Attributes:
-        error: In a line; empty if it says nothing.
-        attempt: Which it was, from 1.
+        error: The error in one line; empty if the file has none.
+        attempt: Number of the failed attempt, from 1.
         traceback: Of the error.
     """
 
@@ -156,7 +158,7 @@ class Failure:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """Why a run failed; None where it has not, or the file cannot be read."""
+    """The failure of a run; None if it has not failed or the file cannot be read."""
     content = read_json(folder / FAILURE)
     if content is None:
         return None
@@ -175,20 +177,20 @@ def read_study_file(out: Path) -> dict[str, Any]:
     content = study_content(out)
     if content is None or content.get("format") != FORMAT:
         if content is None and (out / STUDY).is_file():
-            raise ClcaError(f"{out / STUDY}: is damaged; give clca study run once more, which writes it anew")
+            raise ClcaError(f"{out / STUDY}: is damaged; run clca study run again, which rewrites it")
         raise ClcaError(f"{out}: holds no study ({STUDY} is missing); name the folder that clca study run wrote")
-    if (wrong := _wrong(content)) is not None:
-        raise ClcaError(f"{out / STUDY}: {wrong} is not as clca study run writes it; give it once more")
+    if (wrong := _wrong_field(content)) is not None:
+        raise ClcaError(f"{out / STUDY}: {wrong} is not as clca study run writes it; run it again")
     return dict(as_utf8(content))
 
 
 def study_content(out: Path) -> dict[str, Any] | None:
-    """What study.json says, unchecked; None where there is none that can be read. It names each run of a study."""
+    """The unchecked content of study.json; None if there is none or it cannot be read."""
     return read_json(out / STUDY, _MOST_BYTES)
 
 
-def _wrong(study: Mapping[str, Any]) -> str | None:
-    """Which part of a study.json is not of the kind that it should be."""
+def _wrong_field(study: Mapping[str, Any]) -> str | None:
+    """The first field of a study.json that is missing or of the wrong type; None if all are right."""
     if absent := [name for name in ("name", "axes", "total") if name not in study]:
         return absent[0]
     kinds = {"name": str, "about": str, "split": str, "axes": dict, "planned": dict, "seeds": list}

@@ -1,4 +1,4 @@
-"""The one flat record that a finished run leaves: a row of the result table."""
+"""The flat record of a finished run: a row of the result table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSIONS = ("clca", "torch", "timm")
 
 def settings_row(name: str, identity: str, labels: dict[str, str], set_name: str, split: str, config: TrainConfig,
                  arm: str) -> dict[str, Any]:  # fmt: skip
-    """What is known of a run before it begins: the columns that say what it is."""
+    """The columns known before a run begins: its settings."""
     model = config.model
     return {
         "run": identity,
@@ -45,11 +45,11 @@ def settings_row(name: str, identity: str, labels: dict[str, str], set_name: str
 def by_block(
     reduction: str, keep_rate: float | Sequence[float], locations: Sequence[int] | None
 ) -> dict[str, str | None]:
-    """The columns that say what is not the same, or not as always, at every reduction block.
+    """The columns for keep rates that differ between blocks, and for explicit locations.
 
     Returns:
-        `keep_rates`: One rate a block, as "0.75 0.5 0.25"; None where all have the same. `locations`: The blocks, as
-        "2 5 8"; None for those that a backbone's depth gives.
+        `keep_rates`: One rate per block, as "0.75 0.5 0.25"; None if all are equal. `locations`: The blocks, as
+        "2 5 8"; None for the default, which follows from the backbone's depth.
     """
     rates = () if reduction == "none" or isinstance(keep_rate, (int, float)) else tuple(keep_rate)
     return {
@@ -59,30 +59,30 @@ def by_block(
 
 
 def _one_rate(model: ModelConfig) -> float:
-    """The keep rate; of one a location, the mean."""
+    """The keep rate; the mean if there is one per location."""
     if model.reduction == "none":
         return 1.0
     return statistics.fmean(model.keep_rate) if isinstance(model.keep_rate, tuple) else model.keep_rate
 
 
 def result_row(run: RunFolder, evaluation: Any, threads: int | None) -> dict[str, Any]:
-    """What came of a run: the columns with numbers.
+    """The columns known after a run: its results.
 
     Args:
         run: The folder that training wrote.
         evaluation: The result of `clca.evaluation.evaluate`.
-        threads: Of the CPU, None for torch's own choice.
+        threads: CPU threads; None for torch's choice.
     """
     summary, resolved = read_json(run.summary) or {}, run.resolved
-    learned = part(summary, "train")
+    training = part(summary, "train")
     gradients = _gradients(run.metrics)
     return {
         "top1": evaluation.top1,
         "top5": evaluation.top5,
         "macro": evaluation.macro,
         "loss": evaluation.loss,
-        "train_loss": learned.get("loss"),
-        "train_top1": learned.get("top1"),
+        "train_loss": training.get("loss"),
+        "train_top1": training.get("top1"),
         "gmacs": evaluation.gmacs,
         "computed_gmacs": evaluation.computed_gmacs,
         "params": evaluation.params,

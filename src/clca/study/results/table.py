@@ -1,4 +1,4 @@
-"""The result table: one row a run that has begun. It follows from the runs' folders, so it can always be made again."""
+"""The result table: one row per run that has begun. It can always be rebuilt from the runs' folders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from clca.system.files import as_utf8, part, read_json, replacing
 if TYPE_CHECKING:
     import pandas
 
-_GONE = 1000  # rows that the table may have of runs whose folders are gone
+_MOST_REMOVED = 1000  # rows that the table may have for runs whose folders were removed
 
 
 def read_table(out: str | Path) -> pandas.DataFrame:
-    """The table of a study, from its folders; results.parquet only saves reading those of finished runs again.
+    """The table of a study, from its runs' folders; results.parquet serves as a cache for finished runs.
 
-    Runs that the folder holds of the study as it was before it was changed are not in it.
+    Runs that are no longer part of the study are left out.
 
     Raises:
         ClcaError: pandas or pyarrow is not installed.
@@ -41,11 +41,11 @@ def read_table(out: str | Path) -> pandas.DataFrame:
 
 
 def table_rows(out: Path, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the table, whoever made the runs.
+    """The rows of the table, for the runs of all processes.
 
     Args:
         out: The study's folder.
-        known: Rows of runs by name; those of finished ones are not read again.
+        known: Rows of runs by name; those of finished runs are not read again.
 
     Raises:
         ClcaError: pandas or pyarrow is not installed.
@@ -57,17 +57,17 @@ def table_rows(out: Path, known: Mapping[str, dict[str, Any]]) -> list[dict[str,
     if (out / TABLE).is_file():
         _pandas()
         written = (out / TABLE).stat().st_mtime
-        found = stored_rows(out / TABLE, most=len(begun) + _GONE)
+        found = stored_rows(out / TABLE, most=len(begun) + _MOST_REMOVED)
         stored = {row["name"]: row for row in found if row.get("state") == "finished"}
     rows = []
     for name in begun:
-        row = known.get(name) or (stored.get(name) if _still(out, name, written) else None)
+        row = known.get(name) or (stored.get(name) if _is_unchanged(out, name, written) else None)
         rows.append(row or row_of(out, name))
     return list(filter(of_study(study_content(out) or {}), rows))
 
 
-def _still(out: Path, name: str, written: float) -> bool:
-    """Whether the result of a run is the one that was there when the table was written."""
+def _is_unchanged(out: Path, name: str, written: float) -> bool:
+    """Whether the result of a run is no newer than the table."""
     try:
         return (run_folder(out, name) / RESULT).stat().st_mtime <= written
     except OSError:
@@ -79,9 +79,9 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
     folder = run_folder(out, name)
     result = read_result(folder)
     if result is not None and "keep_rates" in result:
-        return {**result, "name": as_utf8(name)}  # its folder's: the file may say another
+        return {**result, "name": as_utf8(name)}  # the folder's name, from which the file's may differ
     description = read_json(folder / DESCRIPTION) or {}
-    if result is not None:  # made before there were these columns
+    if result is not None:  # from a version without these columns
         return {**result, **checked_row(_by_block(description)), "name": as_utf8(name)}
     described = checked_row({**_by_block(description), **part(description, "row")})
     failure = read_failure(folder)
@@ -92,16 +92,16 @@ def row_of(out: Path, name: str) -> dict[str, Any]:
 
 
 def _by_block(description: Mapping[str, Any]) -> dict[str, str | None]:
-    """The columns of `record.by_block`, from a run.json that lacks them."""
+    """The columns of `record.by_block`, for a run.json that lacks them."""
     model = part(part(description, "train"), "model")
     try:
         return by_block(model.get("reduction", "none"), model.get("keep_rate", 1.0), model.get("locations"))
-    except (TypeError, ValueError):  # not as we wrote it
+    except (TypeError, ValueError):  # not as this library writes it
         return {"keep_rates": None, "locations": None}
 
 
 def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    """Rows as a table, every column there and of its kind."""
+    """Rows as a table with all columns, each of its type."""
     pandas = _pandas()
     rows = [as_utf8(row) for row in rows]
     axes = sorted(dict.fromkeys(name for row in rows for name in row if name.startswith(AXIS)))[:MOST_AXES]
@@ -112,7 +112,7 @@ def make_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def write_table(out: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write results.parquet, whole or not at all.
+    """Write results.parquet atomically.
 
     Raises:
         ClcaError: pandas or pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""The files of claims in a run's folder: made whole, or not at all, and once; see `clca.study.run.claim`."""
+"""The files of claims in a run's folder, each created atomically and once; see `clca.study.run.claim`."""
 
 import errno
 import json
@@ -15,13 +15,13 @@ from clca.system.files import parse_json
 _NAME = re.compile(r"claim\.([1-9][0-9]*)", re.ASCII)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _END_OF_TIME = 1e11  # seconds since 1970
-NO_CLAIM = (0, 0)
-"""A file time that says "nobody": setting it needs no space, also on a full disk."""
+RELEASED_TIME = (0, 0)
+"""The file time of a released claim; it can be set even on a full disk."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """What a claim file says."""
+    """The content of a claim file."""
 
     token: str
     host: str
@@ -45,7 +45,7 @@ class Owner:
 
 
 class Found(NamedTuple):
-    """The newest claim in a folder; no owner: it cannot be read."""
+    """The newest claim in a folder; `owner` is None if it cannot be read."""
 
     generation: int
     owner: Owner | None
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
     @property
     def seen(self) -> tuple[int, int]:
-        """What an observer can tell another one: mounts of one folder may show no fractions of a second."""
+        """Generation and time in whole seconds: other mounts of the folder may show no fractions of a second."""
         return self.generation, self.time_ns // 10**9
 
     @property
@@ -62,13 +62,13 @@ class Found(NamedTuple):
 
 
 def newest(folder: Path) -> Found | None:
-    """The newest claim in a folder; None where there never was one."""
+    """The newest claim in a folder; None if there is none."""
     generations = [int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
     if not generations:
         return None
     path = folder / f"claim.{max(generations)}"
     try:
-        # A FIFO in its place would be waited for. Opening makes a network file system's client ask for the time anew.
+        # O_NONBLOCK: the file may be a FIFO. Opening makes the client of a network file system fetch the current time.
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             return Found(max(generations), Owner.parse(os.read(file, 2**16)), os.fstat(file).st_mtime_ns)
@@ -79,14 +79,14 @@ def newest(folder: Path) -> Found | None:
 
 
 def create(folder: Path, generation: int, owner: Owner) -> bool:
-    """Create the claim with its content whole; False: another process was first."""
+    """Create the claim with all its content. Returns False if another process was first."""
     path = folder / f"claim.{generation}"
-    temporary = write_aside(folder, owner)
+    temporary = write_temporary(folder, owner)
     try:
         os.link(temporary, path)
         return True
     except FileExistsError:
-        # A network file system may have made the link, lost the answer and tried again.
+        # A network file system may have made the link, lost the reply and retried.
         found = newest(folder)
         return bool(found and found.owner and found.owner.token == owner.token)
     except OSError as error:
@@ -100,17 +100,17 @@ def create(folder: Path, generation: int, owner: Owner) -> bool:
     except FileExistsError:
         return False
     try:
-        _write(file, owner.dump())  # until this is done others see a claim that cannot be read, which is held
+        _write(file, owner.dump())  # until then, others find a claim that cannot be read, which counts as held
     except OSError:
         with suppress(OSError):
-            os.utime(path, NO_CLAIM)  # not removed: a name must be made only once
+            os.utime(path, RELEASED_TIME)  # not removed: a name must be created only once
         raise
     return True
 
 
-def write_aside(folder: Path, owner: Owner) -> Path:
-    """A file with the content of a claim, whole, that has not its name yet."""
-    temporary = _unused(folder)
+def write_temporary(folder: Path, owner: Owner) -> Path:
+    """Write the content of a claim to a temporary file in the folder."""
+    temporary = _temporary_path(folder)
     try:
         _write(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666), owner.dump())
     except OSError:
@@ -128,13 +128,13 @@ def _write(file: int, content: bytes) -> None:
         os.close(file)
 
 
-def _unused(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
     return folder / f".claim.{uuid.uuid4().hex}.tmp"
 
 
 def server_time(folder: Path) -> float:
-    """The file server's clock, from a file made and removed; a network client's listing of the folder is then fresh."""
-    path = _unused(folder)
+    """The file server's clock, from a temporary file; this also refreshes a network client's listing of the folder."""
+    path = _temporary_path(folder)
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         return os.fstat(file).st_mtime

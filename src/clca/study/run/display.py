@@ -1,4 +1,4 @@
-"""Progress of a study: one picture on a terminal, a line now and then in a log."""
+"""Progress of a study: a live display on a terminal, else a line in the log from time to time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live as Picture
+from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -25,31 +25,31 @@ from clca.training.run_folder import METRICS
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60.0
-_SHOWN = 12  # runs at work
-_RECENT = 200  # finished runs that the rate is taken from
+_MOST_SHOWN = 12  # running runs
+_RECENT = 200  # finished runs that the rate is computed from
 
 
-class Live:
+class StudyDisplay:
     """Progress of a study.
 
     Args:
-        name: The study's.
+        name: The study's name.
         out: Its folder.
-        total: Runs asked for.
-        quiet: Show no picture and log no progress.
+        total: Number of requested runs.
+        quiet: Neither show nor log progress.
     """
 
     def __init__(self, name: str, out: Path, total: int, quiet: bool) -> None:
         self.name, self.out, self.total, self.quiet = name, out, total, quiet
         self.best: dict[str, Any] | None = None
-        self.at_work: dict[str, float] = {}
+        self.running: dict[str, float] = {}
         self.where = ""
         self._ends: deque[float] = deque(maxlen=_RECENT)
-        self._picture: Picture | None = None
+        self._live: Live | None = None
         self._begin = self._line_at = self._shown_at = monotonic()
 
     def begin(self, where: str, result: StudyResult) -> None:
-        """Once the executor is ready."""
+        """Start the display, once the executor is ready."""
         self.where = where
         self._begin = self._line_at = monotonic()
         done = f", {result.finished} of them finished" if result.finished else ""
@@ -57,23 +57,23 @@ class Live:
         self.log(f"{self.name}: {self.total} runs{done}{failed}; {where}; folder {self.out}")
         console = Console(stderr=True)
         if not self.quiet and console.is_terminal:
-            self._picture = Picture(console=console, auto_refresh=False, transient=True)
-            self._picture.start()
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()
 
     def log(self, text: str) -> None:
-        """Log a line; the command line prints it above the picture."""
+        """Log a line; the command line prints it above the live display."""
         if not self.quiet:
             _log.info("%s", text)
 
     def started(self, name: str) -> None:
-        self.at_work[name] = monotonic()
+        self.running[name] = monotonic()
 
     def ended(self, name: str) -> None:
-        self.at_work.pop(name, None)
+        self.running.pop(name, None)
 
     def finished(self, row: dict[str, Any]) -> None:
         if str(row["name"]).startswith(PRETRAINING):
-            self._begin = monotonic()  # the rate is that of the runs themselves
+            self._begin = monotonic()  # so that the rate does not include the pretraining
             return
         if self.where:
             self._ends.append(monotonic())
@@ -81,28 +81,28 @@ class Live:
             self.best = row
 
     def show(self, result: StudyResult, at_once: int, waiting: int, elsewhere: int) -> None:
-        """Now and then: how far it is."""
+        """Update the display, or log a line if the last one is old enough."""
         now = monotonic()
         if self.quiet:
             return
-        beyond = max(0, len(self.at_work) - at_once)  # given away, but not begun
+        beyond = max(0, len(self.running) - at_once)  # submitted, but not started
         waiting += beyond
-        if self._picture is not None and now - self._shown_at >= 0.5:
+        if self._live is not None and now - self._shown_at >= 0.5:
             self._shown_at = now
-            self._picture.update(self._drawn(result, len(self.at_work) - beyond, waiting, elsewhere), refresh=True)
-        elif self._picture is None and now - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._live.update(self._render(result, len(self.running) - beyond, waiting, elsewhere), refresh=True)
+        elif self._live is None and now - self._line_at >= _SECONDS_BETWEEN_LINES:
             self._line_at = now
-            self.log(self._line(result, len(self.at_work) - beyond, elsewhere))
+            self.log(self._line(result, len(self.running) - beyond, elsewhere))
 
     def close(self) -> None:
-        if self._picture is not None:
-            self._picture.stop()
-            self._picture = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
-    # -- words ---------------------------------------------------------------------------------------------------
+    # -- text ---------------------------------------------------------------------------------------------------
 
     def _rate(self) -> float:
-        """Runs a second, by whomever, over the last ones."""
+        """Finished runs per second, by all drivers, over the most recent ones."""
         if not self._ends:
             return 0.0
         since = self._ends[0] if len(self._ends) == _RECENT else self._begin
@@ -130,16 +130,16 @@ class Live:
     def _best(self) -> str:
         return "" if self.best is None else f"; best so far {self.best['top1']:.1%} ({self.best['name']})"
 
-    def _drawn(self, result: StudyResult, running: int, waiting: int, elsewhere: int) -> Group:
+    def _render(self, result: StudyResult, running: int, waiting: int, elsewhere: int) -> Group:
         table = Table(title=None, box=None, padding=(0, 1), expand=True)
         table.add_column("running", no_wrap=True, overflow="ellipsis", ratio=3)
         table.add_column("for", justify="right", no_wrap=True)
         table.add_column("epoch", justify="right", no_wrap=True)
         table.add_column("loss", justify="right", no_wrap=True)
-        for name, since in list(self.at_work.items())[: min(running, _SHOWN)]:
+        for name, since in list(self.running.items())[: min(running, _MOST_SHOWN)]:
             epoch, loss = last_step(run_folder(self.out, name) / TRAINED / METRICS)
             table.add_row(name, duration(monotonic() - since), epoch, loss)
-        more = running - _SHOWN
+        more = running - _MOST_SHOWN
         counts = Text(
             f"{self.name}  {result.finished} of {self.total} finished, {running} running, {waiting} waiting"
             + (f", {elsewhere} elsewhere" if elsewhere else "")
@@ -152,7 +152,7 @@ class Live:
 
 
 def last_step(path: Path) -> tuple[str, str]:
-    """Epoch and loss of the last step in a metrics.jsonl; empty where there is none."""
+    """Epoch and loss of the last step in a metrics.jsonl; empty if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))

@@ -1,42 +1,39 @@
-"""Where runs are made: in this process, or in several on this machine. (`ray_executor` is the third.)"""
+"""Where runs are made: in this process, or in several on this machine. `ray_executor` has the one for clusters."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
-from clca.study.run.job import Job, Outcome, perform
-from clca.system.processes import exit_with_parent, how_it_ended, leave_ctrl_c_to_parent
+from clca.study.run.job import Job, Outcome, one_line, perform
+from clca.system.worker_pool import Event, Send, WorkerPool
 
 
 class Executor(Protocol):
-    """Makes runs. The driver gives it jobs as long as there is room, and asks what became of them."""
+    """Makes runs. The driver submits jobs while there are free slots, and waits for their outcomes."""
 
     def start(self) -> None:
-        """Get ready."""
+        """Prepare for the first job."""
 
-    def room(self) -> int:
-        """How many more jobs can be taken now."""
+    def free_slots(self) -> int:
+        """Number of jobs that can be submitted now."""
 
-    def at_once(self) -> int:
-        """How many runs are made at the same time; jobs beyond these wait."""
+    def most_at_once(self) -> int:
+        """Number of runs made at the same time; jobs submitted beyond it wait."""
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
+        """Queue a job."""
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """What has become of jobs since the last call; waits up to so long for the first."""
+        """Outcomes since the last call. Waits up to `seconds` for the first one."""
 
     def stop(self) -> None:
-        """Let the runs that go on save themselves and end; their outcomes still come."""
+        """Let the current runs save their state and end; their outcomes still come."""
 
     def close(self) -> None:
         """End everything at once."""
@@ -46,7 +43,7 @@ class Executor(Protocol):
 
 
 class InThisProcess:
-    """One run after the other, here."""
+    """Makes one run after the other in this process."""
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()
@@ -54,10 +51,10 @@ class InThisProcess:
     def start(self) -> None:
         pass
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return 1 - len(self._jobs)
 
-    def at_once(self) -> int:
+    def most_at_once(self) -> int:
         return 1
 
     def submit(self, job: Job) -> None:
@@ -79,99 +76,42 @@ class InThisProcess:
         return "in this process"
 
 
-@dataclass
-class _Worker:
-    """A process, our end of the pipe to it, and what it does."""
-
-    process: Any
-    pipe: Connection
-    gpu: str | None
-    job: Job | None = None
-
-
 class LocalProcesses:
-    """Several runs at once on this machine, each in a process that makes one after the other.
+    """Makes several runs at once on this machine, each worker process one after the other.
 
-    A process that dies is replaced; what it did is reported as lost. The processes end when this one does, however it
+    A worker that dies is replaced, and its run is reported as lost. The workers end when this process does, however it
     ends.
 
     Args:
-        count: How many.
-        gpus: The GPUs that they share, as CUDA names them; several processes to a GPU if there are more processes.
+        count: Number of worker processes.
+        gpus: The GPUs that they share, as CUDA names them; with more processes than GPUs, several use the same one.
     """
 
     def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
         self.count, self.gpus = count, list(gpus)
-        self._context = multiprocessing.get_context("spawn")
-        self._workers: list[_Worker] = []
-        self._stopping = False
+        initialize = partial(_use_gpu, self.gpus) if self.gpus else None
+        self._pool = WorkerPool(count, multiprocessing.get_context("spawn"), initialize=initialize)
 
     def start(self) -> None:
-        for number in range(self.count):
-            self._workers.append(self._new(self.gpus[number % len(self.gpus)] if self.gpus else None))
+        self._pool.start()
 
-    def _new(self, gpu: str | None) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work_for, args=(theirs, os.getpid(), gpu), daemon=False)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, gpu)
+    def free_slots(self) -> int:
+        return self._pool.free()
 
-    def room(self) -> int:
-        return 0 if self._stopping else sum(worker.job is None for worker in self._workers)
-
-    def at_once(self) -> int:
+    def most_at_once(self) -> int:
         return self.count
 
     def submit(self, job: Job) -> None:
-        worker = next(worker for worker in self._workers if worker.job is None)
-        worker.job = job
-        with contextlib.suppress(OSError):  # it has died; `wait` finds that out
-            worker.pipe.send(job)
+        self._pool.submit(job.name, partial(_perform, job))
 
     def wait(self, seconds: float) -> list[Outcome]:
-        busy = [worker for worker in self._workers if worker.job is not None]
-        if not busy:
-            time.sleep(seconds)
-            return []
-        ready = wait([worker.pipe for worker in busy], timeout=seconds)
-        # What reads images for a killed process holds its end of the pipe open for some seconds.
-        return [self._outcome(w) for w in busy if w.pipe in ready or not w.process.is_alive()]
-
-    def _outcome(self, worker: _Worker) -> Outcome:
-        assert worker.job is not None
-        job, worker.job = worker.job, None
-        try:
-            if worker.pipe.poll(0.1):
-                return worker.pipe.recv()
-        except (EOFError, OSError):
-            pass
-        worker.process.join()
-        code = worker.process.exitcode
-        self._workers.remove(worker)
-        worker.pipe.close()
-        if not self._stopping:
-            self._workers.append(self._new(worker.gpu))
-        return Outcome(job.name, "lost", f"its process ended ({how_it_ended(code)})")
+        return [_outcome(event) for event in self._pool.wait(seconds)]
 
     def stop(self) -> None:
-        self._stopping = True
-        for worker in self._workers:
-            if worker.job is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, signal.SIGINT)
+        self._pool.interrupt()
 
     def close(self) -> None:
-        self._stopping = True
-        for worker in self._workers:
-            worker.pipe.close()
-        deadline = time.monotonic() + 5
-        for worker in self._workers:
-            if worker.job is None:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-        self._workers.clear()
+        self._pool.close()
 
     def describe(self) -> str:
         return ("in a process" if self.count == 1 else f"in {self.count} processes") + (
@@ -179,20 +119,19 @@ class LocalProcesses:
         )
 
 
-def _work_for(pipe: Connection, driver: int, gpu: str | None) -> None:
-    """What a worker process does: jobs, one after the other, until its driver has gone."""
-    leave_ctrl_c_to_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    exit_with_parent(driver)
-    while True:
-        try:
-            job = pipe.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
-            return
-        try:
-            outcome = perform(job)
-        except KeyboardInterrupt:  # between two runs
-            outcome = Outcome(job.name, "interrupted")
-        with contextlib.suppress(OSError):
-            pipe.send(outcome)
+def _use_gpu(gpus: Sequence[str], worker: int) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
+
+
+def _perform(job: Job, send: Send) -> Outcome:
+    return perform(job)
+
+
+def _outcome(event: Event) -> Outcome:
+    if event.kind == "result":
+        assert isinstance(event.value, Outcome)
+        return event.value
+    if event.kind == "interrupted":  # before or after the run itself
+        return Outcome(event.name, "interrupted")
+    detail = one_line(event.value) if event.kind == "error" else f"its process ended ({event.value})"
+    return Outcome(event.name, "lost", detail)

@@ -1,4 +1,4 @@
-"""What tells a process of this machine from all others, and whether it still runs."""
+"""Identity of this machine and of its processes, and whether a process still runs."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def machine() -> str:
-    """What processes that see each other's ids have in common, and no others; "" where that cannot be told."""
+    """An identifier shared by exactly those processes that see each other's ids; "" if it cannot be determined."""
     host = socket.gethostname()
     if sys.platform != "linux":
         return f"{host} {uuid.getnode():x}"
@@ -24,8 +24,8 @@ def machine() -> str:
         return ""
 
 
-def start_of(pid: int) -> str | None:
-    """When a process of this machine began; None: it has ended, "": cannot be told."""
+def start_time(pid: int) -> str | None:
+    """Start time of a process on this machine; None if it has ended, "" if that cannot be determined."""
     if sys.platform != "linux":
         import psutil
 
@@ -54,8 +54,8 @@ def start_of(pid: int) -> str | None:
     return None if state in (b"Z", b"X") and threads <= 1 else started
 
 
-def clock_in_sleep() -> float:
-    """Seconds by a clock that goes on while the machine sleeps."""
+def clock_with_sleep() -> float:
+    """Seconds by a clock that also counts while the machine sleeps."""
     if hasattr(time, "clock_gettime"):
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
     return time.monotonic()

@@ -1,4 +1,4 @@
-"""One run of a study, from its claim to its result, in whatever process it is given to."""
+"""One run of a study, from its claim to its result, in the process that an executor chose for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from clca.training.config import TrainConfig
 from clca.training.run_folder import CHECKPOINT, CONFIG, WEIGHTS, RunFolder
 
 TRAIN_AND_EVALUATE = "clca.study.run.job:train_and_evaluate"
-_SPARE = 32 * 2**20  # bytes; with less than this left, whatever failed is taken to have failed for want of room
+_SPARE = 32 * 2**20  # bytes; with less disk space than this, any failure counts as caused by a full disk
 
 Kind = Literal["finished", "failed", "taken", "interrupted", "no space", "lost"]
 
@@ -47,16 +47,16 @@ class Job:
     """A run to be made, as it is sent to another process.
 
     Attributes:
-        name: Of the run; its folder is `out`/runs/`name`.
-        out: The study's folder, as every process sees it.
-        row: What is known of it before (`record.settings_row`).
-        config: Its settings (`TrainConfig` as JSON).
-        split: What it is judged on.
-        keep: What stays of it: "none", "weights" or "all".
-        threads: Of the CPU; None for torch's own choice.
-        forgiven: Failures known to whoever wants it retried; 0 where a failed run stays failed.
-        gone: The claim whose owner the driver has seen to be gone (`claim.Watch.gone`), if there is one.
-        work: What does it, as module:function; a function of (job, folder) that returns the record.
+        name: The run's name; its folder is `out`/runs/`name`.
+        out: The study's folder, under a path that is valid in every process.
+        row: The columns known before the run (`record.settings_row`).
+        config: The run's settings (`TrainConfig` as JSON).
+        split: The split that it is evaluated on.
+        keep: What is kept of it: "none", "weights" or "all".
+        threads: CPU threads; None for torch's choice.
+        known_failures: Number of the attempt up to which failures are retried; 0 if a failed run stays failed.
+        gone: The claim whose owner the driver has found to be gone (`claim.Watch.gone`), if there is one.
+        work: The function that makes the run, as module:function; called with (job, folder), returns the record.
     """
 
     name: str
@@ -66,22 +66,23 @@ class Job:
     split: str = "test"
     keep: str = "weights"
     threads: int | None = None
-    forgiven: int = 0
+    known_failures: int = 0
     gone: tuple[int, int] | None = None
     work: str = TRAIN_AND_EVALUATE
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """How a job ended.
 
     Attributes:
-        name: Of the run.
-        kind: "finished"; "failed" (its folder says why); "taken" (another process has it); "interrupted" (its state is
-            saved); "no space"; "lost" (the process that had it is gone).
-        detail: One line on why.
-        row: Its row of the table, where it is finished.
-        here: Whether a finished run was made for this job, and not found finished by another process.
+        name: The run's name.
+        kind: "finished"; "failed" (the error is in its folder); "taken" (another process has claimed it);
+            "interrupted" (its state is saved); "no space" (the disk is full); "lost" (its process died).
+        detail: The reason, in one line.
+        row: The run's row of the table, if it is finished.
+        here: Whether this job finished the run, and no other process did before.
+        host: Name of the machine.
     """
 
     name: str
@@ -93,16 +94,16 @@ class Outcome:
 
 
 def perform(job: Job, own_process: bool = True) -> Outcome:
-    """Make a run, or find that it is made or being made.
+    """Make a run, unless it has ended or another process is making it.
 
     Args:
         job: The run.
-        own_process: Whether all that this process prints may go to the run's log.
+        own_process: Redirect the output of this process to the run's log.
     """
     folder = run_folder(Path(job.out), job.name)
     try:
         make_run_folder(Path(job.out), job.name, {"format": "clca-study-run-1", "row": job.row, "train": job.config})
-        if (ended := _ended(job, folder)) is not None:
+        if (ended := _ended_outcome(job, folder)) is not None:
             return ended
         held = claim(folder, gone=job.gone)
     except WorkError as error:
@@ -110,34 +111,34 @@ def perform(job: Job, own_process: bool = True) -> Outcome:
     if held is None:
         return Outcome(job.name, "taken")
     try:
-        # Whoever had it before us may have ended it between our look and our claim.
-        return _ended(job, folder) or _attempt(job, folder, held, own_process)
+        # The previous owner may have ended it between the check above and the claim.
+        return _ended_outcome(job, folder) or _attempt(job, folder, held, own_process)
     finally:
         held.release()
 
 
-def _ended(job: Job, folder: Path) -> Outcome | None:
-    """The outcome of a run that needs no work any more."""
+def _ended_outcome(job: Job, folder: Path) -> Outcome | None:
+    """The outcome of a run that has ended; None if it is still to be made."""
     if (result := read_result(folder)) is not None:
         return Outcome(job.name, "finished", row={**job.row, **result, "name": job.name})
     failure = read_failure(folder)
-    if failure is not None and failure.attempt > job.forgiven:
+    if failure is not None and failure.attempt > job.known_failures:
         return Outcome(job.name, "failed", failure.error)
     return None
 
 
 def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
-    """The work itself; whatever comes of it is written down."""
+    """Make a claimed run, and write its result or failure."""
     earlier = read_failure(folder)
     if earlier is not None:
-        _forgive(folder, earlier)
+        _set_failure_aside(folder, earlier)
     began = monotonic()
     try:
         with _logging_to(folder / LOG, own_process):
             module, _, function = job.work.partition(":")
             numbers = getattr(import_module(module), function)(job, folder)
         row = {**job.row, "state": "finished", "error": None, **numbers, "seconds": round(monotonic() - began, 3)}
-        if not held.still_held():  # this machine was away so long that another process went on with the run
+        if not held.still_held():  # this machine was suspended for so long that another process took the run over
             return Outcome(job.name, "taken")
         write_json(folder / RESULT, row)
     except KeyboardInterrupt as stop:
@@ -148,8 +149,8 @@ def _attempt(job: Job, folder: Path, held: Claim, own_process: bool) -> Outcome:
     return Outcome(job.name, "finished", row=row, here=True)
 
 
-def _forgive(folder: Path, failure: Failure) -> None:
-    """Put an earlier failure aside; a checkpoint that could not be read would fail again."""
+def _set_failure_aside(folder: Path, failure: Failure) -> None:
+    """Rename the file of an earlier failure, and remove a damaged checkpoint, which would fail again."""
     os.replace(folder / FAILURE, folder / f"failure.{failure.attempt}.json")
     if CHECKPOINT in failure.error and "damaged" in failure.error:
         shutil.rmtree(folder / TRAINED, ignore_errors=True)
@@ -160,7 +161,7 @@ def _failed(job: Job, folder: Path, error: Exception, attempt: int) -> Outcome:
     if is_full(folder, error):
         return Outcome(job.name, "no space", line)
     text = "".join(traceback.format_exception(error))
-    # What cannot be written may be the very failure; the outcome tells it all the same.
+    # Writing may fail for the same reason; the outcome has the error in any case.
     with suppress(OSError, WorkError), _opened(folder / LOG) as log:
         log.write(text)
     with suppress(WorkError):
@@ -169,7 +170,7 @@ def _failed(job: Job, folder: Path, error: Exception, attempt: int) -> Outcome:
 
 
 def _failed_outside(job: Job, folder: Path, error: WorkError) -> Outcome:
-    """The run's folder or its claim cannot be written, so there is nowhere to write why."""
+    """The outcome of a run whose folder or claim cannot be written, so that neither can the failure."""
     return Outcome(job.name, "no space" if is_full(folder.parent, error) else "failed", one_line(error))
 
 
@@ -183,12 +184,13 @@ def write_failure(folder: Path, line: str, text: str, attempt: int) -> None:
 
 
 def one_line(error: BaseException) -> str:
+    """The message of an error on one line, after its type if it is no error of this library."""
     text = " ".join(str(error).split())
     return text if isinstance(error, (ClcaError, WorkError)) and text else f"{type(error).__name__}: {text}"
 
 
 def is_full(folder: Path, error: BaseException) -> bool:
-    """Whether a failure comes from a disk without room, which is no fault of the run."""
+    """Whether an error is caused by a full disk, and not by the run."""
     text = str(error).lower()
     if "no space left" in text or "the disk has" in text:
         return True
@@ -199,7 +201,7 @@ def is_full(folder: Path, error: BaseException) -> bool:
 
 
 def _tidy(job: Job, trained: Path) -> None:
-    """Remove what is not kept of a finished run."""
+    """Remove the files of a finished run that `keep` does not include."""
     unwanted = {"all": (), "weights": (CHECKPOINT,), "none": (CHECKPOINT, WEIGHTS)}[job.keep]
     for name in unwanted:
         (trained / name).unlink(missing_ok=True)
@@ -207,7 +209,7 @@ def _tidy(job: Job, trained: Path) -> None:
 
 @contextmanager
 def _opened(log: Path) -> Iterator[TextIO]:
-    """The log of a run, to add to.
+    """Open the log of a run for appending.
 
     Raises:
         WorkError: It cannot be opened.
@@ -221,15 +223,15 @@ def _opened(log: Path) -> Iterator[TextIO]:
 
 
 class _RunLog(logging.StreamHandler):
-    """Writes records to the log of a run."""
+    """Writes log records to the log of a run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ignore that the log cannot be written: on a full disk the run's own files fail too, and with the reason."""
+        """Ignore errors: on a full disk the run's own files fail too, and that error has the reason."""
 
 
 @contextmanager
 def _only_handler(handler: logging.Handler) -> Iterator[None]:
-    """Give the library's log to one handler alone, from INFO on."""
+    """Send the library's log to this handler only, from INFO on."""
     logger = logging.getLogger("clca")
     before = logger.handlers, logger.level, logger.propagate
     logger.handlers, logger.propagate = [handler], False
@@ -243,28 +245,28 @@ def _only_handler(handler: logging.Handler) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(path: Path, own_process: bool) -> Iterator[None]:
-    """Write what the library logs during a run to the run's own file alone; in its own process, all output too."""
+    """Write the library's log during a run to the run's own file only; in a process of its own, all output too."""
     with _opened(path) as file, _only_handler(_RunLog(file)):
         if not own_process:
             yield
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        kept = {number: os.dup(number) for number in (1, 2)}
+        saved = {number: os.dup(number) for number in (1, 2)}
         try:
-            for number in kept:
+            for number in saved:
                 os.dup2(file.fileno(), number)
             yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            for number, old in kept.items():
+            for number, old in saved.items():
                 os.dup2(old, number)
                 os.close(old)
 
 
 def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
-    """Train with the job's settings, judge the result, and say what came of it."""
+    """Train with the job's settings, evaluate the result, and return its record."""
     import torch
 
     from clca.evaluation import evaluate
@@ -274,7 +276,7 @@ def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     config = TrainConfig.model_validate(job.config).model_copy(update={"out": folder / TRAINED})
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    _go_along(folder / TRAINED, config)
+    _update_paths(folder / TRAINED, config)
     train(config, display=partial(Display, bar=False))
     trained = RunFolder(folder / TRAINED)
     evaluation = evaluate(
@@ -290,16 +292,16 @@ def train_and_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     return result_row(trained, evaluation, job.threads)
 
 
-def _go_along(trained: Path, config: TrainConfig) -> None:
-    """Let a run that was begun go on where its study, or its images, were moved to.
+def _update_paths(trained: Path, config: TrainConfig) -> None:
+    """Let a run resume after its study, or its images, were moved.
 
-    A study knows images and weights by their digests: were they others, the run would have another name.
+    A study identifies images and weights by their digests: with other ones, the run would have another name.
     """
     stored = read_json(trained / CONFIG)
     if stored is None or not isinstance(part(stored, "train").get("data"), dict):
         return
-    now, there = config.model_dump(mode="json"), stored["train"]
-    places = {name: now["data"][name] for name in ("root", "source")}
-    moved = {**there, "weights": now["weights"], "data": {**there["data"], **places}}
-    if moved != there:
+    current, earlier = config.model_dump(mode="json"), stored["train"]
+    paths = {name: current["data"][name] for name in ("root", "source")}
+    moved = {**earlier, "weights": current["weights"], "data": {**earlier["data"], **paths}}
+    if moved != earlier:
         write_json(trained / CONFIG, {**stored, "train": moved})

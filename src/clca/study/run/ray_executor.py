@@ -11,21 +11,21 @@ from clca.errors import ClcaError
 from clca.study.run.job import Job, Outcome, perform
 from clca.system.numbers import is_whole_number
 
-_SPARE_JOBS = 2  # a job or two wait on the cluster, so that a free place need not wait for the driver
+_SPARE_JOBS = 2  # submitted beyond the slots, so that a free slot need not wait for the driver
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LOOK_AGAIN = 5.0  # seconds between two looks at how large the cluster is
+_COUNT_EVERY = 5.0  # seconds between two counts of the slots of the cluster
 
 
 class OnRay:
-    """Runs as Ray tasks, each where its CPUs and its share of a GPU are free.
+    """Makes runs as Ray tasks, each where its CPUs and its share of a GPU are free.
 
-    A task whose worker or node dies is reported as lost and goes to another when it is submitted again. Every node must
-    see the study's folder under the same name, and have this package.
+    A task whose worker or node dies is reported as lost, and can be submitted again to another one. Every node needs
+    the study's folder under the same path, and this package.
 
     Args:
-        address: Of a running cluster ("auto" for the one on this machine); None starts one here that ends with us.
-        cpus: CPUs a run; a whole number or a share.
-        gpus: GPUs a run; 0.25 lets four runs share one.
+        address: Of a running cluster ("auto" for the one on this machine); None starts one that ends with this process.
+        cpus: CPUs per run; a whole number or a fraction.
+        gpus: GPUs per run; with 0.25, four runs share one.
     """
 
     def __init__(self, address: str | None = None, cpus: float = 1, gpus: float = 0) -> None:
@@ -33,17 +33,17 @@ class OnRay:
         self._ray: Any = None
         self._running: dict[Any, Job] = {}
         self._stopping = False
-        self._places = 0
-        self._looked = 0.0
+        self._slots = 0
+        self._counted = 0.0
 
     def start(self) -> None:
         """Join the cluster, or start one.
 
         Raises:
-            ClcaError: Ray is not installed, there is no such cluster, or nothing on it can take a run.
+            ClcaError: Ray is not installed, there is no such cluster, or no node has the resources for a run.
         """
         # Ray reads these when it is imported. Under `uv run` it would start every worker by uv in an environment of its
-        # own, which may not come up; and it would take this machine's outer address, where others could reach it.
+        # own, which may fail; and it would listen on this machine's external address, which others can reach.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         if self.address is None or _host(self.address) in _LOOPBACK:
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -56,7 +56,7 @@ class OnRay:
         if self.address is None:
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         try:
-            _knock(self.address)
+            _check_address(self.address)
             ray.init(address=self.address, **options)
         except (OSError, RuntimeError, ValueError) as error:
             raise ClcaError(
@@ -65,7 +65,7 @@ class OnRay:
         self._task = ray.remote(_perform).options(
             num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, name="clca run"
         )
-        if self._count_places() == 0:
+        if self._count_slots() == 0:
             there = {name: f"{count:g}" for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             self.close()
             raise ClcaError(
@@ -73,24 +73,24 @@ class OnRay:
                 "see --cpus-per-run and --gpus-per-run"
             )
 
-    def _count_places(self) -> int:
-        """How many runs the cluster can make at once; nodes come and go."""
-        if time.monotonic() - self._looked > _LOOK_AGAIN:
-            self._looked = time.monotonic()
-            self._places = 0
+    def _count_slots(self) -> int:
+        """Number of runs that the cluster can make at the same time now; nodes can be added and lost."""
+        if time.monotonic() - self._counted > _COUNT_EVERY:
+            self._counted = time.monotonic()
+            self._slots = 0
             for node in self._ray.nodes():
                 if node["Alive"]:
                     have = node["Resources"]
                     shares = [have.get("CPU", 0) / self.cpus] if self.cpus else []
                     shares += [have.get("GPU", 0) / self.gpus] if self.gpus else []
-                    self._places += int(min(shares, default=1) + 1e-9)
-        return self._places
+                    self._slots += int(min(shares, default=1) + 1e-9)
+        return self._slots
 
-    def room(self) -> int:
-        return 0 if self._stopping else self._count_places() + _SPARE_JOBS - len(self._running)
+    def free_slots(self) -> int:
+        return 0 if self._stopping else self._count_slots() + _SPARE_JOBS - len(self._running)
 
-    def at_once(self) -> int:
-        return self._count_places()
+    def most_at_once(self) -> int:
+        return self._count_slots()
 
     def submit(self, job: Job) -> None:
         self._running[self._task.remote(job)] = job
@@ -100,7 +100,7 @@ class OnRay:
             time.sleep(seconds)
             return []
         done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds, fetch_local=True)
-        if done:  # and whatever else is ready by now
+        if done:  # and all others that are ready by now
             done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         return [self._outcome(reference) for reference in done]
 
@@ -110,7 +110,7 @@ class OnRay:
             return self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
             return Outcome(job.name, "interrupted")
-        except self._ray.exceptions.RayTaskError as error:  # in our own code around the run
+        except self._ray.exceptions.RayTaskError as error:  # an error outside the run itself
             cause = error.cause if isinstance(error.cause, BaseException) else error
             if isinstance(cause, KeyboardInterrupt):
                 return Outcome(job.name, "interrupted")
@@ -131,18 +131,18 @@ class OnRay:
     def describe(self) -> str:
         where = "on Ray here" if self.address is None else f"on the Ray cluster at {self.address}"
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{where}, {self._count_places()} at once, {self.cpus:g} CPU{gpus} each"
+        return f"{where}, {self._count_slots()} at once, {self.cpus:g} CPU{gpus} each"
 
 
 def _host(address: str) -> str:
     return address.removeprefix("ray://").rpartition(":")[0]
 
 
-def _knock(address: str | None) -> None:
-    """Find out in seconds whether anybody listens there; Ray itself tries for minutes.
+def _check_address(address: str | None) -> None:
+    """Check within seconds that a cluster listens at an address; Ray itself retries for minutes.
 
     Raises:
-        OSError: Nobody does.
+        OSError: No connection is possible.
     """
     if address is None or not is_whole_number(address.rpartition(":")[2]):
         return

@@ -11,12 +11,14 @@ class StudyResult:
     """The outcome of `run_study`.
 
     Attributes:
-        folder: The study's.
-        total: Runs that were asked for.
-        finished, failed: Of these, including those that other processes made, now or before.
+        folder: The study's folder.
+        total: Number of requested runs.
+        finished, failed: Of these, including runs that other processes made, now or earlier.
         made: Of the finished ones, those made by this call.
-        full: Why the disk was full, if it was; unfinished runs can be resumed later.
-        interrupted: Whether Ctrl-C or a signal ended it; `signal` is its number.
+        full: The error if the disk was full, else empty; unfinished runs can be resumed later.
+        interrupted: Whether Ctrl-C or a signal ended the call.
+        signal: Number of that signal.
+        seconds: Duration of the call.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""How far a study is, from its folder alone."""
+"""Status of a study, from its folder alone."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MOST_FAILURES = 10
 
 @dataclass
 class Status:
-    """What `clca study status` says.
+    """The status of a study, as `clca study status` prints it.
 
     Attributes:
         out: The study's folder.
-        study: Its study.json.
-        rows: A row for every run of it that has begun.
-        running: Who has which.
-        others: Runs in the folder that are none of the study as it is now.
+        study: The content of its study.json.
+        rows: A row for each of its runs that has begun.
+        running: The owner of each run that is in progress, by name.
+        others: Number of runs in the folder that are no longer part of the study.
     """
 
     out: Path
@@ -49,10 +49,10 @@ class Status:
         return counts
 
     def render(self, console: Console, every_failure: bool = False) -> None:
-        """Print it."""
+        """Print the status, with all failed runs or one for each error."""
         counts, total = self.counts, self.study["total"]
-        said = ", ".join(f"{counts[name]:,} {name}" for name in _STATES if counts[name])
-        console.print(f"{shown(self.study['name'])}: {total:,} runs: {said}", highlight=False, markup=False)
+        by_state = ", ".join(f"{counts[name]:,} {name}" for name in _STATES if counts[name])
+        console.print(f"{shown(self.study['name'])}: {total:,} runs: {by_state}", highlight=False, markup=False)
         if self.others:
             console.print(left_out(self.others), highlight=False, markup=False)
         self._by_axis().render(console)
@@ -74,10 +74,10 @@ class Status:
                 continue
             for number, label in enumerate(labels):
                 counts = by_value[axis, label]
-                asked = planned.get(axis, {}).get(label)
+                count = planned.get(axis, {}).get(label)
                 failed = f"{counts['failed']:,}" if counts["failed"] else ""
-                asked_for = f"{asked:,}" if asked is not None else ""
-                rows.append([axis if number == 0 else "", label, f"{counts['finished']:,}", failed, asked_for])
+                total = f"{count:,}" if count is not None else ""
+                rows.append([axis if number == 0 else "", label, f"{counts['finished']:,}", failed, total])
             sections.append(len(rows) - 1)
         columns = [words("axis"), words("value"), *map(Column, ("finished", "failed", "planned"))]
         return Table(columns, rows, sections=sections)
@@ -86,10 +86,10 @@ class Status:
         if not self.running:
             return
         rows = []
-        for name, who in list(self.running.items())[:_MOST_RUNNING]:
+        for name, owner in list(self.running.items())[:_MOST_RUNNING]:
             epoch, loss = last_step(run_folder(self.out, name) / TRAINED / METRICS)
-            since = duration(max(0.0, time.time() - who.since))
-            rows.append([name, who.host, str(who.pid), since, epoch, loss])
+            since = duration(max(0.0, time.time() - owner.since))
+            rows.append([name, owner.host, str(owner.pid), since, epoch, loss])
         columns = [words("run"), *map(Column, ("on", "process", "for", "epoch", "loss"))]
         Table(columns, rows, title="running").render(console)
         if len(self.running) > _MOST_RUNNING:
@@ -116,10 +116,10 @@ _STATES = ("finished", "running", "interrupted", "failed", "not begun")
 
 
 def study_status(out: Path) -> Status:
-    """Look at a study's folder.
+    """Read the status of the study in a folder.
 
     Raises:
-        ClcaError: It holds no study.
+        ClcaError: The folder holds no study.
     """
     study = read_study_file(out)
     begun = [row_of(out, name) for name in sorted(begun_runs(out))]
@@ -127,7 +127,7 @@ def study_status(out: Path) -> Status:
     running = {}
     for row in rows:
         if row["state"] == "interrupted":
-            who = holder(run_folder(out, row["name"]))
-            if who is not None:
-                running[row["name"]] = who
+            owner = holder(run_folder(out, row["name"]))
+            if owner is not None:
+                running[row["name"]] = owner
     return Status(out, study, rows, running, len(begun) - len(rows))

@@ -1,4 +1,4 @@
-"""The figures of a study's report, each from numbers that `clca.report.study.numbers` and its neighbours made."""
+"""The figures of a study's report, from the numbers of `clca.report.study.numbers` and its neighbours."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _OWN_COLUMNS = frozenset({"data", "model", "backbone", "reduction", "keep_rate",
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the figures show.
+    """The data of the figures.
 
     Attributes:
         finished: The finished runs of the results table.
-        default: Of `finished_runs`, those that `by_default` leaves.
-        cells: Of `over_seeds`.
-        pairs: Of `paired_gains`.
-        by_reduction, by_rate, everything: Of `gain_summary`, by reduction, by keep rate, and over all pairs.
-        gradients: Of `clca.report.study.gradients.gradients`.
-        published: Of `clca.report.published.published`.
-        axes: Of the study, name → labels.
+        default: From `finished_runs` and `by_default`.
+        cells: From `over_seeds`.
+        pairs: From `paired_gains`.
+        by_reduction, by_rate, everything: From `gain_summary`, by reduction, by keep rate, and over all pairs.
+        gradients: From `clca.report.study.gradients.gradients`.
+        published: From `clca.report.published.published`.
+        axes: Labels of the study's axes, by name.
     """
 
     finished: pd.DataFrame
@@ -50,7 +50,7 @@ class Numbers:
 
 
 def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
-    """The figures there is something for, in the order of the page, and a sentence for each that is left out."""
+    """The figures that have data, in the order of the page, and a sentence for each that is left out."""
     finished = numbers.finished
     devices = sorted(finished["device"].dropna().astype(str).unique()) if "device" in finished else []
     makers: Sequence[tuple[str, Callable[[], Picture | list[Picture] | None], str]] = (
@@ -79,15 +79,15 @@ def study_figures(numbers: Numbers) -> tuple[list[Picture], list[str]]:
         if axis not in _OWN_COLUMNS and len(labels) > 1:
             picture = variant_boxes(finished, axis, labels)
             pictures += [picture] if picture is not None else []
-    return _named_apart(pictures), absent
+    return _with_unique_names(pictures), absent
 
 
-def _named_apart(pictures: Sequence[Picture]) -> list[Picture]:
-    """Names of sets in other scripts end as the same file name; the second gets a number."""
+def _with_unique_names(pictures: Sequence[Picture]) -> list[Picture]:
+    """Add a number to repeated names: names of sets in other scripts can lead to the same file name."""
     seen: Counter[str] = Counter()
-    apart = []
+    unique = []
     for picture in pictures:
         seen[picture.name] += 1
         count = seen[picture.name]
-        apart.append(picture if count == 1 else replace(picture, name=f"{picture.name}-{count}"))
-    return apart
+        unique.append(picture if count == 1 else replace(picture, name=f"{picture.name}-{count}"))
+    return unique

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, in GMACs and in measured time: a line a reduction and arm, its points keep rates."""
+"""Accuracy against cost, in GMACs and in measured time: a line per reduction and arm, a point per keep rate."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _CIRCLE = {"boxstyle": "circle,pad=0.18", "fc": PAPER, "ec": FAINT, "lw": 0.8}
 
 
 def accuracy_gmacs(cells: pd.DataFrame, published: pd.DataFrame) -> Picture | None:
-    """Accuracy against GMACs an image, with published results of the same set and image size as letters.
+    """Accuracy against GMACs per image, with published results of the same set and image size as letters.
 
     Args:
-        cells: Of `over_seeds`.
-        published: Of `clca.report.published.published`.
+        cells: From `over_seeds`.
+        published: From `clca.report.published.published`.
     """
     return _Against(cells, "gmacs", "GMACs an image", published).picture()
 
 
 def accuracy_time(cells: pd.DataFrame, devices: Sequence[str]) -> Picture | None:
-    """Accuracy against milliseconds an image, measured in evaluation.
+    """Accuracy against milliseconds per image, measured in evaluation.
 
     Args:
-        cells: Of `over_seeds`.
-        devices: Where it was measured.
+        cells: From `over_seeds`.
+        devices: Names of the devices that it was measured on.
     """
     if "images_per_second" not in cells:
         return None
@@ -71,11 +71,11 @@ class _Against:
             caption=self._caption(by_time),
             panels=panels,
             legend=marks,
-            note=self._letters_told() if self.letters else "",
+            note=self._letters_key() if self.letters else "",
             height=3.4,
         )
 
-    def _letters_told(self) -> str:
+    def _letters_key(self) -> str:
         listed = ", ".join(f"{letter} {name}" for name, letter in self.letters.items())
         return f"published top-1 on the same set at the same image size ({listed})"
 
@@ -92,14 +92,14 @@ class _Against:
             text += f" {self.left_out} points are left out because runs of some backbones are not finished."
         if self.letters:
             text += (
-                f" Letters: {self._letters_told()}; one that hides another stands beside its point, and one beyond the"
+                f" Letters: {self._letters_key()}; one that hides another stands beside its point, and one beyond the"
             )
             text += " panel at its edge with its numbers."
         if by_time:
-            where = ", ".join(self.devices) or "a device that was not noted"
+            where = ", ".join(self.devices) or "a device that was not recorded"
             text += (
-                f" Time is that of the evaluation's forward pass on {where}; other runs may have been going on beside"
-                " it, so read it as rough: clca benchmark measures speed properly."
+                f" Time is that of the evaluation's forward pass on {where}; other runs may have run at the same"
+                " time, so it is approximate; clca benchmark measures speed properly."
             )
         return text
 
@@ -142,7 +142,7 @@ class _Against:
 
 
 def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
-    """A letter in a circle for each published result; one far off is drawn at the edge with its numbers."""
+    """A letter in a circle for each published result; one outside the panel is at its edge, with its numbers."""
     from matplotlib.collections import LineCollection
 
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
@@ -173,16 +173,16 @@ def _references(axes: Any, theirs: Any, letters: dict[str, str]) -> None:
         if not inside:
             beyond.append((x, y, f"{height:.1f} %" + (f" at {cost:.0f}" if cost > right else "")))
     for x, y, text in beyond:
-        half = 0.0072 * len(text)
-        beside = x - 0.045 - half if x > 0.5 else x + 0.045 + half
-        centre = min(max(x, half), 1 - half)
+        half_width = 0.0072 * len(text)
+        beside = x - 0.045 - half_width if x > 0.5 else x + 0.045 + half_width
+        centre = min(max(x, half_width), 1 - half_width)
         places = [(beside, y), (centre, y - 0.065), *((centre, y + 0.065 + 0.045 * k) for k in range(9))]
-        free = (place for place in places if place[1] > 0 and not _meets(place, half, taken))
+        free = (place for place in places if place[1] > 0 and not _overlaps(place, half_width, taken))
         x, y = next(free, places[0])
-        taken += [(x + step * half, y) for step in (-1, 0, 1)]
+        taken += [(x + step * half_width, y) for step in (-1, 0, 1)]
         axes.text(x, y, text, size=7, color=FAINT, ha="center", va="center", transform=axes.transAxes, zorder=5)
 
 
-def _meets(place: tuple[float, float], half: float, taken: Sequence[tuple[float, float]]) -> bool:
-    """Whether a text of that half width would lie on something."""
-    return any(abs(place[0] - x) < half + 0.03 and abs(place[1] - y) < 0.045 for x, y in taken)
+def _overlaps(place: tuple[float, float], half_width: float, taken: Sequence[tuple[float, float]]) -> bool:
+    """Whether a text of this half width would overlap anything drawn."""
+    return any(abs(place[0] - x) < half_width + 0.03 and abs(place[1] - y) < 0.045 for x, y in taken)

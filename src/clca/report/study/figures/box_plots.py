@@ -1,4 +1,4 @@
-"""How accuracies spread: boxes by reduction, base beside CLCA, over everything else that varies."""
+"""Spread of accuracies: boxes by reduction, for base and CLCA, over all other varied settings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEW = 36
-"""Runs of a box up to which every one is a point too."""
+"""Number of runs in a box up to which each is also drawn as a point."""
 
 _VARIED = {"backbone": "backbones", "keep_rate": "keep rates", "img_size": "image sizes", "seed": "seeds"}
 
 
 def accuracy_boxes(finished: pd.DataFrame) -> Picture | None:
-    """Boxes of top-1 by reduction and arm, all sets together and each set alone.
+    """Boxes of top-1 by reduction and arm, for all sets together and for each set.
 
     Args:
         finished: Of `finished_runs`.
@@ -41,7 +41,7 @@ def accuracy_boxes(finished: pd.DataFrame) -> Picture | None:
 
 
 def variant_boxes(finished: pd.DataFrame, axis: str, labels: list[str]) -> Picture | None:
-    """The same with a row for each label of an axis of the study, such as the variants of an ablation.
+    """As `accuracy_boxes`, with a row for each label of an axis of the study, such as the variants of an ablation.
 
     Args:
         finished: The finished runs of the results table.

@@ -1,4 +1,4 @@
-"""The rows of `over_seeds` as figures take them: one point where several settings share it, and what a panel is of."""
+"""The rows of `over_seeds` for figures: settings averaged to points, and the points divided into panels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MOST_PANELS = 12
 
 
 def panel_keys(cells: pd.DataFrame) -> list[str]:
-    """What each panel is of: set, image size and backbone; set and size where that would be too many."""
+    """The columns that define a panel: set, image size and backbone; set and size if that gives too many panels."""
     keys = ["data", "img_size", "backbone"]
     return keys if cells.groupby(keys).ngroups <= MOST_PANELS else keys[:2]
 
 
 def pooled(cells: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> tuple[pd.DataFrame, int]:
-    """One row a point: means over the settings that share it.
+    """One row per point: means over the settings that share it.
 
     A point that lacks some of the backbones that others of its panel are of would be a mean over something else; it is
     left out.
@@ -48,14 +48,14 @@ def pooled(cells: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> 
 
 
 def also_over(cells: pd.DataFrame) -> str:
-    """What else a point is a mean over, and where one stands whose rates are several."""
+    """A sentence on what else a point is a mean over, and on the position of one with several keep rates."""
     several = " Rates that differ from block to block stand at their mean." if (cells["keep_rates"] != "").any() else ""
     axes = [name.removeprefix("axis.") for name in axes_of(cells) if cells[name].nunique() > 1]
     return several + (f" Points are means over {', '.join(axes)} too." if axes else "")
 
 
 def panel_title(keys: Sequence[str], values: Sequence[object], cells: pd.DataFrame) -> str:
-    """What the panel is of, without what all panels share."""
+    """The title of a panel, without what all panels share."""
     from clca.report.study.figures.marks import short
 
     parts = []
@@ -70,5 +70,5 @@ def panel_title(keys: Sequence[str], values: Sequence[object], cells: pd.DataFra
 
 
 def ms(rate: float) -> float:
-    """Milliseconds an image from images a second."""
+    """Milliseconds per image, from images per second."""
     return 1000 / rate if rate and rate > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""What CLCA adds, run by run: the same setting and seed with and without it."""
+"""The gain of CLCA, run by run: the same setting and seed with and without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_POINTS = 100
-"""Single gains shown of a row; of more, every n-th in order of size."""
+"""Largest number of single gains shown per row; of more, every n-th in order of size."""
 
 
 def paired_gain(

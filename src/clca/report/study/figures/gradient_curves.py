@@ -1,4 +1,4 @@
-"""The largest gradient by training step, for every arm that was run."""
+"""The largest gradient by training step, for every arm."""
 
 from __future__ import annotations
 

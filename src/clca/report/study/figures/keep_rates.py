@@ -1,4 +1,4 @@
-"""Accuracy by keep rate: a panel a set and reduction, base against CLCA, a line an image size."""
+"""Accuracy by keep rate: a panel per set and reduction, base against CLCA, a line per image size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDTHS = (0.9, 1.7, 2.4)  # of a line, from the smallest image to the largest
 
 
 def accuracy_keep_rates(cells: pd.DataFrame) -> list[Picture]:
-    """Accuracy by keep rate with its deviation over seeds: a picture a set, or one where it holds all.
+    """Accuracy by keep rate with its deviation over seeds: a picture per set, or one for all if they fit.
 
     Args:
         cells: Of `over_seeds`.
@@ -40,7 +40,7 @@ def accuracy_keep_rates(cells: pd.DataFrame) -> list[Picture]:
 def _picture(key: str, title: str, cells: Any, sets: Sequence[str]) -> Picture:
     points, left_out = cells_of.pooled(cells, ["data", "img_size"], ("top1_mean", "top1_sd"))
     alone = points.groupby("data")["reduction"].transform(lambda own: (own == "none").all()).astype(bool)
-    drawn = points[alone | (points["reduction"] != "none")]  # the dense model beside others is a level line
+    drawn = points[alone | (points["reduction"] != "none")]  # beside others, the dense model is a horizontal line
     sizes, rates = sorted(points["img_size"].unique()), sorted(drawn["keep_rate"].unique())
     panels = [panel for name in sets for panel in _of_set(points[points["data"] == name], sizes, rates, len(sets) > 1)]
     backbones = int(points["backbones"].max())
@@ -62,7 +62,7 @@ def _picture(key: str, title: str, cells: Any, sets: Sequence[str]) -> Picture:
 
 
 def _of_set(points: Any, sizes: list[int], rates: list[float], several: bool) -> Iterator[Panel]:
-    """A panel a reduction, all on one scale."""
+    """A panel per reduction, all on one scale."""
     heights = [value for row in points.to_dict("records") for value in
                (row["top1_mean"] - _bar(row["top1_sd"]), row["top1_mean"] + _bar(row["top1_sd"]))]  # fmt: skip
     for name in [name for name in reductions_in_order(points["reduction"]) if name != "none"] or ["none"]:

@@ -21,19 +21,19 @@ _NONE = ("#777777", "h")
 
 
 def of_arm(arm: str, label: str | None = None) -> Mark:
-    """Open and dashed for the base model, filled for what has a module."""
+    """The mark of an arm: open and dashed for the base model, filled for arms with a module."""
     colour, marker, line, filled = _ARM_MARKS.get(arm, ("#777777", "v", "-", True))
     return Mark(label or ARM_NAMES.get(arm, arm), colour, marker, line, filled)
 
 
 @cache
 def _known() -> tuple[str, ...]:
-    """The registered reductions; asking means looking through what is installed."""
+    """The registered reductions; cached, because this searches the installed packages."""
     return tuple(name for name in list_reductions() if name != "none")
 
 
 def of_reduction(reduction: str, arm: str = "clca", label: str | None = None) -> Mark:
-    """The reduction's colour and marker; open and dashed for the base model."""
+    """The mark of a reduction: its colour and marker; open and dashed for the base model."""
     known = _known()
     colour, marker = STYLES[known.index(reduction) % len(STYLES)] if reduction in known else _NONE
     _, _, line, filled = _ARM_MARKS.get(arm, ("", "", "-", True))

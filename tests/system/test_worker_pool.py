@@ -1,0 +1,168 @@
+"""The pool of worker processes: every task ends with one event, whatever becomes of its process."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from clca.errors import ClcaError, WorkError
+from clca.system.processes import forkserver_context
+from clca.system.worker_pool import Event, Send, WorkerPool
+
+
+def count_to(number: int, send: Send) -> int:
+    for value in range(number):
+        send(value)
+    return os.getpid()
+
+
+def fail(error: Exception, send: Send) -> None:
+    raise error
+
+
+def die(send: Send) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_child(file: Path, send: Send) -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()  # inherits the worker's end of the pipe
+    file.write_text(str(child.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save_when_interrupted(path: Path, send: Send) -> str:
+    path.with_suffix(".begun").touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        path.write_text("saved")
+    return "saved"
+
+
+def wait_for_interrupt(path: Path, send: Send) -> None:
+    path.touch()
+    time.sleep(60)
+
+
+def number_of_worker(send: Send) -> str:
+    return os.environ["WORKER_OF_TEST"]
+
+
+def set_number(worker: int) -> None:
+    os.environ["WORKER_OF_TEST"] = str(worker)
+
+
+def never_ready(path: Path, worker: int) -> None:
+    path.touch()
+    time.sleep(60)
+
+
+def events_of(pool: WorkerPool) -> list[Event]:
+    """All events until no task is running."""
+    events: list[Event] = []
+    while pool.running():
+        events += pool.wait(0.2)
+    return events
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    with closing(WorkerPool(2, forkserver_context())) as pool:
+        yield pool
+
+
+def test_messages_come_in_order_before_the_result_and_workers_are_reused(pool: WorkerPool) -> None:
+    processes = set()
+    for _ in range(2):
+        pool.submit("three", partial(count_to, 3))
+        *messages, end = events_of(pool)
+        assert messages == [Event("three", "message", value) for value in range(3)]
+        assert (end.name, end.kind) == ("three", "result")
+        processes.add(end.value)
+    assert len(processes) == 1
+    assert os.getpid() not in processes
+
+
+def test_single_use_workers_run_one_task_each() -> None:
+    with closing(WorkerPool(1, forkserver_context(), single_use=True)) as pool:
+        processes = set()
+        for _ in range(2):
+            pool.submit("none", partial(count_to, 0))
+            processes.add(events_of(pool)[-1].value)
+    assert len(processes) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ClcaError("no such folder"), ClcaError, "no such folder"),
+        (WorkError("the disk is full"), WorkError, "the disk is full"),
+        (ZeroDivisionError("by zero"), WorkError, "ZeroDivisionError: by zero"),
+    ],
+)
+def test_an_error_arrives_with_its_traceback(
+    pool: WorkerPool, error: Exception, kind: type[Exception], text: str
+) -> None:
+    pool.submit("bad", partial(fail, error))
+    (event,) = events_of(pool)
+    assert event.kind == "error"
+    assert type(event.value) is kind
+    assert str(event.value) == text
+    assert "in fail" in event.value.__notes__[0]
+
+
+def test_a_dead_worker_loses_its_task_alone_and_is_replaced(pool: WorkerPool) -> None:
+    pool.submit("dies", die)
+    pool.submit("lives", partial(count_to, 0))
+    ends = {event.name: event for event in events_of(pool)}
+    assert ends["lives"].kind == "result"
+    assert ends["dies"].kind == "lost"
+    assert "SIGKILL" in ends["dies"].value
+    assert pool.free() == 2
+    for name in "ab":
+        pool.submit(name, partial(count_to, 0))
+    assert [event.kind for event in events_of(pool)] == ["result", "result"]
+
+
+def test_the_death_of_a_worker_is_noticed_while_its_children_hold_the_pipe(pool: WorkerPool, tmp_path: Path) -> None:
+    pool.submit("dies", partial(die_before_child, tmp_path / "child"))
+    assert [event.kind for event in events_of(pool)] == ["lost"]
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # still there
+
+
+def test_an_interrupted_task_saves_and_its_event_still_comes(pool: WorkerPool, tmp_path: Path) -> None:
+    pool.submit("saves", partial(save_when_interrupted, tmp_path / "saves"))
+    pool.submit("ends", partial(wait_for_interrupt, tmp_path / "ends"))
+    until(lambda: all((tmp_path / name).exists() for name in ("saves.begun", "ends")) and not pool.wait(0.1), 120)
+    pool.interrupt()
+    assert pool.free() == 0
+    ends = {event.name: event.kind for event in events_of(pool)}
+    assert ends == {"saves": "result", "ends": "interrupted"}
+    assert (tmp_path / "saves").read_text() == "saved"
+
+
+def test_a_worker_that_is_not_ready_is_killed_by_an_interrupt(tmp_path: Path) -> None:
+    with closing(WorkerPool(1, forkserver_context(), initialize=partial(never_ready, tmp_path / "begun"))) as pool:
+        pool.submit("never", partial(count_to, 0))
+        until((tmp_path / "begun").exists, 120)
+        pool.interrupt()
+        (event,) = events_of(pool)
+    assert event.kind == "lost"
+
+
+def test_workers_are_initialized_with_their_number_and_a_replacement_with_the_same() -> None:
+    with closing(WorkerPool(2, forkserver_context(), initialize=set_number)) as pool:
+        pool.start()
+        pool.submit("dies", die)
+        assert [event.kind for event in events_of(pool)] == ["lost"]
+        for name in "ab":
+            pool.submit(name, number_of_worker)
+        assert sorted(event.value for event in events_of(pool)) == ["0", "1"]

@@ -20,7 +20,7 @@ from clca.explain import View, curves, depth_shares, detail_share, explain, kern
 from clca.explain.depths import absent
 from clca.explain.explaining import integrated_gradients, to_input
 from clca.explain.survivors import trace_survivors
-from clca.explain.watching import scatter, watch
+from clca.explain.recording import scatter, watch
 from clca.plots.explanation import draw_explanation, outline
 from clca.plots.survivors import paint
 

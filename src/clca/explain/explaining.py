@@ -16,7 +16,7 @@ from clca.errors import ClcaError
 from clca.explain.depths import DepthShare, depth_shares, kernel_shares
 from clca.explain.explanation import Attention, Explanation, Stage
 from clca.explain.view import View
-from clca.explain.watching import Watch, cls_attention, scatter, watch
+from clca.explain.recording import Watch, cls_attention, scatter, watch
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.trace import Trace

@@ -15,7 +15,7 @@ from clca.export.check import Agreement, check_exported
 from clca.export.load import Exported, load_exported
 from clca.export.metadata import TRUST
 from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
-from clca.export.pictures import Pictures, find_pictures
+from clca.export.check_images import Pictures, find_pictures
 from clca.export.program import called, capture, save_pt2
 from clca.models.pretrained import from_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT

@@ -1,4 +1,4 @@
-"""One forward pass that keeps what attention reads in every block."""
+"""Record the inputs of attention in every block during one forward pass."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from clca.reductions import TokenState
 
 
 @dataclass
-class Sight:
-    """What one block's attention reads.
+class AttentionInput:
+    """The input of attention in one block.
 
     Attributes:
-        tokens: After a reduction before the block, and before one inside it, [1, N, C].
-        owner: The token of these that holds each patch, -1 where it was dropped, [P].
-        key_bias: What the logits of the keys get, [1, 1, 1, N].
+        tokens: Tokens after a reduction before the block, and before a reduction inside it, [1, N, C].
+        owner: The token that contains each patch, -1 for dropped patches, [P].
+        key_bias: Added to the attention logits of the keys, [1, 1, 1, N].
     """
 
     tokens: Tensor
@@ -33,10 +33,10 @@ class Sight:
     key_bias: Tensor | None
 
 
-class _Watched(TokenReducedViT):
-    """The same modules in an object of its own, so that others may use the model meanwhile."""
+class _Recorder(TokenReducedViT):
+    """A recording view of a model: it shares the modules, so other threads can use the model meanwhile."""
 
-    sights: list[Sight]
+    inputs: list[AttentionInput]
     cls_tokens: Tensor | None
     _state: TokenState
 
@@ -46,14 +46,14 @@ class _Watched(TokenReducedViT):
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if function in (attention_branch, project):
-            self._look(args[1])
+            self._record(args[1])
         elif isinstance(function, nn.Module):
-            self._look(args[0])
+            self._record(args[0])
         return super()._call(function, *args)
 
-    def _look(self, x: Tensor) -> None:
+    def _record(self, x: Tensor) -> None:
         assert self._state.owner is not None
-        self.sights.append(Sight(x, self._state.owner[0], self._state.key_bias))
+        self.inputs.append(AttentionInput(x, self._state.owner[0], self._state.key_bias))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         self.cls_tokens = x if self.cla_head is not None else None
@@ -61,47 +61,47 @@ class _Watched(TokenReducedViT):
 
 
 @dataclass
-class Watch:
-    """What `watch` saw.
+class ForwardRecord:
+    """The result of `record_forward`.
 
     Attributes:
         logits: [K].
-        trace: Owners after every block.
-        sights: One a block.
-        cls_tokens: What the aggregation head read, [G, C]; None without one.
+        trace: Owners after each block.
+        inputs: Input of attention, one per block.
+        cls_tokens: Input of the aggregation head, [G, C]; None without one.
     """
 
     logits: Tensor
     trace: Trace
-    sights: list[Sight]
+    inputs: list[AttentionInput]
     cls_tokens: Tensor | None
 
 
 @torch.no_grad()
-def watch(model: TokenReducedViT, image: Tensor) -> Watch:
+def record_forward(model: TokenReducedViT, image: Tensor) -> ForwardRecord:
     """Run one image [1, 3, H, W] through a model in evaluation mode, without gradients."""
-    watched: _Watched = copy.copy(model)  # type: ignore[assignment]
-    watched.__class__ = _Watched
-    watched.sights = []
-    logits, trace = watched.forward_trace(image)
-    cls_tokens = watched.cls_tokens
-    return Watch(logits[0], trace, watched.sights, None if cls_tokens is None else cls_tokens[0])
+    recorder: _Recorder = copy.copy(model)  # type: ignore[assignment]
+    recorder.__class__ = _Recorder
+    recorder.inputs = []
+    logits, trace = recorder.forward_trace(image)
+    cls_tokens = recorder.cls_tokens
+    return ForwardRecord(logits[0], trace, recorder.inputs, None if cls_tokens is None else cls_tokens[0])
 
 
 @torch.no_grad()
-def cls_attention(block: Any, sight: Sight) -> Tensor | None:
-    """The CLS row of a block's attention, mean over the heads, [N]; None for a block that clca does not know."""
+def cls_attention(block: Any, inputs: AttentionInput) -> Tensor | None:
+    """The CLS row of a block's attention, averaged over the heads, [N]; None for an unknown kind of block."""
     if not can_split(block):
         return None
-    tokens = sight.tokens
+    tokens = inputs.tokens
     x = tokens if type(block) is ResPostBlock else block.norm1(tokens)
-    _, evidence = attend(block.attn, x, sight.key_bias, needs=frozenset({"cls_attention"}))
+    _, evidence = attend(block.attn, x, inputs.key_bias, needs=frozenset({"cls_attention"}))
     assert evidence.cls_attention is not None
     return evidence.cls_attention[0].mean(dim=0)
 
 
 def scatter(values: Tensor, owner: Tensor) -> Tensor:
-    """Values of tokens [N] to those of patches [P]: a token's is split evenly among its patches; 0 where dropped."""
+    """Distribute values of tokens [N] evenly among their patches [P]; 0 for dropped patches."""
     alive = owner >= 0
-    held = torch.bincount(owner[alive], minlength=len(values)).clamp(min=1)
-    return torch.where(alive, (values / held)[owner.clamp(min=0)], values.new_zeros(()))
+    count = torch.bincount(owner[alive], minlength=len(values)).clamp(min=1)
+    return torch.where(alive, (values / count)[owner.clamp(min=0)], values.new_zeros(()))

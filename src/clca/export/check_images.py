@@ -1,4 +1,4 @@
-"""The images on which an exported file is checked: named ones, the run's own test images, or synthetic leaves."""
+"""The images for checking an exported file: given ones, the test images of the run, or synthetic leaves."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.run_folder import own_images
 
 MOST = 256
-"""Images looked at, spread evenly over all there are."""
+"""Largest number of images; they are spread evenly over all available ones."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Images to check with.
+class CheckImages:
+    """Images for checking an exported file.
 
     Attributes:
-        what: In words.
-        real: Whether they are photographs, rather than drawn.
-        read: The i-th image, preprocessed [3, H, W].
-        labels: An index into the model's classes for each, None where it is not known.
+        description: Where they come from, in words.
+        real: Whether they are photographs rather than synthetic.
+        read: Function that returns the i-th image, preprocessed, [3, H, W].
+        labels: Index of the class of each image in the model's classes; None if unknown.
     """
 
-    what: str
+    description: str
     real: bool
     read: Callable[[int], Tensor]
     labels: list[int | None]
@@ -48,53 +48,54 @@ class Pictures:
         return len(self.labels)
 
 
-def find_pictures(model: TokenReducedViT, run: str | Path, named: Sequence[str | Path] = ()) -> Pictures:
-    """What to check a run's exported file on.
+def find_check_images(model: TokenReducedViT, run: str | Path, given: Sequence[str | Path] = ()) -> CheckImages:
+    """Choose the images for checking the exported file of a run.
 
     Args:
-        model: With `classes` and `preprocess`.
-        run: The run; its own test images are taken if none are named and they are still there.
-        named: Files, folders and patterns; an image in a folder called as a class is known to be of it.
+        model: A model with `classes` and `preprocess`.
+        run: The run; its test images are used if no images are given and they still exist.
+        given: Files, folders and patterns. If the name of an image's folder is a class, it is the label of the image.
 
     Raises:
-        ClcaError: What is named holds no images, or one that cannot be read.
+        ClcaError: The given paths contain no images, or an image cannot be read.
     """
     assert model.classes is not None
     assert model.preprocess is not None
     transform = from_preprocess(model.preprocess)
     index = {name: label for label, name in enumerate(model.classes)}
-    if named:
-        files = _spread(find_images(named))
+    if given:
+        files = _spread(find_images(given))
         for file in files:
-            read_image(file)  # one that cannot be read is told before anything is done
+            read_image(file)  # fail early if one cannot be read
         labels = [index.get(file.parent.name) for file in files]
-        return Pictures("images named", True, lambda i: transform(read_image(files[i])), labels)
-    found = _test_images(Path(run))
-    if found is not None:
-        found.transform = transform
-        chosen = _spread(range(len(found)))
-        labels = [index.get(found.classes[found.labels[i]]) for i in chosen]
-        real = not isinstance(found, Leaves)
-        return Pictures("test images of the run", real, lambda i: found[chosen[i]][0], labels)
-    drawn = _drawn(model.preprocess["resize"])
-    return Pictures("synthetic leaves and noise", False, lambda i: transform(drawn[i]), [None] * len(drawn))
+        return CheckImages("given images", True, lambda i: transform(read_image(files[i])), labels)
+    test_set = _test_images(Path(run))
+    if test_set is not None:
+        test_set.transform = transform
+        chosen = _spread(range(len(test_set)))
+        labels = [index.get(test_set.classes[test_set.labels[i]]) for i in chosen]
+        real = not isinstance(test_set, Leaves)
+        return CheckImages("test images of the run", real, lambda i: test_set[chosen[i]][0], labels)
+    synthetic = _synthetic_images(model.preprocess["resize"])
+    return CheckImages("synthetic leaves and noise", False, lambda i: transform(synthetic[i]), [None] * len(synthetic))
 
 
 def _test_images(run: Path) -> Any:
-    """The test images that the run's config names, or None."""
+    """The test images of the run's data set, or None."""
     try:
         own = own_images(run)
         return data.open(own.root, "test", source=own.source) if own is not None else None
-    except (ClcaError, OSError):  # moved, or never had a test split
+    except (ClcaError, OSError):  # the data set was moved, or has no test split
         return None
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
+    """At most `MOST` items, evenly spaced."""
     chosen = np.linspace(0, len(items) - 1, min(MOST, len(items))).astype(int)
     return [items[i] for i in chosen]
 
 
-def _drawn(size: int) -> list[Image.Image]:
+def _synthetic_images(size: int) -> list[Image.Image]:
     leaves = Leaves(cultivars=4, images=3, size=size, split="all")
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(4)]

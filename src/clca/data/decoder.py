@@ -72,8 +72,8 @@ def _limit_memory(memory: int) -> None:
         return
     import resource
 
-    held = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
-    limit = int(held) * 1024 + memory
+    allocated = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
+    limit = int(allocated) * 1024 + memory
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

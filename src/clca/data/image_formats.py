@@ -123,7 +123,7 @@ def _describe_other(head: bytes) -> str:
     if not head:
         return "the file is empty (0 bytes)"
     if not head.strip(b"\0"):
-        return "holds only zero bytes: download or copy it again"
+        return "contains only zero bytes: download or copy it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "is an HTML page, not an image: download it again"

@@ -155,7 +155,7 @@ def test_what_training_refuses_is_an_error_in_the_table(tmp_path, capsys):
     assert "empty" in rendered(gap)
     assert gap.errors == [f"{tmp_path}/gap/train/empty: no images in this class folder: add some or remove the folder"]
     assert [line.split(":")[0] for line in untrained.errors] == [
-        "no images in split train, so there is nothing to learn from"
+        "no images in split train, so there is nothing to train on"
     ]
     assert not any("split train" in line for line in untrained.warnings)
     codes = [main(["data", "check", str(tmp_path / name)]) for name in ("gap", "untrained")]

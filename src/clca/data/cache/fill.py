@@ -161,8 +161,8 @@ class _SetCache:
 
     def missing(self, paths: list[Path], files: list[RowFile]) -> list[Path]:
         """The images whose current version is in no file."""
-        held = {source for file in files for source in file.row_of}
-        return [path for path in paths if Source.of(path) not in held]
+        cached = {source for file in files for source in file.row_of}
+        return [path for path in paths if Source.of(path) not in cached]
 
     def remove_leftovers(self) -> None:
         """Remove damaged files, and unfinished ones of killed processes. Requires the lock."""
@@ -212,8 +212,8 @@ class _SetCache:
     def _reserve(self, missing: list[Path], wanted: list[Path], limit: float) -> tuple[RowWriter, "_FilePlan"]:
         """Free space for a new file, and decide what to put into it."""
         files = self.files()
-        held = {source for source in map(Source.of, wanted) if source is not None}
-        needed = {file.path for file in files if held & file.row_of.keys()}
+        sources = {source for source in map(Source.of, wanted) if source is not None}
+        needed = {file.path for file in files if sources & file.row_of.keys()}
         in_use = {path for rows in _open for path in rows.files.values()}
         plans = [_FilePlan(missing, keep=needed)]
         rows = self._rows_still_valid(files)

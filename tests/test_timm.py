@@ -23,6 +23,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import clca
+import clca.timm
 
 CPU = torch.device("cpu")
 

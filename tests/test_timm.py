@@ -25,6 +25,8 @@ from torch import nn
 import clca
 import clca.timm
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

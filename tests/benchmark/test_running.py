@@ -25,6 +25,8 @@ from clca.errors import WorkError
 from clca.plots.speedup import SpeedUp, SpeedUpPanel, speed_up_figure
 from clca.system.timing import Spread
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
 SMALL: dict[str, Any] = {"models": ("vit_tiny_patch16_224",), "img_sizes": (32,), "batch_sizes": (2,), "memory": False}
 

@@ -14,6 +14,8 @@ from clca.demo import parallel
 from clca.demo.parallel import Stopped, Task
 from clca.errors import ClcaError, WorkError
 
+pytestmark = pytest.mark.slow
+
 run_tasks = partial(parallel.run_tasks, preload=["clca.demo.parallel", "torch"])
 
 

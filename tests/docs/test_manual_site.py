@@ -18,6 +18,8 @@ from clca.cli.arguments import Arguments, Spelling, arguments_of
 sys.path.insert(0, str(ROOT / "docs"))
 from hooks import Help, as_markdown, help_of
 
+pytestmark = pytest.mark.slow
+
 sys.path.remove(str(ROOT / "docs"))
 
 

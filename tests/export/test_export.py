@@ -39,6 +39,8 @@ from clca.reductions.registry import _REDUCTIONS
 from clca.system.files import replacing
 from clca.training import DataConfig, TrainConfig, train
 
+pytestmark = pytest.mark.slow
+
 STYLES = {
     "deit": ("deit_tiny_patch16_224", {}),
     "deit3": ("deit3_small_patch16_224", {}),  # LayerScale, position table without CLS

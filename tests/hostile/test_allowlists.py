@@ -20,6 +20,8 @@ from clca.export.onnx_file import save_onnx, to_onnx
 from clca.export.program import capture, save_pt2
 from clca.export.pt2_schema import Argument, Output
 
+pytestmark = pytest.mark.slow
+
 # What exports contain, by sort: what the lists and the schema have of it.
 _SYMBOL = "Symbol('s0', positive=True, integer=True)"
 LISTS = {

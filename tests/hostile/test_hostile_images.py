@@ -32,6 +32,8 @@ from clca.errors import ClcaError
 from clca.models.saving import save_pretrained
 from clca.serve import ServeSettings
 
+pytestmark = pytest.mark.slow
+
 ALL = {**FOREIGN, **REFUSED, **HARMLESS}
 PIXELS = 50_000_000
 KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "BMP", "GIF", "PPM")

@@ -19,6 +19,8 @@ from pt2_files import load_all, load_and_run, mutated
 from clca.errors import ClcaError
 from clca.export import export_onnx, load_exported
 
+pytestmark = pytest.mark.slow
+
 MEMORY, SECONDS = 512, 25  # a refusal takes up to 45 MiB and 2 s, loading a sound file 70 MiB and 3 s
 
 

@@ -25,6 +25,8 @@ from clca.export import export_pt2, load_exported, onnx_allowlist, pt2_allowlist
 from clca.export.pt2_operators import HIGHER_ORDER, OPERATORS
 from clca.export.pt2_schema import Argument, Program, UnknownOperator
 
+pytestmark = pytest.mark.slow
+
 MEMORY, SECONDS = 512, 25  # a refusal takes up to 45 MiB and 2 s, loading a sound file 70 MiB and 3 s
 
 

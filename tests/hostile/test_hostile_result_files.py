@@ -31,6 +31,8 @@ from clca.training.config import TrainConfig
 from clca.training.run_folder import read_csv
 from clca.training.trainer import finished_run
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"memory_mib": 1024, "cpu_seconds": 60}
 ESCAPE, SCRIPT = "\x1b[2J", "<script>alert(1)</script>"
 ROW = {"state": "finished", "keep_rates": None, "top1": 0.5, "axis.arm": "base", "arm": "base", "gmacs": 1.0, "seed": 0}

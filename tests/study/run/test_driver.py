@@ -27,6 +27,8 @@ from clca.study.run.executors import LocalProcesses
 from clca.study.run.job import Outcome, perform
 from clca.study.run.status import study_status
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"work": "fake_work:note", "quiet": True}
 
 

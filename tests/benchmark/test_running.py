@@ -346,7 +346,7 @@ def test_the_own_dense_model_is_timm_s_with_the_kernels_of_a_reduced_one(monkeyp
     theirs, ours = builder.model(dense), builder.model(dense.own_dense)
     assert ours.blocks[0].attn.qkv.weight is theirs.blocks[0].attn.qkv.weight
     asked: list[Any] = []
-    monkeypatch.setattr("clca.models.token_reduced_vit.faster_here", lambda block, x: bool(asked.append(block)))
+    monkeypatch.setattr("clca.kernels.dispatch.use_fast_path", lambda block, x: bool(asked.append(block)))
     images = builder.images(dense)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)

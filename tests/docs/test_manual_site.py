@@ -116,6 +116,6 @@ def test_help_becomes_lists() -> None:
     assert "`--a-very-long-name N`\n:   After its name." in text
 
 
-def test_a_group_of_commands_has_no_help_of_its_own() -> None:
-    with pytest.raises(ValueError, match="no help of its own"):
+def test_a_group_of_commands_has_no_help() -> None:
+    with pytest.raises(ValueError, match="clca study has no help"):
         help_of("study")

@@ -25,8 +25,10 @@ from clca.evaluation import evaluator as evaluation
 from clca.evaluation.keep_rate_sweep import Sweep, SweepPoint
 from clca.evaluation.stored import standard_error
 from clca.models.config import ModelConfig
+from clca.models.saving import save_pretrained
 from clca.plots.sweep import KeepRatePoint, draw_sweep
 from clca.training import DataConfig, TrainConfig, train
+from clca.training.run_folder import RunFolder
 
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
 USUAL: dict[str, Any] = {"workers": 0, "precision": "no", "device": "cpu", "batch_size": 9}
@@ -64,11 +66,11 @@ def test_a_sweep_is_what_each_evaluation_finds_alone(
     run: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
-    for name in ("from_pretrained", "_Relabelled"):
-        original = getattr(evaluation, name)
-        monkeypatch.setattr(evaluation, name, lambda *a, f=original, n=name: loaded.append(n) or f(*a))
+    for owner, name in ((RunFolder, "load_model"), (evaluation, "_Relabelled")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, f=original, n=name: loaded.append(n) or f(*a))
     found = sweep(run, [0.1, 1, 0.1], **USUAL)
-    assert loaded == ["from_pretrained", "_Relabelled"]
+    assert loaded == ["load_model", "_Relabelled"]
     assert [(point.keep_rate, point.own) for point in found.points] == [(1.0, False), (0.5, True), (0.1, False)]
     assert [path.parent for path in found.files] == [run / "evaluation"] * 3
     for point, name in zip(found.points, ("test-keep1", "test", "test-keep0.1"), strict=True):
@@ -157,7 +159,7 @@ def test_what_has_changed_is_evaluated_again(
     assert again() == [0.5, 0.1]
     model = clca.from_pretrained(run)
     model.cla_head.classifier.bias.data += 1  # type: ignore[union-attr, operator]
-    clca.models.pretrained.save_pretrained(model, run)
+    save_pretrained(model, run)
     assert again() == [0.5, 0.1]
     run = Path(shutil.copytree(run, tmp_path / "moved"))
     assert again() == []
@@ -185,7 +187,7 @@ def test_a_model_of_one_keep_rate_is_refused_in_a_line(
         "vit_tiny_patch16_224", num_classes=3, img_size=32, reduction=reduction, keep_rate=1.0, **TINY
     )
     model.classes, model.preprocess = own.classes, own.preprocess
-    clca.models.pretrained.save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path)
     with pytest.raises(ClcaError, match="keep rate"):
         sweep(tmp_path, [0.5], "no/such/images")  # refused before any image is looked for
     assert cli.main(["evaluate", str(tmp_path), "--sweep", "0.5"]) == 2
@@ -200,7 +202,7 @@ def test_a_model_of_one_keep_rate_is_refused_in_a_line(
         (["--sweep", "1.5", "0.5"], "--sweep 1.5: a keep rate is a share"),
         (["--sweep", "0"], "--sweep 0: a keep rate is a share"),
         (["--sweep", "nan"], "a keep rate is a share"),
-        (["--sweep"], "--sweep needs keep rates, such as"),
+        (["--sweep"], "--sweep needs a value"),
         (["--sweep", "0.5", "--keep-rate", "0.1"], "--keep-rate and --sweep do not go together"),
         (["--sweep", "much"], "--sweep"),
     ],
@@ -223,7 +225,7 @@ def test_rates_by_location_and_the_own_rate_have_their_folders(run: Path) -> Non
     assert [each.keep_rate for each in evaluations(run)] == [(0.5, 0.25), 0.5]
     model = clca.from_pretrained(run)
     model.keep_rate = (0.5, 0.25)
-    clca.models.pretrained.save_pretrained(model, run)
+    save_pretrained(model, run)
     found = sweep(run, [0.3, 0.5], **USUAL)
     assert [(point.rates, point.own) for point in found.points] == [("0.5", False), ("0.5 0.25", True), ("0.3", False)]
     assert [point.folder and point.folder.name for point in found.points] == ["test-keep0.5", "test", "test-keep0.3"]
@@ -338,7 +340,7 @@ def test_a_standard_error_is_never_nothing_and_falls_with_the_images(images: int
 
 def test_reading_back_needs_no_torch() -> None:
     program = (
-        "import sys; from clca.training import evaluations; evaluations('nothing'); "
+        "import sys; from clca.evaluation import evaluations; evaluations('nothing'); "
         "print([name for name in ('torch', 'timm', 'matplotlib', 'accelerate') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -23,7 +23,7 @@ from clca.export.pt2_schema import Argument, Output
 # What exports contain, by sort: what the lists and the schema have of it.
 _SYMBOL = "Symbol('s0', positive=True, integer=True)"
 LISTS = {
-    "pt2": {*pt2_operators.OPERATORS, *pt2_operators.WITH_A_BODY},
+    "pt2": {*pt2_operators.OPERATORS, *pt2_operators.HIGHER_ORDER},
     "onnx": set(onnx_operators.OPERATORS),
     "arguments": {*Argument.model_fields, "as_graph"},
     "outputs": set(Output.model_fields),

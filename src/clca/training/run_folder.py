@@ -67,10 +67,10 @@ class RunFolder:
     def __init__(self, run: str | Path) -> None:
         self.name, self.path = str(run), Path(run)
 
-    @classmethod
-    def of(cls, run: "str | Path | RunFolder") -> "RunFolder":
+    @staticmethod
+    def of(run: "str | Path | RunFolder") -> "RunFolder":
         """The object itself if it is one already, with what it has read."""
-        return run if isinstance(run, RunFolder) else cls(run)
+        return run if isinstance(run, RunFolder) else RunFolder(run)
 
     def __str__(self) -> str:
         return self.name

@@ -77,7 +77,7 @@ def test_a_failure_is_raised_as_it_was_and_the_others_save(
 
 
 def test_a_killed_process_is_named() -> None:
-    with pytest.raises(WorkError, match=r"EViT: its process ended \(SIGKILL, .*\); the same command goes on"):
+    with pytest.raises(WorkError, match=r"EViT: its process ended \(SIGKILL, .*\); the same command continues"):
         run_tasks([Task("EViT", die)], 1)
 
 
@@ -92,7 +92,7 @@ def test_a_signal_lets_all_save(number: signal.Signals, tmp_path: Path) -> None:
         Task("first", partial(wait_for_interrupt, tmp_path / "kept")),
         Task("second", partial(write, tmp_path / "2", 0)),
     ]
-    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="the same command continues") as stopped:
         run_tasks(tasks, 1)
 
     assert stopped.value.signal == number

@@ -98,10 +98,10 @@ def test_another_setting_gets_none(changed):
     assert found["published_method"] is None
 
 
-def test_what_the_paper_does_not_say_is_said():
-    row = joined()
-    assert "backbone not stated" in row["published_note"]
-    assert row["approximate"] is False
+def test_what_the_paper_does_not_state_is_noted():
+    found = joined()
+    assert "backbone not stated" in found["published_note"]
+    assert found["approximate"] is False
     figure = joined(data="soygene")
     assert figure["approximate"] is True
     assert "DeiT-III" in figure["published_method"]

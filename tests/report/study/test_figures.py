@@ -207,10 +207,10 @@ def test_gradients_have_a_line_and_a_band_an_arm(small: Numbers) -> None:
     assert np.median(base.get_ydata()) > np.median(clca.get_ydata())
 
 
-def test_time_is_said_to_be_rough_and_where(small: Numbers) -> None:
+def test_the_caption_calls_time_approximate_and_names_the_device(small: Numbers) -> None:
     caption = picture_of(small, "accuracy-time").caption
     assert "on cpu" in caption
-    assert "rough" in caption
+    assert "approximate" in caption
 
 
 def test_arms_and_reductions_differ_without_colour() -> None:

@@ -213,7 +213,7 @@ def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
     make_config: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     precision: str,
 ) -> None:
     whole = train(make_config(out=tmp_path / "whole", precision=precision), quiet=True)
@@ -221,8 +221,9 @@ def test_a_run_keeps_the_precision_that_auto_was_when_it_began(
     monkeypatch.setattr(device, "_bf16_is_fast", lambda _: precision == "bf16")
     stop_after(4, config, monkeypatch)
     monkeypatch.setattr(device, "_bf16_is_fast", lambda _: precision != "bf16")
+    caplog.set_level("INFO", "clca")
     result = resume(tmp_path / "run")
-    assert f"continues with precision {precision}, as it was started" in capsys.readouterr().err
+    assert f"continues with precision {precision}, as it was started" in caplog.text
     assert same(weights(result.folder), weights(whole.folder))
 
 
@@ -453,15 +454,15 @@ def test_with_strong_augmentation_only_the_watched_images_are_kept(make_config: 
     assert one.images == 18
 
 
-def test_a_cache_that_cannot_be_written_is_said_once_and_training_goes_on(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_cache_that_cannot_be_written_is_reported_once_and_training_continues(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = train(make_config(out=tmp_path / "plain", cache=False), quiet=True)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "file"))
-    capsys.readouterr()
+    caplog.clear()
     result = train(make_config())
-    message = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
+    message = [line for line in caplog.messages if "cache" in line]
     where = tmp_path / "file" / "resized"
     assert message == [
         f"the resized images are not cached: {where} cannot be written (not a directory); the images are read from "
@@ -508,7 +509,7 @@ def test_metrics_go_to_tensorboard_too(make_config: Make) -> None:
 
 
 def test_a_tracker_that_fails_on_the_way_ends_nothing(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("tensorboard")
     sent = []
@@ -520,9 +521,10 @@ def test_a_tracker_that_fails_on_the_way_ends_nothing(
 
     plain = train(make_config(out=tmp_path / "plain"), quiet=True)
     monkeypatch.setattr("accelerate.Accelerator.log", log)
+    caplog.set_level("INFO", "clca")
     result = train(make_config(track="tensorboard"))
     assert sent == [1, 2]
-    message = [line for line in capsys.readouterr().err.splitlines() if "--track" in line]
+    message = [line for line in caplog.messages if "--track" in line]
     assert message == [
         "--track tensorboard: the server has gone; nothing more is sent there; metrics.jsonl has all metrics"
     ]
@@ -530,7 +532,7 @@ def test_a_tracker_that_fails_on_the_way_ends_nothing(
 
 
 def test_a_tracker_that_does_not_end_hides_no_result(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("tensorboard")
 
@@ -538,14 +540,15 @@ def test_a_tracker_that_does_not_end_hides_no_result(
         raise ConnectionError("gone")
 
     monkeypatch.setattr("accelerate.Accelerator.end_training", end_training)
+    caplog.set_level("INFO", "clca")
     assert train(make_config(track="tensorboard")).steps == 6
-    assert "--track tensorboard: did not close properly (gone)" in capsys.readouterr().err
+    assert "--track tensorboard: did not close properly (gone)" in caplog.text
     with pytest.raises(WorkError, match="not finite"):
         train(make_config(track="tensorboard", lr=1e30, warmup_epochs=0, out=tmp_path / "failing"), quiet=True)
 
 
 def test_a_compiled_run_learns_the_same(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = train(make_config(out=tmp_path / "plain", precision="bf16"), quiet=True)
     calls, compile_model = [], torch.compile
@@ -555,8 +558,9 @@ def test_a_compiled_run_learns_the_same(
         return compile_model(call, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", with_fast_backend)
+    caplog.set_level("INFO", "clca")
     compiled = train(make_config(out=tmp_path / "compiled", precision="bf16", compile=True))
-    assert "compiling in the first step, which takes minutes" in capsys.readouterr().err
+    assert "compiling in the first step, which takes minutes" in caplog.text
     assert calls == [{"fullgraph": True}]
     assert compiled.train["loss"] == pytest.approx(plain.train["loss"], rel=1e-5)
     expected = weights(plain.folder)

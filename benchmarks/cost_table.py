@@ -1,4 +1,4 @@
-"""GMACs of ViT-B/16 with 80 classes by keep rate, image size and arm: the README's table.
+"""GMACs of ViT-B/16 with 80 classes by keep rate, image size and modules: the table of the README.
 
 python benchmarks/cost_table.py [--reduction evit] [--backbone deit_base_patch16_224]
 """
@@ -16,7 +16,7 @@ RATES = (1.0, 0.7, 0.5, 0.25, 0.1)
 
 @dataclass
 class Settings:
-    """What to count."""
+    """The model whose operations are counted."""
 
     backbone: str = "deit_base_patch16_224"
     reduction: str = "evit"

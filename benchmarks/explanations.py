@@ -1,21 +1,21 @@
-"""Whether explanations are right: evidence on the detail that decides, and deletion and insertion against chance.
+"""Validates explanations: evidence on the details that distinguish the classes, and deletion and insertion scores.
 
     clca demo demo
     python benchmarks/explanations.py demo/dense demo/evit demo/evit-clca demo/tome-clca
 
-For every run and map (the evidence of `clca.explain`, the CLS attention summed over its depths, chance) it prints
+For every run and map (the evidence of `clca.explain`, the CLS attention summed over its depths, random) it prints
 
-- on detail: the share of the map that lies on the veins and margin of synthetic leaves, the share of the area that is
-  such, and their difference with a 95 % bootstrap interval over the images. A map that merely finds the leaf would
-  also beat chance, so "in the leaf" compares among those patches alone that have any detail;
-- deletion, insertion: areas under the curves of the answer's probability (Petsiuk et al., 2018) when patches disappear
-  or appear in the order of the map; lower and higher are better. A deleted patch takes the mean colour, from which the
-  evidence starts too. Random orders are drawn anew for every image; intervals are of the difference to them.
+- on detail: the share of the map on the veins and margin of synthetic leaves, the share of the area that these cover,
+  and their difference with a 95 % bootstrap interval over the images. A map that merely finds the leaf would also
+  exceed chance, so "in the leaf" compares only patches that contain some detail;
+- deletion, insertion: areas under the curves of the predicted probability (Petsiuk et al., 2018) as patches are deleted
+  or inserted in the order of the map; lower and higher are better. A deleted patch gets the mean colour, which is also
+  the baseline of the evidence. New random orders are drawn for every image; intervals are of the difference from them.
 
 The map "shuffled" is the evidence of the same model with the entries of every weight in random order (Adebayo et al.,
-NeurIPS 2018): what it gains comes from the contrast of the picture, and not from anything learned.
+NeurIPS 2018): its gain comes from the contrast of the image, not from what the model has learned.
 
-The images are drawn at the size and difficulty of the run's own set, or as `--leaves` says.
+The images have the size and difficulty of the run's own set, or those of `--leaves`.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ _BOOTSTRAPS = 2000
 
 @dataclass
 class Settings:
-    """What to measure."""
+    """Runs and images to measure."""
 
     runs: tyro.conf.Positional[list[Path]]
     """Run folders trained on synthetic leaves."""
     leaves: str = ""
     """Leaves to explain, as "leaves:cultivars=8,images=180,size=73"; by default those that the run was trained on."""
     images: int = 100
-    """How many of the test split, drawn at random."""
+    """Number of images, drawn at random from the test split."""
     seed: int = 0
     out: Path | None = None
-    """JSON file for the figures."""
+    """JSON file for the results."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One map of one image."""
+    """Scores of one map of one image."""
 
     on_detail: float
     chance: float
@@ -77,7 +77,7 @@ def main() -> None:
     print(f"{platform.machine()}, torch {torch.__version__}, timm {timm.__version__}, clca {clca.__version__}")
     table = Table("run", "images", "map", "on detail", "area", "− area", "in the leaf", "deletion",
                   "− random", "insertion", "− random")  # fmt: skip
-    told = []
+    results = []
     for run in settings.runs:
         found = _measure(run, settings)
         random = found["random"]
@@ -93,23 +93,23 @@ def main() -> None:
                 "insertion": _mean(rows, "insertion"),
                 "insertion_difference": _interval(_paired(rows, random, "insertion")),
             }
-            told.append({"run": run.name, "images": len(rows), "map": name, **numbers})
+            results.append({"run": run.name, "images": len(rows), "map": name, **numbers})
             table.add_row(
-                run.name, str(len(rows)), name, f"{on:.1%}", f"{area:.1%}", _said(numbers["difference"], 100),
-                _said(numbers["inside_difference"], 100), f"{numbers['deletion']:.3f}",
-                _said(numbers["deletion_difference"]), f"{numbers['insertion']:.3f}",
-                _said(numbers["insertion_difference"]),
+                run.name, str(len(rows)), name, f"{on:.1%}", f"{area:.1%}", _with_interval(numbers["difference"], 100),
+                _with_interval(numbers["inside_difference"], 100), f"{numbers['deletion']:.3f}",
+                _with_interval(numbers["deletion_difference"]), f"{numbers['insertion']:.3f}",
+                _with_interval(numbers["insertion_difference"]),
             )  # fmt: skip
     console.print(table)
     if settings.out is not None:
-        settings.out.write_text(json.dumps(told, indent=2) + "\n")
+        settings.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _measure(run: Path, settings: Settings) -> dict[str, list[Measured]]:
     model = clca.from_pretrained(run).eval()
     leaves = DrawnLeaves.from_text(settings.leaves or _leaves_of(run), split="test")
     if leaves.classes != model.classes:
-        raise ClcaError(f"{run}: has other classes than the leaves; give --leaves as it was trained")
+        raise ClcaError(f"{run}: its classes differ from those of the leaves: pass the --leaves it was trained on")
     draw = np.random.default_rng(settings.seed)
     found: dict[str, list[Measured]] = {"evidence": [], "shuffled": [], "attention": [], "random": []}
     shuffled = _shuffled(model, settings.seed)
@@ -161,7 +161,7 @@ def _leaves_of(run: Path) -> str:
     try:
         made = json.loads((Path(root) / "leaves.json").read_text())
     except OSError:
-        raise ClcaError(f"{run}: was not trained on synthetic leaves that are still there: give --leaves") from None
+        raise ClcaError(f"{run}: its synthetic training leaves are not available: pass --leaves") from None
     return "leaves:" + ",".join(f"{name}={value}" for name, value in made.items() if name != "format")
 
 
@@ -181,7 +181,7 @@ def _interval(values: list[float]) -> tuple[float, float, float]:
     return float(known.mean()), float(low), float(high)
 
 
-def _said(interval: tuple[float, float, float], times: float = 1) -> str:
+def _with_interval(interval: tuple[float, float, float], times: float = 1) -> str:
     mean, low, high = (times * value for value in interval)
     digits = 1 if times > 1 else 3
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -1,9 +1,9 @@
-"""Where a block's time goes: linear layers plain and fused, blocks of few and many tokens, DPC-KNN's clusters; and what
-a training step does forwards and backwards, by PyTorch's own means and by this library's.
+"""Times the layers of a block: plain and fused linear layers, blocks with few and many tokens, DPC-KNN's clustering,
+and the forward and backward passes of a training step with PyTorch's own layers and with this library's kernels.
 
     python benchmarks/layers.py
 
-prints medians of calls in turn, and the machine.
+prints medians of alternating calls, and the machine.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def main() -> None:
         x = torch.randn(8, 784, WIDTH)
         times = interleaved({"clusters": lambda: assign_clusters(x, 78)}, repeats=10)
         print(f"DPC-KNN, 8 × 784 tokens: {_ms(times['clusters']):.0f} ms")
-    _both_ways(block)
+    _forward_and_backward(block)
 
 
-def _both_ways(block: Any) -> None:
-    """In float32, eight images of 786 tokens; here only where `clca.kernels.onednn` is used on this machine."""
+def _forward_and_backward(block: Any) -> None:
+    """Time both passes in float32, eight images of 786 tokens; they differ only where `clca.kernels.onednn` is used."""
     x = torch.randn(8, 786, WIDTH, requires_grad=True)
     qkv = torch.randn(8, 786, 3, 6, WIDTH // 6, requires_grad=True)
     qkv_layer, mlp = block.attn.qkv, block.mlp
@@ -70,16 +70,16 @@ def _both_ways(block: Any) -> None:
 
     pairs: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
         "linear layer 384 → 1152": (x, qkv_layer, lambda x: linear(qkv_layer, x)),
-        "feed-forward part": (x, mlp, lambda x: feed_forward(mlp, x)),
+        "feed-forward layers": (x, mlp, lambda x: feed_forward(mlp, x)),
         "attention": (qkv, fused, packed_attention),
     }
     print(f"oneDNN in training: {dispatch.TRAIN_WITH_ONEDNN}")
     for name, (argument, torch_own, ours) in pairs.items():
-        ways = {"torch": torch_own, "here": ours}
+        ways = {"torch": torch_own, "clca": ours}
         forward = interleaved({k: partial(_forward, way, argument) for k, way in ways.items()}, repeats=15)
         both = interleaved({k: partial(_forward_backward, way, argument) for k, way in ways.items()}, repeats=15)
-        told = ", ".join(f"{k} {_ms(forward[k]):.0f} and {_ms(both[k]):.0f} ms" for k in ways)
-        print(f"{name}, forwards and both ways: {told}")
+        times = ", ".join(f"{k} {_ms(forward[k]):.0f} and {_ms(both[k]):.0f} ms" for k in ways)
+        print(f"{name}, forward, and forward and backward: {times}")
 
 
 def _forward(way: Callable[[Tensor], Tensor], x: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""The figures of docs/method.md, and the numbers that its text cites.
+"""Draws the figures of docs/method.md, and prints the numbers in its text.
 
     python benchmarks/manual_figures.py
 
-writes docs/images/method-*.png and .svg. Counts and GMACs are computed by `clca.cost`; the survivors are those of a
-pretrained DINOv2 ViT-S/14, which timm fetches, or `--weights` names a file.
+writes docs/images/method-*.png and .svg. Counts and GMACs are computed by `clca.cost`; the surviving patches are those
+of a pretrained DINOv2 ViT-S/14, which timm downloads, or which is read from `--weights`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = {
     "tome": "merges pairs", "patchmerger": "learned queries", "sit": "learned clusters", "dpcknn": "clusters",
 }  # fmt: skip
 SHOWN = {"topk": "Top-K", "evit": "EViT", "ats": "ATS", "tome": "ToMe", "dpcknn": "DPC-KNN"}
-"""Reductions without parameters that need training, which can therefore be put on a trained model."""
+"""Reductions without trained parameters, which can therefore be added to a trained model."""
 
 LEAVES: dict[str, Any] = {"cultivars": 8, "images": 125, "seed": 0, "difficulty": 0.0}
 TOOTHED, VEINED = 3, 40  # test leaves
@@ -50,13 +50,13 @@ ENCODER, SIZE, KEEP = "vit_small_patch14_dinov2", 448, 0.5  # of the survivors
 
 @dataclass
 class Settings:
-    """Where the figures go."""
+    """Output folder and weights."""
 
     out: Path = Path("docs/images")
     weights: Path | None = None
-    """Of a DINOv2 ViT-S/14; left away: timm's, from the Hugging Face hub."""
+    """Weights of a DINOv2 ViT-S/14; by default timm's, from the Hugging Face hub."""
     only: tuple[str, ...] = ()
-    """Of resolution, architecture, tokens and survivors."""
+    """Names of figures to draw: resolution, architecture, tokens, survivors; by default all."""
 
 
 def main() -> None:
@@ -94,11 +94,11 @@ def _leaf(number: int, size: int) -> NDArray[np.float64]:
     return np.asarray(leaves.image(number), dtype=np.float64) / 255
 
 
-# -- why resolution, and what it costs -------------------------------------------------------------------------------
+# -- resolution and its cost -----------------------------------------------------------------------------------------
 
 
 def resolution(settings: Settings) -> None:
-    """A detail at two sizes, and what the sizes cost."""
+    """Draw a detail at two image sizes, and the cost of the sizes."""
     arms = (("dense", "none", 1.0, False), ("EViT + CLCA, keep 25 %", "evit", 0.25, True),
             ("EViT + CLCA, keep 10 %", "evit", 0.1, True))  # fmt: skip
     costs = {name: [] for name, *_ in arms}
@@ -150,7 +150,7 @@ def resolution(settings: Settings) -> None:
 
 
 def _busiest(image: NDArray[np.float64]) -> tuple[int, int]:
-    """Corner of the seventh of the sides that has most margin in it: leaf and background in equal parts."""
+    """Corner of the window, a seventh of the side wide, with most margin: leaf and background in equal parts."""
     part = image.shape[0] // 7
     green = (image[..., 1] - image[..., 2]) > 0.12
     best, corner = 0.0, (0, 0)
@@ -166,7 +166,7 @@ def _busiest(image: NDArray[np.float64]) -> tuple[int, int]:
 
 
 def architecture(settings: Settings) -> None:
-    """Twelve blocks: the tokens between them, the cache below, the CLS tokens above."""
+    """Draw twelve blocks: the tokens between them, the cache below, the CLS tokens above."""
     size, rate, depth, at = 448, 0.25, 12, (3, 6, 9)
     vit = timm.create_model("deit_tiny_patch16_224", img_size=size, num_classes=80)
     made = clca.reduce_tokens(vit, num_classes=80, reduction="evit", keep_rate=rate)
@@ -211,7 +211,7 @@ def architecture(settings: Settings) -> None:
             axes.add_patch(Rectangle((x - 0.24, base + own), 0.48, height - own, fc=AMBER, ec="none"))
         axes.add_patch(Rectangle((x - 0.24, base), 0.48, 0.1, fc=BLUE, ec="none"))
         write(x, base + height + 0.2, str(count), size=8.5)
-        # Step 1: recover; step 2: store. Two levels, or what was stored before and after a recovery would look alike.
+        # Step 1: recover; step 2: store. Two levels distinguish what was stored before and after a recovery.
         if block in (*at, depth - 2):
             axes.plot([cache[0], x + 0.5, x + 0.5], [level, level, base + 0.4], color=shade, lw=1.4, zorder=1)
             arrow((x + 0.5, base), (x + 0.5, base + 0.55), shade)
@@ -254,11 +254,11 @@ def architecture(settings: Settings) -> None:
     _save(figure, settings.out / "method-architecture.svg")
 
 
-# -- how tokens fall -------------------------------------------------------------------------------------------------
+# -- token counts ----------------------------------------------------------------------------------------------------
 
 
 def tokens(settings: Settings) -> None:
-    """Tokens after every block, for each reduction and keep rate."""
+    """Draw the number of tokens after every block, for each reduction and keep rate."""
     vit = timm.create_model("deit_tiny_patch16_224", img_size=448, num_classes=80).eval()
     figure = _figure(9.4, 5.0)
     panels = figure.subplots(2, 4, sharex=True, sharey=True)
@@ -288,11 +288,11 @@ def tokens(settings: Settings) -> None:
     _save(figure, settings.out / "method-tokens.svg")
 
 
-# -- what survives ---------------------------------------------------------------------------------------------------
+# -- surviving patches -----------------------------------------------------------------------------------------------
 
 
 def surviving(settings: Settings) -> None:
-    """One leaf after each stage of several reductions, put on one pretrained encoder."""
+    """Draw one leaf after each stage of several reductions, added to one pretrained encoder."""
     recipe = preprocess_dict(SIZE)
     leaves = Leaves(**LEAVES, size=recipe["resize"], split="test", transform=from_preprocess(recipe))
     image = leaves[VEINED][0][None]
@@ -300,7 +300,7 @@ def surviving(settings: Settings) -> None:
     pixels = _leaf(VEINED, recipe["resize"])[begin : begin + SIZE, begin : begin + SIZE]
     columns = []
     for name, title in SHOWN.items():
-        torch.manual_seed(0)  # DPC-KNN weighs what it merges by a layer that is not trained here
+        torch.manual_seed(0)  # the weights of DPC-KNN's merges come from a layer that is not trained here
         model = clca.create_model(
             ENCODER, pretrained=settings.weights is None, weights=settings.weights, img_size=SIZE, num_classes=1,
             reduction=name, keep_rate=KEEP, cla=False, clc=False,
@@ -332,8 +332,8 @@ def surviving(settings: Settings) -> None:
                       va="bottom", bbox=label)  # fmt: skip
             if row == 0:
                 axes.set_title(title, size=10.5, color=INK, weight="bold", pad=7)
-    told = f"What is left of the patches, {KEEP:.0%} kept at each of three blocks (numbers: tokens)"
-    figure.text(0.2 / wide, 1 - 0.26 / high, told, size=12, weight="bold", color=INK, va="center")
+    title_text = f"What is left of the patches, {KEEP:.0%} kept at each of three blocks (numbers: tokens)"
+    figure.text(0.2 / wide, 1 - 0.26 / high, title_text, size=12, weight="bold", color=INK, va="center")
     for row, stage in enumerate(columns[0][1].stages):
         y = high - 0.78 - row * (cell + 0.13) - cell / 2
         x = (0.2 + cell + 0.3) / wide

@@ -1,4 +1,4 @@
-"""The manual's pictures of the page, taken of the page itself in Chromium.
+"""Takes the screenshots of the page for the manual, in Chromium.
 
 python benchmarks/page_pictures.py runs/vines runs/plain --photo leaf.jpg --batch photos/test/*/*1.jpg
 """
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def take(page: Page, path: Path, whole: bool = False) -> None:
-    """Take a picture of the window, or of the whole page."""
+    """Save a screenshot of the window, or of the whole page."""
     page.wait_for_timeout(800)
     page.mouse.move(0, 0)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")

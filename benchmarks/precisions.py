@@ -1,9 +1,9 @@
-"""What fewer bits cost and gain: one run in PyTorch in float32 and bfloat16, in ONNX Runtime in float32 and int8.
+"""Compares precisions: one run in PyTorch in float32 and bfloat16, and in ONNX Runtime in float32 and int8.
 
     python benchmarks/precisions.py RUN [DATA] --out precisions.json
 
-exports the run twice, gives all four the same images (the run's own, or those of DATA) for top-1, and times them in
-turn, round after round, on one batch. A table is printed; the JSON holds it with machine, versions and command.
+exports the run twice, evaluates all four on the same images (those of the run, or of DATA), and times them alternately
+on one batch. It prints a table; the JSON file also contains machine, versions and command.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from clca.training.run_folder import stored_config
 
 @dataclass
 class Comparison:
-    """What to compare."""
+    """Run, images and timing."""
 
     run: tyro.conf.Positional[str]
     """Run folder."""
     data: tyro.conf.Positional[str | None] = None
-    """Other images than the run's own, of the same classes."""
+    """Images of the same classes to use instead of the run's own."""
     splits: tuple[str, ...] = ("test",)
-    """Of the images; `--splits train val test` asks whether bits change a class on as many images as there are."""
+    """Splits of the images; with `train val test`, predictions are compared on all images."""
     batches: tuple[int, ...] = (1, 8)
     """Batch sizes to time."""
     rounds: int = 15
-    """How often each is timed."""
+    """Number of timings of each."""
     threads: int | None = None
-    """Left away: one a core."""
+    """Number of threads; by default one per core."""
     out: Path | None = None
     """JSON file to write."""
 
@@ -98,7 +98,7 @@ def main(args: Comparison) -> None:
 def classify(
     candidates: dict[str, Any], sets: list[Any], classes: list[str]
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The class that each candidate gives every image, and the true one, as indices into `classes`."""
+    """The class that each candidate predicts for every image, and the true class, as indices into `classes`."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in candidates}
     for batch, _ in DataLoader(ConcatDataset(sets), 16):
         for name, compute in candidates.items():

@@ -1,17 +1,17 @@
-"""Time the authors' published program beside this one: EViT + CLCA, the same weights, the same images, in turn.
+"""Compares the speed with the authors' published program: EViT + CLCA with the same weights and images.
 
     git clone https://github.com/arkel23/CLCA PROGRAM
     pip install einops
     python benchmarks/published.py PROGRAM --out published.json
 
-takes `models/evit.py` from the program's folder, gives its weights to this library through `clca.load_published`, makes
-sure that both answer alike, and times forward passes and training steps of both, and of timm's dense model, in turn.
-Random weights, noise as images: neither changes the work.
+loads `models/evit.py` from the folder of the program, copies its weights to this library with `clca.load_published`,
+checks that the outputs of both agree, and times forward passes and training steps of both, and of timm's dense model,
+alternately. Weights and images are random; neither changes the amount of work.
 
-Each of the three has a process of its own, as it has in use: how much memory the C library gives back and takes anew in
-every training step depends on what else a process holds, and counts. `--one-process` times all three in one, which
-favours none but is how nobody runs them; `--keep-freed-memory` lets every process keep what was freed, as `clca train`
-does for itself.
+Each of the three runs in a separate process, as in practice: how much memory the C library returns and allocates again
+in every training step depends on what else the process holds, and affects the time. `--one-process` times all three in
+one process, which favours none but is not how they are used; `--keep-freed-memory` makes every process keep freed
+memory, as `clca train` does.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ OURS, THEIRS, DENSE = "clca", "published program", "timm, dense"
 
 @dataclass
 class Settings:
-    """What to time."""
+    """Program, model and timing."""
 
     program: tyro.conf.Positional[Path]
     """Folder of the published program."""
     model: str = "vit_small_patch16_224"
-    """A plain ViT of timm's: patches of 16 px, no layer scale."""
+    """A plain ViT of timm: patches of 16 px, no layer scale."""
     img_size: int = 448
     keep_rates: tuple[float, ...] = (0.1,)
     batch_size: int = 8
@@ -60,14 +60,14 @@ class Settings:
     one_process: bool = False
     """Time all in one process."""
     keep_freed_memory: bool = False
-    """Let no process give freed memory back."""
+    """Keep freed memory in every process."""
     out: Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the results."""
 
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
-    _program(settings.program)  # not there: told once, and not by every process
+    _program(settings.program)  # fail here if it is missing, and not in every process
     console, rows = Console(), []
     for precision in settings.precisions:
         for rate in settings.keep_rates:
@@ -91,16 +91,16 @@ def main() -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         cells = [f"{row[key]}" for key in ("work", "precision", "keep_rate", "model")]
-        table.add_row(*cells, _told(row["milliseconds"], 0), _told(row["times_faster"], 2))
+        table.add_row(*cells, _spread(row["milliseconds"], 0), _spread(row["times_faster"], 2))
     console.print(table)
-    told = {"machine": machine(), "versions": versions(), "command": command(), "rows": rows}
-    console.print(told["machine"], told["versions"])
+    results = {"machine": machine(), "versions": versions(), "command": command(), "rows": rows}
+    console.print(results["machine"], results["versions"])
     if settings.out is not None:
-        settings.out.write_text(json.dumps(told, indent=2) + "\n")
+        settings.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _times(settings: Settings, rate: float, precision: str, what: str) -> dict[str, list[float]]:
-    """Seconds of each program, round after round."""
+    """Seconds of each program in each round."""
     with ExitStack() as stack:
         calls: dict[str, Callable[[], Any]]
         if settings.one_process:
@@ -110,13 +110,13 @@ def _times(settings: Settings, rate: float, precision: str, what: str) -> dict[s
             calls = {name: _work(model, settings, precision, what) for name, model in models.items()}
         else:
             job = settings, rate, precision, what
-            calls = {name: stack.enter_context(_in_own_process(name, *job)) for name in (THEIRS, OURS, DENSE)}
+            calls = {name: stack.enter_context(_in_separate_process(name, *job)) for name in (THEIRS, OURS, DENSE)}
         return interleaved(calls, settings.rounds, warmup=2)
 
 
 @contextmanager
-def _in_own_process(name: str, *job: Any) -> Iterator[Callable[[], Any]]:
-    """What makes a process of its own do the work once, and waits for it."""
+def _in_separate_process(name: str, *job: Any) -> Iterator[Callable[[], Any]]:
+    """A function that makes a separate process do the work once, and waits for it."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, *job), daemon=True)
@@ -131,29 +131,29 @@ def _in_own_process(name: str, *job: Any) -> Iterator[Callable[[], Any]]:
         here.recv()
         yield once
     except EOFError:
-        raise SystemExit(f"the process of {name} ended before its work was done") from None
+        raise SystemExit(f"the process of {name} ended before it had finished") from None
     finally:
         here.close()
         process.join(5)
         process.kill()
 
 
-def _serve(told: Any, name: str, settings: Settings, rate: float, precision: str, what: str) -> None:
+def _serve(pipe: Any, name: str, settings: Settings, rate: float, precision: str, what: str) -> None:
     if settings.keep_freed_memory:
         keep_freed_memory()
     work = _work(_models(settings, rate)[name], settings, precision, what)
-    told.send("ready")
+    pipe.send("ready")
     with suppress(EOFError):
-        while told.recv():
+        while pipe.recv():
             work()
-            told.send("done")
+            pipe.send("done")
 
 
 def _models(settings: Settings, rate: float) -> dict[str, nn.Module]:
     """Both programs with the same weights, and timm's dense model.
 
     Raises:
-        SystemExit: If the two do not answer alike.
+        SystemExit: If their outputs differ.
     """
     torch.manual_seed(0)
     dense = timm.create_model(settings.model, img_size=settings.img_size, num_classes=100)
@@ -199,7 +199,7 @@ def _program(folder: Path) -> Any:
     """The published model's class."""
     file = folder / "models" / "evit.py"
     if not file.is_file():
-        raise SystemExit(f"{file}: not there; clone the published program and name its folder")
+        raise SystemExit(f"{file} not found: clone the published program and pass its folder")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return runpy.run_path(str(file))["EViT"]
@@ -234,7 +234,7 @@ def _work(model: nn.Module, settings: Settings, precision: str, what: str) -> Ca
     return step
 
 
-def _told(spread: dict[str, float], digits: int) -> str:
+def _spread(spread: dict[str, float], digits: int) -> str:
     return f"{spread['median']:.{digits}f} ({spread['p10']:.{digits}f}–{spread['p90']:.{digits}f})"
 
 

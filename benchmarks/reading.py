@@ -1,10 +1,9 @@
-"""Images a second of reading for training: from the image files, and from the cache of resized images.
+"""Measures images per second when reading for training: from the image files, and from the cache of resized images.
 
-Both do all that one training image takes until the model has it: files decode, resize, crop, flip and normalise; the
-cache spares the first two. Passes over the same images alternate in shuffled rounds; the cache was filled before the
-first, as it is from the second epoch or run on. "alone" is one image after the other; the others are training's own
-batches, put together in this process or in workers and normalised in this one, on the CPU. One thread a process. The
-cache is a temporary folder.
+Both do everything up to the input of the model: decode, resize, crop, flip and normalise; the cache saves the first
+two. Passes over the same images alternate in shuffled rounds; the cache is filled before the first, as it is from the
+second epoch or run on. "alone" reads one image at a time; the others read training batches, collated in this process or
+in workers and normalised in this process, on the CPU. One thread per process. The cache is a temporary folder.
 
 python benchmarks/reading.py DATA [--size 448] [--workers 2] [--out reading.json]
 """
@@ -27,6 +26,7 @@ from rich.table import Table
 from torchvision import __version__ as torchvision
 
 from clca import data
+from clca.data.cache.limits import cached_sets
 from clca.data.datasets import ImageDataset
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
@@ -39,18 +39,18 @@ PREPROCESS = preprocess_dict(1)  # mean and std, the same at every size
 
 @dataclass
 class Settings:
-    """What to read.
+    """Images and timing.
 
     Args:
         data: Folder or CSV file of images, as for clca train.
-        size: Side of what the model takes, in pixels; images are resized to size/0.875.
-        split: Which images.
-        images: Images of a pass, in whole batches; of a set with more that many are chosen, a set with fewer is gone
-            through several times, epochs following each other without a break as in training.
-        batch_size: Images of a batch.
-        workers: Reading processes of the last pair; None: one a core, at most 8.
+        size: Side of the model's input in pixels; images are resized to size/0.875.
+        split: Split to read.
+        images: Images per pass, rounded to whole batches; a larger set is subsampled, a smaller set is read several
+            times, with epochs following each other without a break as in training.
+        batch_size: Images per batch.
+        workers: Reader processes of the last pair; None: one per core, at most 8.
         rounds: Passes of each kind.
-        out: JSON file for the figures.
+        out: JSON file for the results.
     """
 
     data: Annotated[str, tyro.conf.Positional]
@@ -66,7 +66,7 @@ class Settings:
 def open_images(settings: Settings) -> ImageDataset:
     images = data.open(settings.data, settings.split, transform=train_transform(settings.size, normalize=False))
     if not isinstance(images, ImageDataset):
-        raise ClcaError(f"{settings.data}: draws its images in memory; name image files")
+        raise ClcaError(f"{settings.data}: these images are drawn in memory: pass image files")
     count = min(settings.images, len(images))
     chosen = [index * len(images) // count for index in range(count)]  # of all classes, not of the first few
     return ImageDataset(
@@ -89,7 +89,7 @@ def one_by_one(images: ImageDataset, plan: Plan, steps: int) -> Callable[[], Non
 
 
 def in_batches(images: ImageDataset, plan: Plan, steps: int, workers: int) -> Callable[[], None]:
-    """A pass over training's batches, by processes that stay."""
+    """A pass over training batches, read by persistent processes."""
     normalize, loader = Normalization(PREPROCESS), train_loader(images, plan, 0, 0, steps, workers, CPU)
 
     def read() -> None:
@@ -111,7 +111,7 @@ def measured(settings: Settings) -> dict[str, Any]:
     torch.manual_seed(0)
     one = from_files[0][0]
     torch.manual_seed(0)
-    assert torch.equal(one, from_cache[0][0])  # it is the same work
+    assert torch.equal(one, from_cache[0][0])  # both give the same result
     plan = Plan.fitting(len(from_files), settings.batch_size, 1, 1, seed=0)
     steps = max(1, settings.images // plan.batch_size)
     kinds: dict[str, Callable[[ImageDataset], Callable[[], None]]] = {
@@ -139,7 +139,7 @@ def measured(settings: Settings) -> dict[str, Any]:
         "size": settings.size,
         "resized_to": from_cache.resized.resize.size,
         "file_bytes": sum(os.path.getsize(path) for path in from_files.paths),
-        "cache_bytes": sum(one.bytes for one in data.resized_room.cached_sets()),
+        "cache_bytes": sum(one.bytes for one in cached_sets()),
         "filling_images_per_second": len(from_files) / filling,
         "table": table,
     }

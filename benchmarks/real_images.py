@@ -1,13 +1,13 @@
-"""Fine-tune one backbone on real leaves and grains: dense, EViT at 25 % and 10 %, each with and without CLCA.
+"""Fine-tunes one backbone on real leaves and grains: dense, EViT at 25 % and 10 %, each with and without CLCA.
 
     python benchmarks/real_images.py DATA_FOLDER --weights FILE --out runs/real
 
-runs what docs/real-images.md reports: two sets × three keep rates × base and CLCA × three seeds, at 448 px with the
-published recipe. On one large GPU that is minutes; on two CPU cores it is days, so name fewer (`--sets`,
-`--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped and started again at any time: a finished run is
-not repeated, an interrupted one goes on. The table is printed, and written to OUT as JSON and Markdown, after every
-run. With `--known FILE`, the JSON of an earlier table, its runs are not repeated, and stand in the new table: so the
-study can be done in pieces, on several machines. One run does not fill a large GPU: `--jobs` trains several at once.
+makes the runs that docs/real-images.md reports: two sets × three keep rates × base and CLCA × three seeds, at 448 px
+with the published recipe. This takes minutes on one large GPU and days on two CPU cores, so select fewer there
+(`--sets`, `--keep-rates`, `--seeds`, `--epochs`, `--img-size`). It can be stopped at any time and resumed: finished
+runs are not repeated, interrupted ones continue. After every run the table is printed, and written to OUT as JSON and
+Markdown. With `--known FILE`, the JSON of an earlier table, its runs are not repeated but included in the new table, so
+that the study can be split over several machines. One run does not fill a large GPU: `--jobs` trains several at once.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from clca.training.run_folder import read_config
 
 @dataclass
 class Study:
-    """What to run."""
+    """Runs and settings."""
 
     data: tyro.conf.Positional[Path]
-    """Folder that holds the sets, each as {train,val,test}/class/*.jpg."""
+    """Folder of the sets, each as {train,val,test}/class/*.jpg."""
     weights: Path
-    """Weights of the backbone in timm's names."""
+    """Weights of the backbone, with timm's parameter names."""
     out: Path = Path("runs/real")
-    """Where the run folders and the table go."""
+    """Folder for the run folders and the table."""
     backbone: str = "vit_small_patch14_dinov2"
     label: str = "DINOv2-S, saliency-tuned"
-    """How the table names the weights."""
+    """Name of the weights in the table."""
     sets: list[str] = field(default_factory=lambda: ["grapevine_leaves5", "rice_bd8"])
     keep_rates: list[float] = field(default_factory=lambda: [1.0, 0.25, 0.1])
     arms: list[str] = field(default_factory=lambda: ["base", "clca"])
@@ -58,32 +58,32 @@ class Study:
     epochs: int = 52
     precision: str = "bf16"
     jobs: int = 1
-    """Runs at a time, each in a process of its own."""
+    """Number of runs at once, each in a separate process."""
     workers: int | None = None
-    """Processes that read images, for each run."""
+    """Reader processes per run."""
     known: Path | None = None
     """JSON of an earlier table of the same image size and epochs."""
     plan: bool = False
-    """Only say what would be run."""
+    """Only print the number of runs."""
     table: bool = False
-    """Only tell what is finished."""
+    """Only print the table of finished runs."""
 
     @property
-    def sameness(self) -> dict[str, object]:
-        """What two tables must have in common to be put together."""
+    def identity(self) -> dict[str, object]:
+        """Settings that two tables must share to be merged."""
         return {"label": self.label, "img_size": self.img_size, "epochs": self.epochs}
 
     def known_rows(self) -> list[dict[str, Any]]:
         """Rows of the earlier table.
 
         Raises:
-            SystemExit: If it is of another study.
+            SystemExit: If it belongs to another study.
         """
         if self.known is None:
             return []
         found = json.loads(self.known.read_text())
-        if found["study"] != self.sameness:
-            raise SystemExit(f"{self.known}: is of {found['study']}, not of {self.sameness}")
+        if found["study"] != self.identity:
+            raise SystemExit(f"{self.known}: the table belongs to {found['study']}, not to {self.identity}")
         return found["rows"]
 
 
@@ -119,7 +119,7 @@ class Arm:
 
     @property
     def key(self) -> tuple[str, float, str, int]:
-        """Names it among the rows of a table."""
+        """Identifies the run among the rows of a table."""
         return self.set, self.keep_rate, self.name, self.seed
 
     def folder(self, study: Study) -> Path:
@@ -155,19 +155,19 @@ def main() -> None:
 
 
 def run(study: Study, arm: Arm, quiet: bool = False) -> None:
-    """Train and test one arm, or what is left of it."""
+    """Train and evaluate one arm, or resume it."""
     train(arm.config(study), quiet=quiet)
     if not (arm.folder(study) / "evaluation" / "test" / "evaluation.json").is_file():
         evaluate(arm.folder(study), split="test", workers=study.workers)
 
 
 def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Console) -> None:
-    """Work through `todo` in processes of their own, seed by seed, the longest runs of each first."""
+    """Run `todo` in separate processes, seed by seed, the longest runs of each seed first."""
     todo = sorted(todo, key=lambda arm: (arm.seed, -arm.keep_rate))
     done = 0
     fresh: Any = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["timm", "clca.training.trainer", "clca.evaluation.evaluator"])  # loaded once for all
-    with ProcessPoolExecutor(study.jobs, fresh, _readers_are_forked) as pool:
+    with ProcessPoolExecutor(study.jobs, fresh, _fork_readers) as pool:
         running = {pool.submit(run, study, arm, True): arm for arm in todo}
         try:
             for finished in as_completed(running):
@@ -175,18 +175,18 @@ def several_at_once(study: Study, arms: list[Arm], todo: list[Arm], console: Con
                 done += 1
                 console.print(f"{done} of {len(todo)}: {running[finished].folder(study).name}", soft_wrap=True)
                 report(study, arms, console if done == len(todo) else None)
-        except BaseException:  # those that are running save where they are, or end
+        except BaseException:  # running ones save a checkpoint, or end
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _readers_are_forked() -> None:
-    # Else a process from a fork server would start those that read its images in the same way, libraries and all.
+def _fork_readers() -> None:
+    # Otherwise a process of the fork server starts its readers from there too, and each imports all libraries.
     multiprocessing.set_start_method("fork", force=True)
 
 
 def report(study: Study, arms: list[Arm], console: Console | None) -> None:
-    """Print what is finished, unless without a console, and write it as JSON and Markdown."""
+    """Print the finished runs, if there is a console, and write them as JSON and Markdown."""
     rows = study.known_rows()
     known = [_key(row) for row in rows]
     for arm in arms:
@@ -240,7 +240,7 @@ def report(study: Study, arms: list[Arm], console: Console | None) -> None:
     stem = study.out / f"table-{study.img_size}px-{study.epochs}ep"
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
     stem.with_suffix(".json").write_text(
-        json.dumps({"study": study.sameness, "machine": machine, "rows": rows}, indent=2) + "\n"
+        json.dumps({"study": study.identity, "machine": machine, "rows": rows}, indent=2) + "\n"
     )
 
 
@@ -252,4 +252,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on") from None
+        raise SystemExit("stopped; run the same command to resume") from None

@@ -1,9 +1,9 @@
-"""What an endpoint answers a second and how long that takes, by clients at once, and what happens beyond its limit.
+"""Measures responses per second and latency of the endpoint by number of clients, and its behaviour under overload.
 
-`clca serve` is started in a process of its own on a free port of this machine; the clients are here, each sends its
-next image when the last is answered, and every answer is compared with the model's alone on that image. The part
-"beyond" is a second server with a short queue and more clients than it has room for, who do not wait for Retry-After.
-Clients and server share the machine's cores.
+`clca serve` runs in a separate process on a free port of this machine. The clients run in this process; each sends its
+next image when it has received the previous response, and every response is compared with the output of the model for
+that image alone. The part "beyond" is a second server with a short queue and more clients than it accepts, which ignore
+Retry-After. Clients and server share the cores of the machine.
 
 python benchmarks/serving.py RUN IMAGES [--clients 1 8 32] [--seconds 20] [--out serving.json]
 """
@@ -38,19 +38,19 @@ PRIVATE = ("run", "images", "out")  # settings that hold paths
 
 @dataclass
 class Settings:
-    """What to ask, and of whom.
+    """Run, images and load.
 
     Args:
         run: Run folder.
         images: Folder of images.
-        clients: Clients at once, one row each.
-        seconds: Length of a row.
-        different: Images that are sent, in turn.
-        max_batch, wait_ms, threads, device, precision: Of the server.
-        beyond_queue: Queue of the second server.
+        clients: Numbers of concurrent clients, one row each.
+        seconds: Duration of a row.
+        different: Number of different images that are sent.
+        max_batch, wait_ms, threads, device, precision: Settings of the server.
+        beyond_queue: Queue length of the second server.
         beyond_clients: Clients of the second server.
-        tolerance: Difference of a probability up to which an answer is the model's own.
-        out: JSON file for the figures.
+        tolerance: Largest difference of a probability for which a response counts as correct.
+        out: JSON file for the results.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass
 class Row:
-    """Figures of one number of clients."""
+    """Results for one number of clients."""
 
     clients: int
     queue: int
@@ -86,7 +86,7 @@ class Row:
 
 @contextmanager
 def server(settings: Settings, queue: int) -> Iterator[str]:
-    """A server in a process of its own; its address."""
+    """Run a server in a separate process; yields its address."""
     program = "import sys; from clca.cli.commands.serve import run; sys.exit(run(sys.argv[1:]))"
     options = ["--port", "0", "--queue", str(queue), "--max-batch", str(settings.max_batch)]
     options += ["--wait-ms", str(settings.wait_ms), "--device", settings.device, "--precision", settings.precision]
@@ -98,7 +98,7 @@ def server(settings: Settings, queue: int) -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if " at " not in line:
-            raise WorkError("the server did not start: it says why above")
+            raise WorkError("the server did not start: see its message above")
         yield line.split(" at ")[1].split(";")[0]
     finally:
         process.terminate()
@@ -112,7 +112,7 @@ def server(settings: Settings, queue: int) -> Iterator[str]:
 
 
 def is_own(answer: dict[str, Any], expected: dict[str, float], tolerance: float) -> bool:
-    """Whether an answer is the model's own to this image."""
+    """Whether a response equals the output of the model for this image."""
     (result,) = answer["results"]
     found = dict(zip(result["classes"], result["probabilities"], strict=True))
     return bool(found) and all(abs(value - expected[name]) <= tolerance for name, value in found.items())
@@ -122,7 +122,7 @@ async def ask(
     address: str, clients: int, seconds: float, images: list[bytes], expected: list[dict[str, float]], row: Row,
     tolerance: float,
 ) -> None:  # fmt: skip
-    """Fill a row: every client sends one image after the other until the time is over."""
+    """Fill a row: every client sends one image after another until the time is over."""
     latencies: list[float] = []
     codes: Counter[str] = Counter()
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
@@ -142,7 +142,7 @@ async def ask(
                     latencies.append(perf_counter() - sent)
                     row.wrong += not is_own(answer.json(), expected[k], tolerance)
                 else:
-                    await asyncio.sleep(0.02)  # impatient, but no attack
+                    await asyncio.sleep(0.02)  # retries soon, but does not flood the server
 
         await asyncio.gather(*(one(number) for number in range(clients)))
         elapsed = perf_counter() - began
@@ -162,7 +162,7 @@ def main(settings: Settings) -> None:
     paths = find_images([settings.images])[: settings.different]
     model = clca.from_pretrained(settings.run)
     if model.classes is None:
-        raise ClcaError(f"{settings.run} does not say its classes")
+        raise ClcaError(f"{settings.run} has no class names")
     answers = predict(
         model, paths, len(model.classes), batch_size=1, device=settings.device, precision=settings.precision
     )
@@ -172,7 +172,7 @@ def main(settings: Settings) -> None:
     images = [path.read_bytes() for path, _ in found]
     expected = [dict(zip(answer.classes, answer.probabilities, strict=True)) for _, answer in found]
     rows = []
-    for clients in settings.clients:  # a server each, so that its counts are of this row
+    for clients in settings.clients:  # a separate server, so that its counters are those of this row
         row = Row(clients, queue=2 * max(settings.clients))
         with server(settings, row.queue) as address:
             asyncio.run(ask(address, clients, settings.seconds, images, expected, row, settings.tolerance))
@@ -196,7 +196,7 @@ def main(settings: Settings) -> None:
         }  # fmt: skip
         settings.out.write_text(json.dumps(content, indent=2) + "\n")
     if any(row.wrong or set(row.codes) - {"200"} for row in rows) or beyond.wrong or set(beyond.codes) - {"200", "429"}:
-        raise WorkError("an answer was wrong, or a request failed: the table says where")
+        raise WorkError("a response was wrong, or a request failed: see the table")
 
 
 def show(rows: list[Row], beyond: Row) -> None:

@@ -1,11 +1,11 @@
-"""What a study costs beyond its runs: planning, and the driver's time a run over runs that do nothing.
+"""Measures the overhead of a study: planning, and the time of the driver per run, with runs that do nothing.
 
     python benchmarks/study_overhead.py                         # 1,000 empty runs each way, 103,680 planned
     python benchmarks/study_overhead.py --executors ray --runs 200
 
-Prints a table and writes study_overhead.json beside where it is started. Every part runs in a process of its own; the
-peak memory is that process's. Seconds a run are the study's time from its first run to its last over the number of
-runs, with the executor's start and end left out and told apart.
+Prints a table and writes study_overhead.json to the current folder. Every part runs in a separate process, whose peak
+memory is reported. Seconds per run are the time from the first run to the last divided by the number of runs, without
+the start and end of the executor, which are reported separately.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from rich.console import Console
 from rich.table import Table
 
 EXECUTORS = ("here", "processes", "ray")
-MOST = 0.3  # seconds a run that the driver may cost
+MOST = 0.3  # seconds per run allowed for the driver
 
 
 @dataclass
 class Settings:
-    """What to measure."""
+    """Parts to measure."""
 
     runs: int = 1000
-    """Empty runs of each executor."""
+    """Number of empty runs per executor."""
     executors: list[str] = field(default_factory=lambda: list(EXECUTORS))
-    """here, processes (two) and ray (started here, two places)."""
+    """Executors: here, processes (two), ray (started here, two workers)."""
     out: Path = Path("study_overhead.json")
     part: str = ""
-    """One part alone, in this process: what the script calls itself with."""
+    """Measure one part in this process; the script calls itself with this option."""
 
 
 def nothing(job: Any, folder: Path, console: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def nothing(job: Any, folder: Path, console: Any) -> dict[str, Any]:
 
 
 def planning() -> dict[str, Any]:
-    """Plan the paper's grid with eight seeds, and add up its multiply-accumulates."""
+    """Time planning the paper's grid with eight seeds, and adding up its multiply-accumulates."""
     began = monotonic()
     from clca.study.plan.config import StudyConfig, read_study
     from clca.study.plan.expand import plan
@@ -63,7 +63,7 @@ def planning() -> dict[str, Any]:
 
 
 def running(executor: str, count: int) -> dict[str, Any]:
-    """Make empty runs."""
+    """Time empty runs."""
     from clca.study.plan.config import StudyConfig
     from clca.study.plan.expand import plan
     from clca.study.run.driver import run_study

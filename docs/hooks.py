@@ -1,4 +1,4 @@
-"""What the manual is given while it is built: the help of every command, and the page for contributors."""
+"""Hooks of the manual's build: they add the help of every command, and CONTRIBUTING.md as a page."""
 
 import contextlib
 import inspect
@@ -17,12 +17,12 @@ from clca.cli.arguments import Argument
 from clca.cli.help_text import description_of, names_of, usage_of, with_flags
 from clca.cli.main import COMMANDS, main
 
-COMMANDS_HERE = "<!-- every command's help -->"
+PLACEHOLDER = "<!-- every command's help -->"
 CONTRIBUTING = "contributing.md"
 
 
 class Help(NamedTuple):
-    """What the help of a command is made from: the arguments of `help_text`."""
+    """The arguments of `help_text`, from which the help of a command is made."""
 
     arguments: Sequence[Argument]
     prog: str
@@ -31,21 +31,21 @@ class Help(NamedTuple):
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take CONTRIBUTING.md, which lies beside the manual, as one of its pages."""
+    """Add CONTRIBUTING.md, which is outside of docs/, as a page."""
     text = (Path(config.config_file_path).parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     files.append(File.generated(config, CONTRIBUTING, content=text.replace("](docs/", "](")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the help in its place, and let links to CONTRIBUTING.md lead to its page."""
+    """Insert the help of the commands, and redirect links from CONTRIBUTING.md to its page."""
     to_top = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", f"]({to_top}{CONTRIBUTING}", markdown)
-    return markdown.replace(COMMANDS_HERE, "\n".join(_sections()) if COMMANDS_HERE in markdown else "")
+    return markdown.replace(PLACEHOLDER, "\n".join(_sections()) if PLACEHOLDER in markdown else "")
 
 
 def _sections() -> Iterator[str]:
-    """The help of each command under its name, those of a group under their group."""
+    """A section with the help of each command; commands of a group are subsections of the group."""
     for name, (module, what) in COMMANDS.items():
         members = getattr(import_module(f"clca.cli.commands.{module}"), "COMMANDS", {})
         yield f"## clca {name}\n"
@@ -55,34 +55,34 @@ def _sections() -> Iterator[str]:
 
 
 def help_of(*command: str) -> Help:
-    """What `clca COMMAND --help` prints, as data."""
-    with patch("clca.cli.parsing.help_text", _ask), contextlib.suppress(SystemExit):
+    """The content of `clca COMMAND --help`, as data."""
+    with patch("clca.cli.parsing.help_text", _capture), contextlib.suppress(SystemExit):
         try:
             main([*command, "--help", "--debug"])
-        except _Asked as asked:
-            return Help(*asked.args)
-    raise ValueError(f"clca {' '.join(command)} has no help of its own")
+        except _Captured as captured:
+            return Help(*captured.args)
+    raise ValueError(f"clca {' '.join(command)} has no help")
 
 
-class _Asked(Exception):
-    """Carries what the help of a command is made from."""
+class _Captured(Exception):
+    """Carries the arguments of `help_text` out of the command line."""
 
 
-def _ask(*asked: object) -> str:
-    """Stands in for `help_text`."""
-    raise _Asked(*asked)
+def _capture(*arguments: object) -> str:
+    """Replaces `help_text`."""
+    raise _Captured(*arguments)
 
 
 def as_markdown(found: Help) -> str:
-    """The help of a command as paragraphs, examples and lists of options, which fit a phone and can be searched."""
+    """The help of a command as paragraphs, examples and lists of options, searchable and fit for narrow screens."""
     summary, _, examples = inspect.cleandoc(found.summary).partition("Examples:")
-    places = [argument for argument in found.arguments if argument.spelling.positional]
-    usage = " ".join([found.prog, "[OPTIONS]", *map(usage_of, places)])
+    positional = [argument for argument in found.arguments if argument.spelling.positional]
+    usage = " ".join([found.prog, "[OPTIONS]", *map(usage_of, positional)])
     parts = [f"```text\n{usage}\n```", _plain(summary.strip())]
     if examples:
         parts.append("```sh\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```")
     for title in dict.fromkeys(["arguments", *(one.group for one in found.arguments)]):
-        members = [one for one in found.arguments if ("arguments" if one in places else one.group) == title]
+        members = [one for one in found.arguments if ("arguments" if one in positional else one.group) == title]
         if members:
             parts.append(f"**{title.capitalize()}**")
             parts.extend([_plain(with_flags(found.groups[title], found.arguments))] if title in found.groups else [])
@@ -91,5 +91,5 @@ def as_markdown(found: Help) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown finds nothing to set."""
+    """Escape characters that Markdown would interpret."""
     return re.sub(r"([*_`<\[\]|])", r"\\\1", text)

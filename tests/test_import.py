@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 import clca
 import clca.models.cost
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub", "sklearn", "scipy", "pandas"),
     *("pyarrow", "matplotlib", "jinja2", "ray", "gradio", "onnx", "onnxruntime", "fastapi", "uvicorn"),

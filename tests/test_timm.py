@@ -23,6 +23,9 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import clca
+import clca.timm
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 

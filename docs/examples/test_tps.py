@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from clca.testing import check_reduction
 
 
-def test_it_keeps_what_every_reduction_promises() -> None:
+def test_keeps_the_promises_of_every_reduction() -> None:
     check_reduction("tps")
 
 
@@ -19,8 +19,8 @@ def test_it_keeps_what_every_reduction_promises() -> None:
 
 
 # --8<-- [start:formula]
-def plainly(kept: Tensor, pruned: Tensor) -> tuple[Tensor, list[int]]:
-    """The formula for one image, one token after the other."""
+def plain_squeeze(kept: Tensor, pruned: Tensor) -> tuple[Tensor, list[int]]:
+    """The formula for one image, token by token."""
     hosts = []
     for guest in pruned:
         similarity = [float(F.cosine_similarity(guest, x, dim=0)) for x in kept]
@@ -37,12 +37,12 @@ def plainly(kept: Tensor, pruned: Tensor) -> tuple[Tensor, list[int]]:
     return torch.stack(squeezed), hosts
 
 
-def test_it_is_the_formula() -> None:
+def test_matches_the_formula() -> None:
     kept = torch.randn(3, 5, 24, dtype=torch.float64)
     pruned = torch.randn(3, 11, 24, dtype=torch.float64)
     squeezed, host = tps.squeeze(kept, pruned)
     for b in range(3):
-        expected, expected_host = plainly(kept[b], pruned[b])
+        expected, expected_host = plain_squeeze(kept[b], pruned[b])
         torch.testing.assert_close(squeezed[b], expected)
         assert host[b].tolist() == expected_host
 

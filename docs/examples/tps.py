@@ -1,5 +1,5 @@
 # --8<-- [start:imports]
-"""TPS: squeeze every pruned token into the kept one that it resembles most.
+"""TPS: fuse every pruned token into the kept token that is most similar to it.
 
 Wei et al., "Joint Token Pruning and Squeezing Towards More Aggressive
 Compression of Vision Transformers", CVPR 2023 (arXiv 2304.10716), section 3.
@@ -24,7 +24,7 @@ from clca.reductions.base import descending, exact, kept_index, take
 # --8<-- [start:class]
 @clca.register_reduction("tps")
 class TPS(clca.Reduction):
-    """Keep what CLS attends to most; squeeze each other token into one of these."""
+    """Keep the tokens that CLS attends to most; fuse each other token into one of them."""
 
     place = "inside"
     needs = frozenset({"cls_attention"})
@@ -32,7 +32,7 @@ class TPS(clca.Reduction):
 
     # --8<-- [start:count]
     def count(self, candidates: int, state: TokenCounts) -> int:
-        """How many of the tokens behind the prefix stay."""
+        """Number of tokens to keep behind the prefix."""
         return math.ceil(state.schedule.rate(self.index) * candidates)
 
     def keeps_all(self, num_tokens: int, state: TokenCounts) -> bool:
@@ -46,7 +46,7 @@ class TPS(clca.Reduction):
         return state.prefix + self.count(num_tokens - state.prefix, state)
 
     def macs(self, num_tokens: int, state: TokenCounts, head_dim: int) -> int:
-        # Similarities of pruned and kept tokens, and the sums of the pruned.
+        # Similarities of pruned and kept tokens, and weighted sums of the pruned ones.
         candidates = num_tokens - state.prefix
         kept = self.count(candidates, state)
         return 2 * (candidates - kept) * kept * self.dim
@@ -59,14 +59,14 @@ class TPS(clca.Reduction):
         prefix, num_tokens = state.prefix, x.shape[1]
         count = self.count(num_tokens - prefix, state)
 
-        # Places in x, the most attended first: kept [B, K] and pruned [B, M].
+        # Positions in x, most attended first: kept [B, K] and pruned [B, M].
         scores = evidence.cls_attention.mean(dim=1)[:, prefix:]
         order = descending(scores) + prefix
         kept, pruned = order[:, :count], order[:, count:]
         squeezed, host = squeeze(take(x, kept), take(x, pruned))
 
         if state.owner is not None:
-            # Kept tokens stand behind the prefix now, pruned ones with their host.
+            # Kept tokens now follow the prefix; pruned tokens belong to their host.
             moved = kept_index(kept, num_tokens, prefix)
             state.move(moved.scatter(1, pruned, host + prefix))
         return torch.cat([x[:, :prefix], squeezed], dim=1)
@@ -76,16 +76,17 @@ class TPS(clca.Reduction):
 
 # --8<-- [start:squeeze]
 def squeeze(kept: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
-    """Squeeze each pruned token [B, M, C] into the most similar kept one [B, K, C].
+    """Fuse each pruned token [B, M, C] into the most similar kept token [B, K, C].
 
-    This is its host, and weighs e, as it is exactly similar to itself; a guest
-    weighs exp(cosine similarity). The weights are divided by their sum.
+    This token is its host. A host has the weight e, since its similarity to itself
+    is 1; a pruned token has the weight exp(cosine similarity). The weights are
+    divided by their sum.
 
     Returns:
-        The kept tokens with their guests in them [B, K, C], and the place of each
-        pruned token's host among them [B, M].
+        The kept tokens after fusion [B, K, C], and the index of each pruned token's
+        host among them [B, M].
     """
-    # In float32 also under autocast: small differences of similarity decide.
+    # In float32 even under autocast, because small differences of similarity decide.
     with exact(kept):
         precise = torch.promote_types(kept.dtype, torch.float32)
         hosts, guests = kept.to(precise), pruned.to(precise)

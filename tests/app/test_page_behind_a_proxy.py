@@ -7,6 +7,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from small_page import SLOW, chromium, draw, page_of
 from small_proxy import proxy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("strips", [True, False], ids=["stripped", "kept"])
 def test_the_page_works_below_a_path(vines: Path, tmp_path: Path, strips: bool) -> None:

@@ -19,6 +19,8 @@ import clca
 from clca.app import PageSettings, identify_tab
 from clca.serve.served_model import ServedModel
 
+pytestmark = pytest.mark.slow
+
 DESK, TABLET, PHONE = (1280, 900), (820, 1100), (390, 844)
 
 

@@ -16,6 +16,8 @@ from small_page import CLASSES, draw, page_of
 
 import clca
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 32
 PATIENCE = 300.0
 SHARES = [0.1, 0.25, 0.5, 0.75, 1.0]

@@ -8,6 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from small_page import SLOW, chromium, draw
 
+pytestmark = pytest.mark.slow
+
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DROP = """data => {
     const carried = new DataTransfer(), bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));

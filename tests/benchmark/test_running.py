@@ -25,6 +25,8 @@ from clca.errors import WorkError
 from clca.plots.speedup import SpeedUp, SpeedUpPanel, speed_up_figure
 from clca.system.timing import Spread
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
 SMALL: dict[str, Any] = {"models": ("vit_tiny_patch16_224",), "img_sizes": (32,), "batch_sizes": (2,), "memory": False}
 
@@ -346,7 +348,7 @@ def test_the_own_dense_model_is_timm_s_with_the_kernels_of_a_reduced_one(monkeyp
     theirs, ours = builder.model(dense), builder.model(dense.own_dense)
     assert ours.blocks[0].attn.qkv.weight is theirs.blocks[0].attn.qkv.weight
     asked: list[Any] = []
-    monkeypatch.setattr("clca.models.token_reduced_vit.faster_here", lambda block, x: bool(asked.append(block)))
+    monkeypatch.setattr("clca.kernels.dispatch.use_fast_path", lambda block, x: bool(asked.append(block)))
     images = builder.images(dense)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)

@@ -24,6 +24,8 @@ from clca.study.run.driver import run_study
 from clca.study.run.status import study_status
 from clca.training import resume
 
+pytestmark = pytest.mark.slow
+
 SAVED = ("ats", "dynamicvit", "sit", "tome")
 
 

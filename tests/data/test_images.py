@@ -282,10 +282,10 @@ def test_the_limit_can_be_set(tmp_path):
 def test_missing_files_and_folders_are_named(tmp_path):
     assert "no such file" in refused(tmp_path / "gone.jpg")
     (tmp_path / "folder.jpg").mkdir()
-    assert "a folder, no image file" in refused(tmp_path / "folder.jpg")
+    assert "a folder, not an image file" in refused(tmp_path / "folder.jpg")
 
 
-def test_what_cannot_be_reached_is_told_for_what_it_is(tmp_path):
+def test_paths_that_cannot_be_accessed_are_reported_with_the_reason(tmp_path):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     noise().save(tmp_path / "a.png")
 
@@ -296,7 +296,7 @@ def test_what_cannot_be_reached_is_told_for_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("locked", ["a.png", "."])
-def test_what_may_not_be_read_is_told_so(locked):
+def test_missing_permission_is_reported(locked):
     with readable_folder() as parent:
         (parent / "locked").mkdir()
         noise().save(parent / "locked" / "a.png")
@@ -307,7 +307,7 @@ def test_what_may_not_be_read_is_told_so(locked):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "photo.png")
-    assert "a FIFO or a device, no image file" in refused(tmp_path / "photo.png")
+    assert "a FIFO or a device, not an image file" in refused(tmp_path / "photo.png")
 
 
 def test_verify_names_each_bad_file_once_and_in_order(tmp_path):

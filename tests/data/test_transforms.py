@@ -187,22 +187,22 @@ def test_mistakes_are_named():
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         *(({"mean": value}, "mean must be three numbers, not ") for value in ("x", 3, None, [0.5], ["a", 0, 0])),
         ({"mean": [math.nan, 0.5, 0.5]}, "mean must be three numbers, not "),
         ({"std": [0.5, 0.5, 0]}, "std must be three numbers above 0, not "),
-        *(({key: 10**9}, "1000000000 is beyond all use: at most 18725 pixels") for key in ("img_size", "resize")),
+        *(({key: 10**9}, "1000000000 is too large: at most 18725 pixels") for key in ("img_size", "resize")),
         *(({"resize": value}, f"resize {value!r} is not a positive") for value in ("x", 36.5, None, 0, [36, 36])),
         ({"img_size": "32"}, "image size '32' is not a positive"),
         ({"square": "no"}, "square must be true or false, not 'no'"),
         ({"interpolation": ["bicubic"]}, "unknown interpolation ['bicubic']"),
     ],
 )
-def test_a_damaged_preprocess_is_named(damage, told):
+def test_a_damaged_preprocess_is_named(damage, message):
     with pytest.raises(ClcaError) as refused:
         from_preprocess({**preprocess_dict(32), **damage})
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("damaged", ["x", [1, 2]])

@@ -3,52 +3,20 @@
 import os
 import signal
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
+from demo_tasks import die, fail_after, train_for_show, wait_for_interrupt, write
 from waiting import until
 
-from clca.demo.parallel import RelayedDisplay, StepSender, Stopped, Task, run_tasks
+from clca.demo import parallel
+from clca.demo.parallel import Stopped, Task
 from clca.errors import ClcaError, WorkError
-from clca.system.worker_pool import Send
 
+pytestmark = pytest.mark.slow
 
-def write(path: Path, seconds: float, send: Send) -> None:
-    began = time.time()
-    for step in range(10):
-        time.sleep(seconds / 10)
-        StepSender(send)(step + 1, 10, "of ten")
-    send(f"on {torch.get_num_threads()} thread")
-    path.write_text(f"{began} {time.time()}")
-
-
-def fail_after(error: Exception, other: Path, send: Send) -> None:
-    while not other.exists():
-        time.sleep(0.05)
-    raise error
-
-
-def die(send: Send) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def wait_for_interrupt(path: Path, send: Send) -> None:
-    path.with_suffix(".begun").touch()
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        path.write_text("saved")
-        raise
-
-
-def train_for_show(send: Send) -> None:
-    display = RelayedDisplay(send, 2, 3, 0, True)
-    display.step(3, 0.5, 100.0)
-    display.epoch(1, {"loss": 0.5, "top1": 0.25}, None, "val", False)
-    display.close()
+run_tasks = partial(parallel.run_tasks, preload=["clca.demo.parallel", "torch"])
 
 
 def test_all_are_run_two_at_a_time_the_most_expensive_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +77,7 @@ def test_a_failure_is_raised_as_it_was_and_the_others_save(
 
 
 def test_a_killed_process_is_named() -> None:
-    with pytest.raises(WorkError, match=r"EViT: its process ended \(SIGKILL, .*\); the same command goes on"):
+    with pytest.raises(WorkError, match=r"EViT: its process ended \(SIGKILL, .*\); the same command continues"):
         run_tasks([Task("EViT", die)], 1)
 
 
@@ -124,7 +92,7 @@ def test_a_signal_lets_all_save(number: signal.Signals, tmp_path: Path) -> None:
         Task("first", partial(wait_for_interrupt, tmp_path / "kept")),
         Task("second", partial(write, tmp_path / "2", 0)),
     ]
-    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="the same command continues") as stopped:
         run_tasks(tasks, 1)
 
     assert stopped.value.signal == number

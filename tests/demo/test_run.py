@@ -19,6 +19,8 @@ from clca.errors import ClcaError
 from clca.evaluation import evaluate, predict
 from clca.plots.survivors import paint
 
+pytestmark = pytest.mark.slow
+
 SMALL = DemoSettings(
     cultivars=3, images=10, img_size=32, patch_size=8, embed_dim=16, depth=6, num_heads=2, pretraining_images=5,
     pretraining_epochs=2, epochs=2, batch_size=6, timed_images=4, timed_rounds=3, pictured=2,

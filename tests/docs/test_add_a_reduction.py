@@ -31,6 +31,8 @@ from clca.study.plan.config import StudyConfig
 from clca.testing import check_reduction
 from clca.training.settings import flat_settings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = ROOT / "docs" / "how-to" / "add-a-reduction.md"
@@ -363,10 +365,10 @@ class Broken(clca.Reduction):
 @pytest.mark.parametrize(
     ("wrong", "promise"),
     [
-        ("owner", "a token that is not there"),
-        ("batch", "an image alone gives something else"),
-        ("random", "something else the second time"),
-        ("empty", "a token that is not there"),
+        ("owner", "a token that does not exist"),
+        ("batch", "an image alone gives a different result"),
+        ("random", "a different result the second time"),
+        ("empty", "a token that does not exist"),
         ("dtype", "dtype"),
         ("root", "gradient of .* is not finite"),
         ("rate", "lower keep rates keep more tokens"),

@@ -15,6 +15,8 @@ from manual_stand_ins import NOT_RUN, NOT_RUN_PYTHON
 
 from clca.cli import main as cli
 
+pytestmark = pytest.mark.slow
+
 PAGES = [page for page in pages() if any(block.language in (*SHELL, "python") for block in blocks(page.read_text()))]
 
 

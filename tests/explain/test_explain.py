@@ -17,10 +17,10 @@ from clca.cli.main import main
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
 from clca.explain import View, curves, depth_shares, detail_share, explain, kernel_shares
-from clca.explain.depths import absent
+from clca.explain.depths import mean_cls_tokens
 from clca.explain.explaining import integrated_gradients, to_input
+from clca.explain.recording import record_forward, scatter
 from clca.explain.survivors import trace_survivors
-from clca.explain.watching import scatter, watch
 from clca.plots.explanation import draw_explanation, outline
 from clca.plots.survivors import paint
 
@@ -86,9 +86,9 @@ def test_every_patch_is_held_by_one_token_or_dropped_as_the_trace_says(reduction
     assert np.isfinite(found.evidence).all()
     assert np.abs(found.evidence).max() > 0
     assert found.pixels(found.evidence).shape == (40, 61)
-    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert np.ravel(told["evidence"]) == pytest.approx(found.evidence, rel=1e-4)
-    assert [stage["owner"] for stage in told["stages"]] == [s.owner.reshape(4, 4).tolist() for s in found.stages]
+    stored = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert np.ravel(stored["evidence"]) == pytest.approx(found.evidence, rel=1e-4)
+    assert [stage["owner"] for stage in stored["stages"]] == [s.owner.reshape(4, 4).tolist() for s in found.stages]
 
 
 @pytest.mark.parametrize("economical", [True, False])
@@ -132,7 +132,7 @@ def test_attention_is_the_softmax_of_the_cls_query() -> None:
     found = explain(model, photo())
     block = model.blocks[1]
     with torch.no_grad():
-        x = block.norm1(watch(model, to_input(model, photo())).sights[1].tokens[0])
+        x = block.norm1(record_forward(model, to_input(model, photo())).inputs[1].tokens[0])
         q, k, _ = block.attn.qkv(x).view(17, 3, 3, 8).permute(1, 2, 0, 3)
         row = (q[:, :1] @ k.transpose(1, 2) / 8**0.5).softmax(-1).mean(0)[0]
     assert found.attention[0].patches == pytest.approx(row[1:].numpy(), abs=1e-6)
@@ -180,7 +180,7 @@ def test_shares_of_depths_add_up_and_what_is_equal_has_equal_shares() -> None:
     shares = kernel_shares(head, tokens)
     features = []
     head.norm_out.register_forward_hook(lambda *parts: features.append(parts[2].detach()))
-    head(torch.stack([tokens, absent(head, 3)]))
+    head(torch.stack([tokens, mean_cls_tokens(head, 3)]))
     torch.testing.assert_close(shares.sum(0), features[0][0] - features[0][1], rtol=1e-4, atol=1e-5)
 
     with torch.no_grad():
@@ -385,9 +385,9 @@ def test_predict_writes_an_explanation_of_every_readable_image(
     files = sorted(path.name for path in out.iterdir())
     assert len(files) == 2 * len(names)
     assert not any(name.startswith(".") for name in files)
-    told = {numbers["path"]: numbers for numbers in (json.loads(path.read_text()) for path in out.glob("*.json"))}
+    stored = {numbers["path"]: numbers for numbers in (json.loads(path.read_text()) for path in out.glob("*.json"))}
     for answer in answers:
-        numbers = told[answer["path"]]
+        numbers = stored[answer["path"]]
         assert (out / numbers["figure"]).is_file()
         assert numbers["target"]["class"] == answer["top"][0]["class"]
         assert numbers["target"]["probability"] == pytest.approx(answer["top"][0]["probability"], abs=1e-4)

@@ -39,6 +39,8 @@ from clca.reductions.registry import _REDUCTIONS
 from clca.system.files import replacing
 from clca.training import DataConfig, TrainConfig, train
 
+pytestmark = pytest.mark.slow
+
 STYLES = {
     "deit": ("deit_tiny_patch16_224", {}),
     "deit3": ("deit3_small_patch16_224", {}),  # LayerScale, position table without CLS
@@ -250,7 +252,7 @@ def test_pt2_is_the_same_model(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(file(images), clca.from_pretrained(run)(images), rtol=0, atol=1e-5)
     assert np.array_equal(file(images[:1].numpy()), file(images[:1]).numpy())
     assert str(Path(clca.__file__).parent).encode() not in b"".join(_contents(path))
-    with pytest.raises(ClcaError, match="takes images"):
+    with pytest.raises(ClcaError, match="expects images"):
         file(torch.randn(1, 3, 48, 48))
 
 
@@ -302,10 +304,10 @@ def test_command_checks_on_the_test_images_and_leaves_one_file(
     out = tmp_path / "new.pt2"
     out.write_text("what was there before")
     assert main(["export", str(run), "--to", "pt2", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "12 images (test images of the run), in batches of 1, 3, 8" in told
-    assert "same class 100.0%" in told
-    assert f"written to {out}" in told
+    output = capsys.readouterr().out
+    assert "12 images (test images of the run), in batches of 1, 3, 8" in output
+    assert "same class 100.0%" in output
+    assert f"written to {out}" in output
     assert load_exported(out).classes == ["alder", "birch"]
     assert [file.name for file in tmp_path.iterdir()] == ["new.pt2"]
 
@@ -315,10 +317,10 @@ def test_int8_is_checked_beside_the_float_file(
 ) -> None:
     out = tmp_path / "small.onnx"
     assert main(["export", str(run), "--int8", "--out", str(out), "--images", str(photos / "val")]) == 0
-    told = capsys.readouterr().out
-    assert "12 images (images named)" in told
+    output = capsys.readouterr().out
+    assert "12 images (given images)" in output
     for name in ("float32", "int8"):
-        line = next(line for line in told.splitlines() if line.strip().startswith(name))
+        line = next(line for line in output.splitlines() if line.strip().startswith(name))
         assert "images/s" in line
         assert "right" in line  # the folders are called as the classes
     proto = onnx.load(out)
@@ -383,7 +385,7 @@ def _halving(compute: Any) -> type[clca.Reduction]:
     [
         (lambda x: torch.special.bessel_j0(x), "prims.bessel_j0.default"),
         (lambda x: x + torch.zeros(len(x), 1, 1), "fixes the batch size"),
-        (lambda x: x if x.sum() > 0 else -x, "decides about shapes or branches"),
+        (lambda x: x if x.sum() > 0 else -x, "shapes or branches depend on computed values"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_name(
@@ -391,10 +393,10 @@ def test_what_cannot_be_exported_is_refused_by_name(
 ) -> None:
     monkeypatch.setitem(_REDUCTIONS, "halving", _halving(compute))
     model = small("halving")
-    with pytest.raises(WorkError, match=r"deit_tiny_patch16_224 with reduction 'halving' cannot be exported") as told:
+    with pytest.raises(WorkError, match=r"deit_tiny_patch16_224 with reduction 'halving' cannot be exported") as output:
         export_onnx(model, tmp_path / "model.onnx")
-    assert reason in str(told.value)
-    assert "\n" not in str(told.value)
+    assert reason in str(output.value)
+    assert "\n" not in str(output.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -428,7 +430,9 @@ def test_requests_that_cannot_be_met(
     assert {file.name for file in tmp_path.iterdir()} == {"empty", "torn.png", "nameless"}
 
 
-def test_a_missing_package_is_told_with_what_installs_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ClcaError, match=r"pip install 'clca\[onnx\]'"):
         export_run(run)
@@ -455,7 +459,7 @@ def test_files_of_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         (tmp_path / "none.onnx", "no such file"),
         (text, "ONNX Runtime cannot read it"),
         (foreign, "not one that clca exported"),
-        (evil, "may hold code"),
+        (evil, "may contain code"),
     ]:
         with pytest.raises(ClcaError, match=reason):
             load_exported(path)
@@ -513,7 +517,7 @@ def test_a_program_with_code_in_it_is_refused(tmp_path: Path, part: str, change:
             archive.writestr(name, content)
         if change is None:
             archive.writestr(given.namelist()[0].partition("/")[0] + "/" + part, b"")
-    with pytest.raises(ClcaError, match=f"b.pt2: {part} in it .* may hold code"):
+    with pytest.raises(ClcaError, match=f"b.pt2: {part} in it .* may contain code"):
         load_exported(evil)
     assert not mark.exists()
     load_exported(sound)
@@ -544,17 +548,17 @@ def test_a_disk_without_room_ends_in_one_line(run: Path, tmp_path: Path) -> None
     files = [tmp_path / "new.pt2", tmp_path / "new.onnx"]
     ended = subprocess.run([sys.executable, "-c", code, run, *files], capture_output=True, text=True)
     assert ended.stdout.split() == ["1", "1"], ended.stderr
-    told = [line for line in ended.stderr.splitlines() if not line.endswith("…")]
+    output = [line for line in ended.stderr.splitlines() if not line.endswith("…")]
     whole = "could not be written (file too large); the previous one, if any, is whole"
-    assert told == [f"clca: {file} {whole}" for file in files]
+    assert output == [f"clca: {file} {whole}" for file in files]
     assert not list(tmp_path.iterdir())
 
 
-def test_without_images_it_is_checked_on_drawn_ones(nameless: Path, tmp_path: Path) -> None:
+def test_without_images_it_is_checked_on_synthetic_ones(nameless: Path, tmp_path: Path) -> None:
     model = clca.from_pretrained(nameless)
     model.classes, model.preprocess = [str(k) for k in range(CLASSES)], preprocess_dict(SIZE)
     model.save_pretrained(str(nameless))
     report = export_run(nameless, "pt2", tmp_path / "model.pt2")
-    assert report.pictures == "synthetic leaves and noise"
+    assert report.checked_on == "synthetic leaves and noise"
     assert report.files["float32"].agreement.images == 16
     assert report.files["float32"].agreement.holds

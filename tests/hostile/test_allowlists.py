@@ -20,10 +20,12 @@ from clca.export.onnx_file import save_onnx, to_onnx
 from clca.export.program import capture, save_pt2
 from clca.export.pt2_schema import Argument, Output
 
+pytestmark = pytest.mark.slow
+
 # What exports contain, by sort: what the lists and the schema have of it.
 _SYMBOL = "Symbol('s0', positive=True, integer=True)"
 LISTS = {
-    "pt2": {*pt2_operators.OPERATORS, *pt2_operators.WITH_A_BODY},
+    "pt2": {*pt2_operators.OPERATORS, *pt2_operators.HIGHER_ORDER},
     "onnx": set(onnx_operators.OPERATORS),
     "arguments": {*Argument.model_fields, "as_graph"},
     "outputs": set(Output.model_fields),

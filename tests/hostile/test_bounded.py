@@ -5,6 +5,8 @@ from bounded import bounded, refused, refused_by_command_line
 
 from clca.errors import ClcaError
 
+pytestmark = pytest.mark.slow
+
 
 def _take(mib: int) -> int:
     return len(bytearray(mib * 2**20))

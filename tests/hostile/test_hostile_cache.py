@@ -25,6 +25,8 @@ from clca.data.cache.row_file import (
     read_row_file,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"memory_mib": 256, "cpu_seconds": 3}
 SIDE, COUNT = 4, 3
 

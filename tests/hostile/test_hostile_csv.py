@@ -15,6 +15,8 @@ from clca.data.sources import folder_csv
 from clca.data.sources.folder_csv import LONGEST_LABEL, LONGEST_LINE, MOST_COLUMNS, read_listing
 from clca.errors import ClcaError
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"memory_mib": 512, "cpu_seconds": 20}
 HEAD = b"path,label\na.png,x\nb.png,y\n"
 LISTS = {

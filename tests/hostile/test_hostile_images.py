@@ -29,8 +29,10 @@ from clca.data.decoding import Decoders
 from clca.data.image_formats import EXTENSIONS, FORMATS, UnreadableImage
 from clca.data.images import decode_image, read_image
 from clca.errors import ClcaError
-from clca.models.pretrained import save_pretrained
+from clca.models.saving import save_pretrained
 from clca.serve import ServeSettings
+
+pytestmark = pytest.mark.slow
 
 ALL = {**FOREIGN, **REFUSED, **HARMLESS}
 PIXELS = 50_000_000
@@ -158,7 +160,7 @@ def test_an_image_that_takes_too_long_is_given_up_and_the_next_is_read() -> None
 
 
 def test_slow_images_hold_up_no_quick_one_and_too_many_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clca.data.decoding._PATIENCE", 0.02)
+    monkeypatch.setattr("clca.data.decoding._SLOW_AFTER", 0.02)
     slow, quick = large_png(3_000), noise("PNG")
     codes: list[str] = []
 
@@ -181,8 +183,8 @@ def test_slow_images_hold_up_no_quick_one_and_too_many_are_given_up(monkeypatch:
 
 
 def test_an_image_beyond_the_memory_is_refused_and_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clca.data.decoding._BYTES_AT_LEAST", 64 << 20)
-    monkeypatch.setattr("clca.data.decoding._BYTES_A_PIXEL", 0)
+    monkeypatch.setattr("clca.data.decoding._MIN_BYTES", 64 << 20)
+    monkeypatch.setattr("clca.data.decoding._BYTES_PER_PIXEL", 0)
     with Decoders(1) as decoders:
         with pytest.raises(UnreadableImage, match="not enough memory"):
             decoders.image(large_png(9000))
@@ -344,10 +346,10 @@ def test_the_manual_names_the_limits() -> None:
     rows = {line.split("|")[1].strip(): line.split("|")[3] for line in page.splitlines() if line.startswith("| ")}
     serve, app, zips = ServeSettings(), PageSettings(), ArchiveLimits()
     assert rows["photographs"].strip() == (
-        f"{images.MAX_PIXELS // 10**6} million pixels, {images.MAX_BYTES >> 30} GiB, one side {images._NARROWEST} "
-        f"times the other, {image_bounds.PIECES:,} header pieces, PNG chunks or TIFF strips, {image_bounds._SCANS} "
-        f"JPEG scans; {decoding.SECONDS:g} s of processor time and {decoding._BYTES_AT_LEAST >> 20} MiB + "
-        f"{decoding._BYTES_A_PIXEL} bytes per pixel of memory"
+        f"{images.MAX_PIXELS // 10**6} million pixels, {images.MAX_BYTES >> 30} GiB, one side {images._MAX_ASPECT} "
+        f"times the other, {image_bounds.MAX_PARTS:,} header parts, PNG chunks or TIFF strips, {image_bounds._SCANS} "
+        f"JPEG scans; {decoding.SECONDS:g} s of processor time and {decoding._MIN_BYTES >> 20} MiB + "
+        f"{decoding._BYTES_PER_PIXEL} bytes per pixel of memory"
     )
     assert rows["uploads to `clca serve` and `clca app`"].strip() == (
         f"{serve.pixels // 10**6} million pixels, {serve.decode_seconds:g} s of processor time (`--decode-seconds`); "

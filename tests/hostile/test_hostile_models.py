@@ -27,6 +27,8 @@ import clca
 from clca.models.pretrained import from_pretrained
 from clca.models.stored_model import BACKBONE_SETTINGS
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"memory_mib": 320, "cpu_seconds": 10}
 HUGE = 10**9
 

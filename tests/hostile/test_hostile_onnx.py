@@ -19,6 +19,8 @@ from pt2_files import load_all, load_and_run, mutated
 from clca.errors import ClcaError
 from clca.export import export_onnx, load_exported
 
+pytestmark = pytest.mark.slow
+
 MEMORY, SECONDS = 512, 25  # a refusal takes up to 45 MiB and 2 s, loading a sound file 70 MiB and 3 s
 
 
@@ -92,7 +94,7 @@ def test_no_more_work_than_images_explain(sound: Path, tmp_path: Path, monkeypat
         name = f"v{number - 1}" if number else "images"
         model.graph.node.append(helper.make_node("MatMul", [name, "square"], [f"v{number}"]))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ClcaError, match="operations an image"):
+    with pytest.raises(ClcaError, match="operations per image"):
         load_exported(path)
 
 
@@ -106,7 +108,7 @@ def test_a_file_of_small_parts_is_refused_before_it_is_parsed(tmp_path: Path, pa
         length, left = length + bytes([left & 127 | (128 if left > 127 else 0)]), left >> 7
     path = tmp_path / "evil.onnx"
     path.write_bytes(bytes([7 << 3 | 2]) + length + parts)
-    assert "beside its weights" in refused(load_and_run, str(path), memory_mib=MEMORY, cpu_seconds=SECONDS)
+    assert "besides its weights" in refused(load_and_run, str(path), memory_mib=MEMORY, cpu_seconds=SECONDS)
 
 
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

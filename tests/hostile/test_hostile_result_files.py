@@ -26,10 +26,11 @@ from clca.study.results.stored_table import stored_rows
 from clca.study.results.table import row_of
 from clca.study.run.claim_files import Owner, newest
 from clca.study.run.job import _update_paths
-from clca.system.files import read_json
+from clca.system.files import read_csv, read_json
 from clca.training.config import TrainConfig
-from clca.training.run_folder import read_csv
 from clca.training.trainer import finished_run
+
+pytestmark = pytest.mark.slow
 
 LIMITS: dict[str, Any] = {"memory_mib": 1024, "cpu_seconds": 60}
 ESCAPE, SCRIPT = "\x1b[2J", "<script>alert(1)</script>"

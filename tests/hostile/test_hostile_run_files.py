@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from stranger_models import with_pickle
 from stranger_runs import one_thread, read_checkpoints
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parents[1] / "compat" / "made_by_0_1_0.zip"
 LIMITS: dict[str, Any] = {"memory_mib": 768, "cpu_seconds": 30}
 HUGE = 10**18

@@ -19,6 +19,8 @@ from clca.system.yaml import MOST_BYTES, MOST_DEPTH, MOST_NODES, read_yaml
 from clca.training.config import TrainConfig
 from clca.training.settings import by_part, read_file
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"memory_mib": 512, "cpu_seconds": 10}
 BASE = 'base: {model: vit_tiny_patch16_224, data: "leaves:cultivars=3,images=5"}\n'
 GOOD = f"{BASE}axes: {{reduction: [evit, tome], arm: {{plain: {{cla: false}}, full: &full {{clc: true}}}}}}\nseeds: 2\n"

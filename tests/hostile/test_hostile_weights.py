@@ -17,6 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stranger_models import load, load_published, read_each, start_from, with_header, with_pickle
 
+pytestmark = pytest.mark.slow
+
 LIMITS: dict[str, Any] = {"memory_mib": 320, "cpu_seconds": 10}
 
 

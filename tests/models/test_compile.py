@@ -9,6 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import clca
 
+pytestmark = pytest.mark.slow
+
 SIZES: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 4,

@@ -80,8 +80,8 @@ def test_every_format_is_read_and_leaves_no_file(
      photo(1)[:33] + b"\0\0\0\0prVt\xa6\x87\x8c\x49" * (1 << 17)],
     ids=["JPEG of zeros", "JPEG of segments", "PNG of chunks"],
 )  # fmt: skip
-def test_a_header_of_very_many_pieces_is_not_read_to_its_end(data: bytes, decoders: Decoders) -> None:
-    with pytest.raises(Refusal, match="too many pieces") as refused:
+def test_a_header_of_too_many_parts_is_not_read_to_its_end(data: bytes, decoders: Decoders) -> None:
+    with pytest.raises(Refusal, match="too many parts") as refused:
         decode(data, TRANSFORM, decoders)
     assert refused.value.status == 422
 
@@ -122,11 +122,11 @@ FORMS_OF_TIFF = [
 @pytest.mark.parametrize("make", [lambda many: png(60_000 if many else 6_000),
     *(lambda many, mark=mark, wide=wide: tiff(300 if many else 50, mark, wide) for mark, wide in FORMS_OF_TIFF)],
     ids=["PNG", "TIFF", "TIFF MM", "BigTIFF"])  # fmt: skip
-def test_pixels_in_very_many_pieces_are_refused_and_in_many_are_read(
+def test_pixels_in_too_many_parts_are_refused_and_in_many_are_read(
     make: Callable[[bool], bytes], decoders: Decoders
 ) -> None:
     assert decode_image(make(False), decoders).mode == "RGB"
-    with pytest.raises(Refusal, match="too many pieces") as refused:
+    with pytest.raises(Refusal, match="too many parts") as refused:
         decode_image(make(True), decoders)
     assert refused.value.status == 422
 

@@ -20,6 +20,8 @@ import torch
 from small_endpoint import TOLERANCE, alone, by_class, make_app, photo, running, tiny_model
 from waiting import until
 
+pytestmark = pytest.mark.slow
+
 MODEL = tiny_model()
 CLIENTS = 32
 

@@ -127,7 +127,7 @@ def test_labels_in_lists_of_images(tmp_path: Path) -> None:
             read_ultra_fgvc(tmp_path, "soygene")
 
 
-@pytest.mark.parametrize("text", ["1_0", "٣", "nan", "inf", "0x10", " 5"])
+@pytest.mark.parametrize("text", ["1_0", "٣", "nan", "infinity", "0x10", " 5"])
 def test_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLCA_CACHE_GB", text)
     with pytest.raises(ClcaError, match="CLCA_CACHE_GB"):

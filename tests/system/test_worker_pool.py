@@ -1,68 +1,29 @@
 """The pool of worker processes: every task ends with one event, whatever becomes of its process."""
 
-import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import pytest
+from pool_tasks import (
+    count_to,
+    die,
+    die_before_child,
+    fail,
+    never_ready,
+    number_of_worker,
+    save_when_interrupted,
+    set_number,
+    wait_for_interrupt,
+)
 from waiting import until
 
 from clca.errors import ClcaError, WorkError
 from clca.system.processes import forkserver_context
-from clca.system.worker_pool import Event, Send, WorkerPool
-
-
-def count_to(number: int, send: Send) -> int:
-    for value in range(number):
-        send(value)
-    return os.getpid()
-
-
-def fail(error: Exception, send: Send) -> None:
-    raise error
-
-
-def die(send: Send) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die_before_child(file: Path, send: Send) -> None:
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    child.start()  # inherits the worker's end of the pipe
-    file.write_text(str(child.pid))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def save_when_interrupted(path: Path, send: Send) -> str:
-    path.with_suffix(".begun").touch()
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        path.write_text("saved")
-    return "saved"
-
-
-def wait_for_interrupt(path: Path, send: Send) -> None:
-    path.touch()
-    time.sleep(60)
-
-
-def number_of_worker(send: Send) -> str:
-    return os.environ["WORKER_OF_TEST"]
-
-
-def set_number(worker: int) -> None:
-    os.environ["WORKER_OF_TEST"] = str(worker)
-
-
-def never_ready(path: Path, worker: int) -> None:
-    path.touch()
-    time.sleep(60)
+from clca.system.worker_pool import Event, WorkerPool
 
 
 def events_of(pool: WorkerPool) -> list[Event]:

@@ -15,6 +15,8 @@ from clca.training import TrainConfig, metrics_log, train, trainer
 from clca.training.metrics_log import MetricsLog, locked_log
 from clca.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fcntl")
 Make = Callable[..., TrainConfig]
 

@@ -21,6 +21,8 @@ from clca.training.device import make_accelerator
 from clca.training.run_folder import RunFolder
 from clca.training.trainer import _Trainer, finished_run
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., TrainConfig]
 
 

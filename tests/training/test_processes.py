@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from clca.training import TrainConfig, train
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., TrainConfig]
 
 

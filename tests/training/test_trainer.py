@@ -419,7 +419,7 @@ def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"{path} was decoded")
 
     monkeypatch.setattr("clca.data.datasets.read_image", refuse)
-    monkeypatch.setattr("clca.data.decoding.Decoders._ask", lambda _, operation, path, *more: refuse(path))
+    monkeypatch.setattr("clca.data.decoding.Decoders._request", lambda _, operation, path, *more: refuse(path))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

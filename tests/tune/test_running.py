@@ -30,6 +30,8 @@ from clca.reductions.ats import ATS
 from clca.system.timing import Spread
 from clca.tune import Budget, Point, Tuning, at_size, choose, frontier, tune
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 6}
 CLASSES = ["alder", "birch", "cedar"]
 

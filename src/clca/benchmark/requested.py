@@ -39,9 +39,9 @@ def requested(config: BenchmarkConfig, device: str) -> tuple[list[list[Candidate
         raise ClcaError("; ".join(left_out))
     everything = [candidate for group in groups for candidate in group]
     if any(candidate.mode == "onnx" for candidate in everything):
-        from clca.export.onnx_file import need_onnx
+        from clca.export.onnx_file import require_onnx
 
-        need_onnx()
+        require_onnx()
     seen = set[Any]()
     for candidate in everything:
         key = candidate.model, candidate.img_size, candidate.reduction, candidate.keep_rate

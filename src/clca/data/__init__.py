@@ -1,4 +1,4 @@
-"""Images to learn from: `clca.data.open` reads folders, CSV files, the Ultra-FGVC sets, or draws synthetic leaves."""
+"""Data sets of images: `clca.data.open` reads folders, CSV files and the Ultra-FGVC sets, or draws synthetic leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "use_cache"]
 
-# Listing images needs no torch.
+# Listing a data set must not import torch.
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
@@ -45,20 +45,20 @@ def open(
     Args:
         root: A folder, a CSV file, or "leaves" for synthetic leaves drawn in memory, with parameters as in
             "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
-        split: "train", "val", "train_val" (all that is not test) or "test". Where a set has no validation images, they
-            are taken from training by rule (`clca.data.sources.splits`), so train and val never overlap.
+        split: "train", "val", "train_val" (everything but test) or "test". If a set has no validation images, a fixed
+            rule takes them from training (`clca.data.sources.splits`), so train and val never overlap.
         source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
-            "soyageing-R1" (R3, R4, R5, R6); None finds out by the layout.
-        transform: Called with each RGB PIL image; None leaves the image as it is.
-        strict: False accepts an incomplete set (files missing, counts that differ from the published ones), and warns
-            of images that are in training and in test. Otherwise
-            a warning tells of images in the folder that are left out, where it is opened to learn from.
+            "soyageing-R1" (R3, R4, R5, R6); None detects the source from the layout.
+        transform: Called with each RGB PIL image; None returns the image unchanged.
+        strict: True raises an error if the set is incomplete (missing files, counts that differ from the published
+            ones), and, for a training split, warns about images in the folder that are left out. False accepts an
+            incomplete set. Images that are in both training and test cause a warning either way, if not an error.
 
     Returns:
         A torch Dataset of (transformed image, label) with `classes`, `paths`, `labels` and a settable `transform`.
 
     Raises:
-        ClcaError: In one line, where there is nothing to read, or what is there does not make a data set.
+        ClcaError: If there is nothing to read, or the files do not form a data set.
     """
     if split not in SPLITS:
         raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
@@ -73,7 +73,7 @@ def open(
         raise ClcaError(listing.problems[0])
     if leaked := listing.leaked():
         names = f"{leaked[0].name} …" if len(leaked) > 1 else leaked[0].name
-        line = f"{listing.root}: {len(leaked)} image(s) are in training and in test too ({names}): test results mislead"
+        line = f"{listing.root}: {len(leaked)} image(s) are in training and in test ({names}): test results are invalid"
         warnings.warn(line, stacklevel=2)
     if strict and listing.unused and split.startswith("train"):
         lines = describe_unused(listing.root, listing.unused)
@@ -82,7 +82,7 @@ def open(
 
 
 def is_leaves(root: str | Path, source: str | None = None) -> bool:
-    """Whether a set, by its root and source as `open` takes them, is synthetic leaves in memory rather than files."""
+    """Whether `root` and `source`, as passed to `open`, mean synthetic leaves in memory rather than files."""
     if source is not None:
         return source == "leaves"
     text = str(root)

@@ -1,4 +1,4 @@
-"""What `clca.data.open` returns: torch Datasets of image files and of synthetic leaves."""
+"""The torch Datasets that `clca.data.open` returns: image files and synthetic leaves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,25 +14,25 @@ from clca.data.transforms import ResizeFirst, SquareResize
 
 
 class ResizedImages(Protocol):
-    """Resized images of a data set by index, as `clca.data.cache` keeps them."""
+    """Resized images of a data set by index, as stored by `clca.data.cache`."""
 
     resize: SquareResize
 
     def read(self, index: int) -> Any | None:
-        """The resized image [3, side, side], uint8; None if it has to be read from its file."""
+        """The resized image [3, side, side], uint8; None if it must be read from its file."""
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
-    """The images of one split, read when asked for.
+    """The images of one split, read on access.
 
     Attributes:
         classes: Class names.
         paths: The image files.
         labels: One index into `classes` for each file.
-        transform: Called with each RGB image; may be set at any time; None gives the PIL image itself.
-        root: The data set that they are a part of, if any.
-        resized: Where the resized images are kept (`clca.data.cache.fill.use_cache` sets it), if anywhere. Serves
-            transforms that begin with the very resize; what comes out is the same bit for bit.
+        transform: Called with each RGB image; can be set at any time; None returns the PIL image itself.
+        root: Root of the data set that they belong to, if any.
+        resized: Cache of resized images, if any (set by `clca.data.cache.fill.use_cache`). It is used for transforms
+            that begin with exactly that resize; results are bit-identical with and without it.
     """
 
     def __init__(
@@ -63,27 +63,27 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
 
 class Leaves(DrawnLeaves, Dataset[tuple[Any, int]]):
-    """Synthetic leaves in memory, drawn when first asked for.
+    """Synthetic leaves in memory, drawn on first access.
 
-    The picture of a leaf depends on seed, difficulty, size, cultivar and number alone: more cultivars or images leave
-    the others as they are, and the same leaf comes out at every size. Of every five leaves of a cultivar three are for
-    training, one for validation, one for test.
+    The image of a leaf depends only on seed, difficulty, size, cultivar and number: adding cultivars or images does not
+    change the others, and the same leaf is drawn at every size. Of every five leaves of a cultivar, three are for
+    training, one for validation and one for test.
 
     Args:
         cultivars: Number of classes.
-        images: Leaves of each, over all splits.
+        images: Leaves per cultivar, over all splits.
         size: Side of the square images, in pixels.
-        seed: Whole number from 0; another seed gives other cultivars.
-        difficulty: 0 (cultivars far apart) to 1 (their gaps are about the scatter within one).
+        seed: Non-negative integer; another seed gives other cultivars.
+        difficulty: 0 (cultivars differ clearly) to 1 (they differ about as much as the leaves of one cultivar).
         split: "train", "val", "train_val", "test", or "all".
-        transform: Called with each RGB image; settable; None gives the image itself.
+        transform: Called with each RGB image; can be set at any time; None returns the image itself.
         cache: Keep drawn images in memory.
 
     Attributes:
         classes: "cultivar-001" …
-        paths: What `write_leaves` calls each file, relative to its folder; in memory no such files exist.
+        paths: Relative path at which `write_leaves` would write each leaf; in memory no such files exist.
         labels: One index into `classes` for each leaf.
 
     Raises:
-        ClcaError: For parameters out of range, naming the parameter.
+        ClcaError: A parameter is out of range.
     """

@@ -1,7 +1,7 @@
-"""The program of a decoder process: reads images for its parent until that closes the connection.
+"""The program of a decoder process: it decodes images for its parent until the parent closes the connection.
 
-A request is a JSON object and, where it names no file, the content of one; the answer a JSON object and pixels. The
-parent, `clca.data.decoding`, takes nothing but numbers and text from a process that a file may have led astray.
+A request is a JSON object and, unless it names a file, the content of one; the reply is a JSON object and pixels. The
+parent, `clca.data.decoding`, accepts only JSON and bytes, since a malicious file may have taken over the process.
 """
 
 from __future__ import annotations
@@ -36,59 +36,59 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-"""Interpolations by their names in `clca.data.transforms`; what they give is the same bit for bit."""
+"""Interpolations by their names in `clca.data.transforms`; the results are bit-identical."""
 
-Answer = tuple[dict[str, Any], bytes]
+Reply = tuple[dict[str, Any], bytes]
 
 
 def main() -> None:
-    """Serve the connection whose number is the first argument, within the seconds and bytes that follow it."""
+    """Serve the connection given by `sys.argv`: file descriptor, limit of CPU seconds, limit of memory in bytes."""
     connection = Connection(int(sys.argv[1]))
     seconds, memory = float(sys.argv[2]), int(sys.argv[3])
-    for number in (signal.SIGINT, signal.SIGTERM):  # those who end the parent signal the whole group
+    for number in (signal.SIGINT, signal.SIGTERM):  # a signal to the parent often goes to the whole group
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    warnings.simplefilter("ignore")  # Pillow's, about odd files that are read nevertheless
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the parent decides how many cores decode
+    warnings.simplefilter("ignore")  # Pillow's warnings about unusual files that it reads
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the parent sets how many images are decoded in parallel
     _limit_memory(memory)
-    _hush_libraries()
-    with contextlib.suppress(EOFError, OSError):  # the parent has closed it, or died
+    _silence_libraries()
+    with contextlib.suppress(EOFError, OSError):  # the parent closed it, or died
         connection.send_bytes(b"{}")
         while True:
             request = json.loads(connection.recv_bytes())
             content = None if "path" in request else connection.recv_bytes()
-            # The default of the signal, unlike a handler in Python, ends a decoder that is written in C.
+            # The default action of the signal, unlike a handler in Python, interrupts a decoder written in C.
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            answer, pixels = _answer(request, content)
+            reply, pixels = _reply(request, content)
             signal.setitimer(signal.ITIMER_PROF, 0)
             content = None
-            connection.send_bytes(json.dumps(answer).encode())
+            connection.send_bytes(json.dumps(reply).encode())
             connection.send_bytes(pixels)
 
 
 def _limit_memory(memory: int) -> None:
-    """Let this process take no more than `memory` bytes beyond what it has. Where the system has no such limit: any."""
+    """Limit this process to `memory` bytes beyond what it has allocated; does nothing on systems other than Linux."""
     if sys.platform != "linux":
         return
     import resource
 
-    held = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
-    limit = int(held) * 1024 + memory
+    allocated = Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]
+    limit = int(allocated) * 1024 + memory
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _hush_libraries() -> None:
-    """Keep what libraries in C write about a file out of the log; Python's own errors still get there."""
+def _silence_libraries() -> None:
+    """Discard what C libraries write to stderr; errors of Python are still printed."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    os.close(nothing)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
-def _answer(request: Mapping[str, Any], content: bytes | None) -> Answer:
+def _reply(request: Mapping[str, Any], content: bytes | None) -> Reply:
     try:
         data = read_bytes(Path(request["path"])) if content is None else content
         image, kind = decode_image(data, request["max_pixels"])
@@ -102,27 +102,27 @@ def _answer(request: Mapping[str, Any], content: bytes | None) -> Answer:
         return {"error": "not enough memory to decode it: make it smaller", "code": "damaged"}, b""
 
 
-def _pixels(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Answer:
+def _pixels(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Reply:
     if request.get("resize"):
         side, interpolation = request["resize"]
         image = image.resize((side, side), RESAMPLING[interpolation])
     return {"size": image.size, "kind": kind}, image.tobytes()
 
 
-def _inspect(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Answer:
+def _inspect(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Reply:
     grey = image.convert("L")
     fine = np.asarray(grey.resize((128, 128), Image.Resampling.BOX)).astype(np.int16)
-    # A scan with dust on it is still empty; a leaf or a grain covers more than one part in 500.
+    # A scan with dust on it still counts as empty; a leaf or a grain covers more than 0.2 % of the image.
     near_empty = bool(np.mean(np.abs(fine - np.median(fine)) > 12) < 0.002)
     thumbnail = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return {"size": image.size, "kind": kind, "near_empty": near_empty}, thumbnail.tobytes()
 
 
-def _verify(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Answer:
+def _verify(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Reply:
     return {"size": image.size, "kind": kind}, b""
 
 
-_OPERATIONS: dict[str, Callable[[Image.Image, str, Mapping[str, Any]], Answer]] = {
+_OPERATIONS: dict[str, Callable[[Image.Image, str, Mapping[str, Any]], Reply]] = {
     "pixels": _pixels,
     "inspect": _inspect,
     "verify": _verify,

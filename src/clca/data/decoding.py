@@ -1,8 +1,8 @@
-"""`Decoders`: images are decoded in processes of their own, which are ended where one takes too long or too much.
+"""`Decoders`: decode untrusted images in worker processes with limits of CPU time and memory.
 
-No list of formats and no look at a header can foresee what every decoder makes of every file. So whatever comes from
-strangers (uploads, and the files of `predict` and `data check`) is decoded where a limit of processor time and one of
-memory hold, and where a crash ends a process that nobody else needs.
+Neither a list of formats nor a check of headers can predict what every decoder does with every file. Untrusted files
+(uploads, and the files of `predict` and `data check`) are therefore decoded in worker processes, which are killed when
+an image exceeds a limit, and whose crash affects nothing else.
 """
 
 from __future__ import annotations
@@ -32,73 +32,73 @@ from clca.errors import ClcaError, WorkError
 from clca.system.processes import how_it_ended
 
 SECONDS = 20.0
-"""Processor time that a file of `MAX_PIXELS` may take to decode on a slow machine, several times over."""
+"""Limit of CPU time for an image; several times what a file of `MAX_PIXELS` takes on a slow machine."""
 
-_PATIENCE = 0.5  # seconds of processor time after which an image counts as slow
-_WALL = 4  # times the processor time: a process that waits, or shares its core with many
-_STARTING, _ENDING = 60.0, 10.0  # seconds
-_BYTES_A_PIXEL, _BYTES_AT_LEAST = 24, 512 << 20  # decoded, laid on white and turned, each time in four bytes
+_SLOW_AFTER = 0.5  # seconds of CPU time after which an image counts as slow
+_WALL_FACTOR = 4  # wall time allowed per CPU time: a process may wait, or share its core with many others
+_START_TIMEOUT, _EXIT_TIMEOUT = 60.0, 10.0  # seconds
+_BYTES_PER_PIXEL, _MIN_BYTES = 24, 512 << 20  # decoded, composited on white and rotated, four bytes each
 _NICE = 10
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from clca.data.decoder import main; main()"
 
 Resize = tuple[int, str]
-"""Side of a square in pixels, and the interpolation by its name in `clca.data.transforms`."""
+"""Side of the square in pixels, and the name of the interpolation in `clca.data.transforms`."""
 
 
 class Decoders:
-    """Processes that decode images, used from any number of threads.
+    """A pool of processes that decode images; it can be used from any number of threads.
 
         with Decoders(4) as decoders:
             image, kind = decoders.image(Path("leaf.jpg"))
 
-    An image that takes more than half a second of processor time counts as slow. Its turn passes to the next image, and
-    it continues at a lower priority, as one of at most `slow`; any further slow image is refused. So a few images that
-    take as long as they may do not delay others.
+    An image that takes more than half a second of CPU time counts as slow. It gives its slot to the next image and
+    continues at a lower priority, in one of `slow` extra slots; if these are taken, it is refused. Thus a few slow
+    images do not delay the others.
 
     Args:
-        processes: Images decoded at the same time.
-        seconds: Processor time an image may take.
-        max_pixels: Largest width × height; memory is limited to what these need.
-        slow: Slow images that may be decoded besides; None, where there is one user, lets all take their time.
+        processes: Number of images decoded in parallel.
+        seconds: Limit of CPU time per image.
+        max_pixels: Largest width × height; the memory limit of a process follows from it.
+        slow: Number of extra slots for slow images; None (for a single user) sets no limit.
     """
 
     def __init__(
         self, processes: int, *, seconds: float = SECONDS, max_pixels: int = MAX_PIXELS, slow: int | None = None
     ) -> None:
         self.seconds, self.max_pixels = seconds, max_pixels
-        self._turns = threading.Semaphore(processes)
-        self._slow = None if slow is None else threading.Semaphore(slow)
+        self._slots = threading.Semaphore(processes)
+        self._slow_slots = None if slow is None else threading.Semaphore(slow)
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._closed = False
-        for _ in range(processes):  # they start side by side, and while the caller does something else
-            self._add()
+        for _ in range(processes):  # they start in parallel, while the caller continues
+            self._start_process()
 
     def image(self, source: Path | bytes, resize: Resize | None = None) -> tuple[Image.Image, str]:
         """Decode an image as `clca.data.images.read_with_format` does.
 
         Args:
             source: A file, or the content of one.
-            resize: Stretch it to a square.
+            resize: Resize the image to this square, whatever its aspect ratio.
 
         Raises:
-            ClcaError: As `read_with_format`; an `UnreadableImage` where the file is at fault, of code `too_slow` beyond
-                `seconds`, and `busy` where there are too many slow ones. Messages about content name no file.
+            ClcaError: As `read_with_format`. It is an `UnreadableImage` if the file is at fault, with code `too_slow`
+                beyond `seconds` and `busy` if no slot for slow images is free. Messages about content omit the path.
         """
-        answer, pixels = self._ask("pixels", source, resize)
-        width, height = answer["size"]
-        return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1), answer["kind"]
+        reply, pixels = self._request("pixels", source, resize)
+        width, height = reply["size"]
+        return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1), reply["kind"]
 
     def verify(self, path: Path) -> None:
-        """Decode a file for nothing but its errors, which are raised as by `image`."""
-        self._ask("verify", path)
+        """Decode a file only to raise the errors that `image` would raise."""
+        self._request("verify", path)
 
     def inspect(self, path: Path) -> tuple[dict[str, Any], bytes]:
-        """Size, kind and emptiness of an image, and its grey thumbnail; see `clca.data.checks.decode`."""
-        return self._ask("inspect", path)
+        """Size, kind and near-emptiness of an image, and its grey thumbnail; see `clca.data.checks.decode`."""
+        return self._request("inspect", path)
 
     def close(self) -> None:
-        """End the processes; what is being decoded ends with an error."""
+        """End the processes; images that are being decoded fail with an error."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -113,48 +113,51 @@ class Decoders:
 
     # -- one request -------------------------------------------------------------------------------------------------
 
-    def _ask(self, operation: str, source: Path | bytes, resize: Resize | None = None) -> tuple[dict[str, Any], bytes]:
+    def _request(
+        self, operation: str, source: Path | bytes, resize: Resize | None = None
+    ) -> tuple[dict[str, Any], bytes]:
         request: dict[str, Any] = {"operation": operation, "max_pixels": self.max_pixels}
         if resize is not None:
             request["resize"] = resize
         if isinstance(source, Path):
             request["path"] = os.path.abspath(source)
-        turn = _Turn(self._turns, self._slow)
+        slot = _Slot(self._slots, self._slow_slots)
         try:
-            answer, pixels = self._exchange(request, None if isinstance(source, Path) else source, turn)
+            reply, pixels = self._exchange(request, None if isinstance(source, Path) else source, slot)
         finally:
-            turn.give_back()
-        if "error" not in answer:
-            return answer, pixels
-        if "code" in answer:
-            raise UnreadableImage(_without(answer["error"], source), answer["code"])
-        raise ClcaError(_without(answer["error"], source))
+            slot.release()
+        if "error" not in reply:
+            return reply, pixels
+        if "code" in reply:
+            raise UnreadableImage(_without_path(reply["error"], source), reply["code"])
+        raise ClcaError(_without_path(reply["error"], source))
 
-    def _exchange(self, request: Mapping[str, Any], content: bytes | None, turn: _Turn) -> tuple[dict[str, Any], bytes]:
-        process = self._take()
-        whole = False
+    def _exchange(self, request: Mapping[str, Any], content: bytes | None, slot: _Slot) -> tuple[dict[str, Any], bytes]:
+        process = self._acquire()
+        complete = False
         try:
             process.send(request, content)
-            if not process.answers_soon(min(_PATIENCE, self.seconds)):
-                turn.goes_on_slowly()
-                process.yield_to_others(turn.is_slow)
-                if not process.answers_within(_WALL * self.seconds):
+            if not process.wait_cpu_time(min(_SLOW_AFTER, self.seconds)):
+                slot.move_to_slow()
+                if slot.is_slow:
+                    process.lower_priority()
+                if not process.wait(_WALL_FACTOR * self.seconds):
                     raise self._too_slow()
-            answered = process.receive()
-            whole = True
-            return answered
-        except (EOFError, OSError):  # it has ended
-            code = process.end(_ENDING)
+            reply = process.receive()
+            complete = True
+            return reply
+        except (EOFError, OSError):  # the process has ended
+            code = process.end(_EXIT_TIMEOUT)
             if code == -signal.SIGPROF:
                 raise self._too_slow() from None
             why = f"damaged: its decoder failed ({how_it_ended(code)}); convert it to JPEG or PNG"
             raise UnreadableImage(why, "damaged") from None
         finally:
-            if whole and not turn.is_slow:
-                self._put_back(process)
+            if complete and not slot.is_slow:
+                self._release(process)
             else:
                 process.end()
-                self._add()
+                self._start_process()
 
     def _too_slow(self) -> UnreadableImage:
         limit = f"takes longer than {self.seconds:g} s to decode"
@@ -162,45 +165,45 @@ class Decoders:
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
-    def _take(self) -> _Process:
+    def _acquire(self) -> _Process:
         with self._lock:
             if self._closed:
                 raise WorkError("the decoders are closed")
             process = self._idle.pop(0) if self._idle else None
         return process or _Process(self.seconds, self.max_pixels)
 
-    def _put_back(self, process: _Process) -> None:
+    def _release(self, process: _Process) -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(process)
                 return
         process.end()
 
-    def _add(self) -> None:
-        """Start one, so that the next image need not wait for that."""
+    def _start_process(self) -> None:
+        """Start a process ahead of time, so that the next image need not wait for it."""
         with self._lock:
             if not self._closed:
                 self._idle.append(_Process(self.seconds, self.max_pixels))
 
 
-class _Turn:
-    """What an image holds while it is decoded: a turn, or a place among the slow ones."""
+class _Slot:
+    """The slot that an image occupies while it is decoded: a regular one, or one for slow images."""
 
-    def __init__(self, turns: threading.Semaphore, slow: threading.Semaphore | None) -> None:
-        self._held, self._slow, self.is_slow = turns, slow, False
-        turns.acquire()
+    def __init__(self, slots: threading.Semaphore, slow: threading.Semaphore | None) -> None:
+        self._held, self._slow, self.is_slow = slots, slow, False
+        slots.acquire()
 
-    def goes_on_slowly(self) -> None:
-        """Let another have the turn; an `UnreadableImage` where there are too many slow ones."""
+    def move_to_slow(self) -> None:
+        """Free the regular slot and take one for slow images; raise an `UnreadableImage` if none is free."""
         if self._slow is None:
             return
         if not self._slow.acquire(blocking=False):
             code: Code = "busy"
-            raise UnreadableImage("takes long to decode, and others do as well: try again later", code)
+            raise UnreadableImage("is slow to decode, and so are other images at the moment: try again later", code)
         self._held.release()
         self._held, self.is_slow = self._slow, True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._held.release()
 
 
@@ -209,64 +212,66 @@ class _Process:
 
     def __init__(self, seconds: float, max_pixels: int) -> None:
         ours, theirs = socket.socketpair()
-        memory = _BYTES_AT_LEAST + _BYTES_A_PIXEL * max_pixels
+        memory = _MIN_BYTES + _BYTES_PER_PIXEL * max_pixels
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM.format(path=sys.path), *map(str, (theirs.fileno(), seconds, memory))],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C on the terminal is the parent's alone
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # its threads take longer to start than all the rest
+                process_group=0,  # only the parent handles Ctrl-C
+                env={
+                    **os.environ,
+                    "OPENBLAS_NUM_THREADS": "1",
+                },  # its threads take longer to start than everything else
             )
-        self._usage = psutil.Process(self._process.pid)
+        self._psutil = psutil.Process(self._process.pid)
         self._connection = Connection(ours.detach())
-        self._ready, self._spent = False, 0.0
+        self._ready, self._cpu_start = False, 0.0
 
     def send(self, request: Mapping[str, Any], content: bytes | None) -> None:
         if not self._ready:
-            if not self._connection.poll(_STARTING):
-                raise WorkError(f"a process that decodes images did not start within {_STARTING:g} s")
+            if not self._connection.poll(_START_TIMEOUT):
+                raise WorkError(f"a process that decodes images did not start within {_START_TIMEOUT:g} s")
             try:
                 self._connection.recv_bytes()
             except (EOFError, OSError):
-                how = how_it_ended(self.end(_ENDING))
+                how = how_it_ended(self.end(_EXIT_TIMEOUT))
                 raise WorkError(f"a process that decodes images did not start ({how}): see above") from None
             self._ready = True
-        self._spent = self._processor_time()
+        self._cpu_start = self._cpu_time()
         self._connection.send_bytes(json.dumps(request).encode())
         if content is not None:
             self._connection.send_bytes(content)
 
-    def answers_within(self, seconds: float) -> bool:
-        """Whether there is an answer, or the end of the process."""
+    def wait(self, seconds: float) -> bool:
+        """Wait for a reply or the end of the process; return whether either came in time."""
         return self._connection.poll(seconds)
 
-    def answers_soon(self, seconds: float) -> bool:
-        """`answers_within`, by the processor time of the process: on a busy machine no image is slow for that alone."""
-        if self.answers_within(seconds):
+    def wait_cpu_time(self, seconds: float) -> bool:
+        """As `wait`, but measured in CPU time of the process: a busy machine alone does not make an image slow."""
+        if self.wait(seconds):
             return True
-        until = time.monotonic() + (_WALL - 1) * seconds
-        while (missing := seconds - (self._processor_time() - self._spent)) > 0 and time.monotonic() < until:
-            if self.answers_within(max(missing, 0.01)):
+        deadline = time.monotonic() + (_WALL_FACTOR - 1) * seconds
+        while (left := seconds - (self._cpu_time() - self._cpu_start)) > 0 and time.monotonic() < deadline:
+            if self.wait(max(left, 0.01)):
                 return True
         return False
 
-    def _processor_time(self) -> float:
+    def _cpu_time(self) -> float:
         with contextlib.suppress(psutil.Error):
-            times = self._usage.cpu_times()
+            times = self._psutil.cpu_times()
             return float(times.user + times.system)
-        return math.inf  # it has ended
+        return math.inf  # the process has ended
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
         return json.loads(self._connection.recv_bytes()), self._connection.recv_bytes()
 
-    def yield_to_others(self, slow: bool) -> None:
-        if slow:
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
+    def lower_priority(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
 
     def end(self, grace: float = 0.0) -> int:
-        """End the process and return its exit code; one that is ending by itself has `grace` seconds for that."""
+        """Return the exit code of the process, which is killed if it does not exit within `grace` seconds."""
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
@@ -275,6 +280,6 @@ class _Process:
         return self._process.wait()
 
 
-def _without(message: str, source: Path | bytes) -> str:
-    """A message without the absolute path that was sent."""
+def _without_path(message: str, source: Path | bytes) -> str:
+    """Remove the absolute path that was sent from the start of a message."""
     return message.removeprefix(f"{os.path.abspath(source)}: ") if isinstance(source, Path) else message

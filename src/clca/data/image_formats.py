@@ -1,11 +1,11 @@
-"""Which image formats are read, decided from a file's first bytes, and the names of those that are not."""
+"""The image formats: which are read, how a file's first bytes identify them, and names for those that are not read."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from PIL import (
-    AvifImagePlugin,  # noqa: F401  (each registers its format; `Image.init` would load forty)
+    AvifImagePlugin,  # noqa: F401  (each registers its format; `Image.init` would load about forty)
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
@@ -20,8 +20,8 @@ from PIL import (
 from clca.errors import ClcaError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "BMP", "GIF", "PPM")
-"""Pillow's names of the formats that are read: those in which people photograph and scan. HEIF needs a plug-in that has
-registered itself with Pillow. Everything else that Pillow knows is refused by name before any decoder sees it."""
+"""Pillow's names of the formats that are read: those of cameras, phones and scanners. HEIF requires a plug-in that is
+registered with Pillow. All other formats that Pillow supports are refused before a decoder sees the file."""
 
 EXTENSIONS = frozenset(
     {
@@ -29,14 +29,19 @@ EXTENSIONS = frozenset(
         *(".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
     }
 )
-"""File name endings, in lower case, that are taken for images when a folder is listed."""
+"""File name extensions, in lower case, of the formats that are read; a folder listing takes these files as images."""
+
+_RAW = "3fr arw cr2 cr3 crw dng erf iiq kdc mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+_OTHER = "heic heics heif hif svg svgz eps psd psb xcf ico icns tga j2k jpx jxl jxr hdp wdp exr hdr pcx sgi"
+UNREAD_EXTENSIONS = frozenset(f".{extension}" for extension in f"{_RAW} {_OTHER}".split())
+"""File name extensions, in lower case, of image formats that are not read."""
 
 HEAD = 4096
-"""Bytes of a file from which its format is found and, where it is none, what it is instead."""
+"""Number of bytes at the start of a file that identify its format."""
 
 Code = Literal["not_an_image", "too_many_pixels", "too_long", "too_narrow", "damaged", "too_slow", "busy"]
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # Pillow takes three more beginnings, which no program writes
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # Pillow accepts three more signatures, which no program writes
 _PNM = (b"P4", b"P5", b"P6")
 _PLAIN_PNM = {b"P1": "PBM", b"P2": "PGM", b"P3": "PPM"}
 _OTHER_PNM = {b"Pf": "PFM", b"PF": "PFM", b"P7": "PAM"}
@@ -46,11 +51,11 @@ _CONVERT = "convert it to JPEG or PNG"
 
 
 class UnreadableImage(ClcaError):
-    """An image that is refused.
+    """An image file that cannot be read.
 
     Args:
         message: The reason, and what to do.
-        code: The reason as one word, for programs.
+        code: The reason in machine-readable form.
     """
 
     def __init__(self, message: str, code: Code) -> None:
@@ -59,18 +64,29 @@ class UnreadableImage(ClcaError):
 
 
 def format_of(head: bytes) -> str:
-    """Pillow's name of a file's format, one of `FORMATS`.
+    """Identify a file's format: Pillow's name for it, one of `FORMATS`.
 
     Args:
-        head: The first `HEAD` bytes of the file, or all where it is shorter.
+        head: The first `HEAD` bytes of the file, or all of a shorter one.
 
     Raises:
-        UnreadableImage: `not_an_image`, with what the file is instead.
+        UnreadableImage: With code `not_an_image`; the message names what the file is instead.
     """
     name = _format_of(head)
     if name is None or name not in Image.OPEN:
-        raise UnreadableImage(_what_it_is_instead(head), "not_an_image")
+        raise UnreadableImage(_describe_other(head), "not_an_image")
     return name
+
+
+def has_photo_signature(head: bytes) -> bool:
+    """Return whether a file starts as a JPEG, PNG, WebP or TIFF does, the formats of photographs without an extension.
+
+    The signatures of the other formats are so short that text could start with them.
+
+    Args:
+        head: At least the first 12 bytes of the file.
+    """
+    return _format_of(head) in ("JPEG", "PNG", "WEBP", "TIFF")
 
 
 def _format_of(head: bytes) -> str | None:
@@ -95,19 +111,19 @@ def _format_of(head: bytes) -> str | None:
 
 
 def _brands(head: bytes) -> list[bytes]:
-    """Brands that an ISO media file names."""
+    """The brands listed at the start of an ISO media file."""
     if head[4:8] != b"ftyp":
         return []
     end = min(int.from_bytes(head[:4]), len(head))
     return [head[8:12], *(head[place : place + 4] for place in range(16, end - 3, 4))]
 
 
-def _what_it_is_instead(head: bytes) -> str:
-    """Names a file of a format that is not read, from its first bytes."""
+def _describe_other(head: bytes) -> str:
+    """Describe a file of a format that is not read, from its first bytes."""
     if not head:
         return "the file is empty (0 bytes)"
     if not head.strip(b"\0"):
-        return "holds only zero bytes: download or copy it again"
+        return "contains only zero bytes: download or copy it again"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "is an HTML page, not an image: download it again"
@@ -123,7 +139,7 @@ def _what_it_is_instead(head: bytes) -> str:
         return f"is {_PLAIN_PNM[head[:2]]} in plain text, which is not read: {_CONVERT}"
     if head[:2] in _OTHER_PNM and head[2:3].isspace():
         return f"is {_OTHER_PNM[head[:2]]}, which is not read: {_CONVERT}"
-    name = _name_of_other(head)
+    name = _pillow_name(head)
     if name is not None:
         return f"is {name}, which is not read: {_CONVERT}"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
@@ -131,17 +147,17 @@ def _what_it_is_instead(head: bytes) -> str:
     return "is not an image of a known format"
 
 
-def _name_of_other(head: bytes) -> str | None:
-    """What Pillow calls a format that it would read. Its plug-ins look at the first bytes, and nothing is opened."""
+def _pillow_name(head: bytes) -> str | None:
+    """Pillow's name of a format that is not in `FORMATS`; its plug-ins check the first bytes, nothing is decoded."""
     Image.init()
-    prefix = head[:16].ljust(16, b"\0")  # some look at four bytes without asking whether there are four
+    prefix = head[:16].ljust(16, b"\0")  # some plug-ins index four bytes without checking the length
     for name in Image.ID:
         factory, accept = Image.OPEN[name]
         if name in (*FORMATS, "MPO") or accept is None:
             continue
         try:
             accepted = accept(prefix) is True
-        except Exception:  # of a plug-in that someone has installed
+        except Exception:  # in a third-party plug-in
             continue
         if accepted:
             return str(getattr(factory, "format_description", None) or name)

@@ -1,11 +1,11 @@
-"""From an RGB image to a tensor: the published recipe (METHOD.md, section 7), two stronger ones, and the evaluation's.
+"""Transforms from an RGB image to a tensor: the published recipe (METHOD.md, section 7), two stronger ones, evaluation.
 
-Every random choice here draws from torch's global CPU generator and from nothing else (torchvision v2's random
-crops, flips, TrivialAugmentWide, RandAugment, ColorJitter and RandomErasing do), so `torch.manual_seed(s)` before a
-call fixes its result; Python's and numpy's generators are never touched.
+All randomness comes from torch's global CPU generator (as in torchvision v2's random crops, flips, TrivialAugmentWide,
+RandAugment, ColorJitter and RandomErasing), so `torch.manual_seed(s)` before a call fixes its result. The generators of
+Python and numpy are not used.
 
-Where only scaling and normalisation follow the crop and flip, a transform can leave these two to `Normalization`, which
-does them once a batch on the model's device: a batch of bytes is put together and moved in a quarter of the memory.
+If only scaling and normalisation follow the crop and flip, a transform can leave these to `Normalization`, which does
+so once per batch on the model's device: a batch of bytes takes a quarter of the memory to collate and transfer.
 """
 
 import math
@@ -32,7 +32,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class SquareResize:
-    """RGB image → RGB image of size × size pixels, the same every time."""
+    """RGB image → RGB image of size × size pixels; deterministic."""
 
     size: int
     interpolation: str = "bicubic"
@@ -43,12 +43,12 @@ class SquareResize:
 
 @dataclass(frozen=True)
 class ResizeFirst:
-    """A transform that begins with a resize to one shape without chance in it, whose result can thus be kept.
+    """A transform that begins with a deterministic resize to a fixed shape, whose result can be cached.
 
     Attributes:
-        resize: The first part.
-        rest: The others; takes the resized image as PIL image or as uint8 `tv_tensors.Image` [3, H, W], and gives the
-            same bits and draws the same random numbers for both.
+        resize: The first step.
+        rest: The remaining steps. They accept the resized image as a PIL image or as a uint8 `tv_tensors.Image`
+            [3, H, W], and give bit-identical results and draw the same random numbers for both.
     """
 
     resize: SquareResize
@@ -66,22 +66,23 @@ def train_transform(
     *,
     normalize: bool = True,
 ) -> Transform:
-    """The transform of training images: RGB image → float tensor [3, img_size, img_size].
+    """Build the transform of training images: RGB image → float tensor [3, img_size, img_size].
 
     Args:
         img_size: Side of the square result, in pixels.
         augmentation: "none" is the published recipe: square bicubic resize to img_size/0.875, random crop, horizontal
-            flip. "medium" adds the published stronger one: random resized crop (torchvision's default area of 8 to
-            100 %) in place of resize and crop, TrivialAugmentWide, erasing with probability 0.3. "strong": random
-            resized crop, RandAugment (two operations of magnitude 9), colour jitter 0.3, erasing with probability
-            0.4. What is not done to one image alone (label smoothing, stochastic depth, mixup, CutMix) is training's.
-        mean: Per channel, of values in 0 … 1.
-        std: The same.
-        normalize: False leaves scaling and normalisation to `Normalization` with augmentation "none", which then gives
-            uint8. The others erase what is normalised already, and give floats in any case.
+            flip. "medium" is the published stronger one: random resized crop (torchvision's default area of 8 to
+            100 %) instead of resize and crop, horizontal flip, TrivialAugmentWide, erasing with probability 0.3.
+            "strong": random resized crop, horizontal flip, RandAugment (two operations of magnitude 9), colour jitter
+            0.3, erasing with probability 0.4. Augmentations of batches or of the model (label smoothing, stochastic
+            depth, mixup, CutMix) are settings of training.
+        mean: Mean of each channel, for values in 0 … 1.
+        std: Standard deviation of each channel.
+        normalize: False leaves scaling and normalisation to `Normalization` if augmentation is "none"; the result is
+            then uint8. The other augmentations erase after normalisation, so they always return floats.
 
     Raises:
-        ClcaError: For an unknown augmentation or an impossible size.
+        ClcaError: The augmentation is unknown or the size is invalid.
     """
     _check_size(img_size)
     bicubic = InterpolationMode.BICUBIC
@@ -89,7 +90,9 @@ def train_transform(
     flip = v2.RandomHorizontalFlip()
     to_tensor = _to_tensor(mean, std, normalize or augmentation != "none")
     if augmentation == "none":
-        return ResizeFirst(SquareResize(_resize_for(img_size)), v2.Compose([v2.RandomCrop(img_size), flip, *to_tensor]))
+        return ResizeFirst(
+            SquareResize(_resize_side(img_size)), v2.Compose([v2.RandomCrop(img_size), flip, *to_tensor])
+        )
     if augmentation == "medium":
         trivial = v2.TrivialAugmentWide(interpolation=bicubic)
         return v2.Compose([random_resized_crop, flip, trivial, *to_tensor, v2.RandomErasing(0.3)])
@@ -107,11 +110,11 @@ def eval_transform(
     *,
     normalize: bool = True,
 ) -> Transform:
-    """The transform of evaluation: the same square resize as in training, then the centre crop.
+    """Build the transform of evaluation: the same square resize as in training, then a centre crop.
 
     Args:
-        img_size, mean, std: As of `train_transform`.
-        normalize: False gives uint8 and leaves scaling and normalisation to `Normalization`.
+        img_size, mean, std: As for `train_transform`.
+        normalize: False returns uint8 and leaves scaling and normalisation to `Normalization`.
     """
     return from_preprocess(preprocess_dict(img_size, mean, std), normalize=normalize)
 
@@ -119,11 +122,11 @@ def eval_transform(
 def preprocess_dict(
     img_size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> dict[str, Any]:
-    """What a saved model carries to rebuild its evaluation transform; plain JSON values."""
+    """The settings of an evaluation transform, as stored with a model; plain JSON values."""
     _check_size(img_size)
     return {
         "img_size": img_size,
-        "resize": _resize_for(img_size),
+        "resize": _resize_side(img_size),
         "interpolation": "bicubic",
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
@@ -132,16 +135,16 @@ def preprocess_dict(
 
 
 def from_preprocess(preprocess: dict[str, Any], *, normalize: bool = True) -> Transform:
-    """The evaluation transform that a `preprocess_dict` describes.
+    """Build the evaluation transform that a `preprocess_dict` describes.
 
     `square` False scales the shorter side to `resize` and keeps the aspect ratio.
 
     Args:
-        preprocess: What the model was saved with.
-        normalize: False gives uint8 and leaves scaling and normalisation to `Normalization`.
+        preprocess: The settings stored with the model.
+        normalize: False returns uint8 and leaves scaling and normalisation to `Normalization`.
 
     Raises:
-        ClcaError: Where a key is missing, a value is not of its kind, or the interpolation is unknown.
+        ClcaError: A key is missing, a value has the wrong type or range, or the interpolation is unknown.
     """
     if not isinstance(preprocess, dict):
         raise ClcaError(f"the model's preprocess must be settings by name, not {str(preprocess)[:60]!r}")
@@ -161,12 +164,12 @@ def from_preprocess(preprocess: dict[str, Any], *, normalize: bool = True) -> Tr
     return v2.Compose([resize, *rest])
 
 
-def transformed(transform: Transform, read: Callable[[tuple[int, str] | None], Image.Image]) -> Tensor:
-    """What a transform makes of an image that another process decodes, which resizes it there if it can.
+def apply_transform(transform: Transform, read: Callable[[tuple[int, str] | None], Image.Image]) -> Tensor:
+    """Apply a transform to an image that another process decodes and, if the transform begins with a resize, resizes.
 
     Args:
         transform: RGB image → tensor.
-        read: Called with side and interpolation of a square to resize to, or None; gives the RGB image, as
+        read: Called with the side and interpolation of the square resize, or None; returns the RGB image, as
             `clca.data.decoding.Decoders.image` does.
     """
     if isinstance(transform, ResizeFirst):
@@ -174,7 +177,7 @@ def transformed(transform: Transform, read: Callable[[tuple[int, str] | None], I
     return transform(read(None))
 
 
-def _resize_for(img_size: int) -> int:
+def _resize_side(img_size: int) -> int:
     return round(img_size / 0.875)
 
 
@@ -186,25 +189,25 @@ def _resize(size: int, square: bool, interpolation: str = "bicubic") -> v2.Resiz
 
 
 class Normalization:
-    """Scaling and normalisation of a batch, where transforms have left them out; the same bits as theirs.
+    """Scale and normalise a batch of uint8 images, bit-identical to a transform with `normalize=True`.
 
-    On a CPU the result stays in one place until the next call, which overwrites it: fresh memory for every batch takes
-    several times as long as the arithmetic.
+    On a CPU the result is a buffer that the next call overwrites: allocating memory for every batch takes several times
+    as long as the arithmetic.
 
     Args:
-        preprocess: Of the model; `mean` and `std` count.
+        preprocess: The model's preprocessing; `mean` and `std` are used.
     """
 
     def __init__(self, preprocess: dict[str, Any]) -> None:
         self._mean_std = torch.tensor([preprocess["mean"], preprocess["std"]], dtype=torch.float32)[..., None, None]
-        self._kept: Tensor | None = None
+        self._buffer: Tensor | None = None
 
     def __call__(self, images: Tensor, device: torch.device) -> Tensor:
-        """Take images to a device, as a model wants them.
+        """Move images to a device and normalise them.
 
         Args:
-            images: uint8 or normalised float32 [B, 3, H, W]; floats are left as they are.
-            device: The model's.
+            images: uint8 or normalised float32 [B, 3, H, W]; floats are only moved.
+            device: The device of the model.
         """
         images = images.to(device, non_blocking=True)
         if images.dtype != torch.uint8:
@@ -212,15 +215,15 @@ class Normalization:
         self._mean_std = self._mean_std.to(device)
         if device.type != "cpu":
             return self._normalize(images.to(torch.float32))
-        if self._kept is None or self._kept.shape != images.shape:
-            self._kept = torch.empty(images.shape)
-        for kept, image in zip(self._kept, images, strict=True):  # one by one they stay in the processor's cache
-            self._normalize(kept.copy_(image))
-        return self._kept
+        if self._buffer is None or self._buffer.shape != images.shape:
+            self._buffer = torch.empty(images.shape)
+        for target, image in zip(self._buffer, images, strict=True):  # a single image stays in the processor's cache
+            self._normalize(target.copy_(image))
+        return self._buffer
 
     def _normalize(self, images: Tensor) -> Tensor:
         mean, std = self._mean_std
-        return images.mul_(1 / 255).sub_(mean).div_(std)  # as v2.ToDtype and v2.Normalize do it
+        return images.mul_(1 / 255).sub_(mean).div_(std)  # the same operations as in v2.ToDtype and v2.Normalize
 
 
 def _to_tensor(mean: Sequence[float], std: Sequence[float], normalize: bool) -> list[torch.nn.Module]:
@@ -228,12 +231,12 @@ def _to_tensor(mean: Sequence[float], std: Sequence[float], normalize: bool) -> 
     if not normalize:
         return [*pixels, v2.ToPureTensor()]
     to_float = v2.ToDtype(torch.float32, scale=True)
-    in_place = v2.Normalize(list(mean), list(std), inplace=True)  # of what to_float has just made
+    in_place = v2.Normalize(list(mean), list(std), inplace=True)  # on the new tensor from to_float
     return [*pixels, to_float, in_place, v2.ToPureTensor()]
 
 
 class _ChannelsFirst(torch.nn.Module):
-    """Order pixels in memory as their shape says: arithmetic on a PIL image's R G B R G B … takes twice as long."""
+    """Make the tensor contiguous: arithmetic on the interleaved channels of a PIL image takes twice as long."""
 
     def forward(self, image: tv_tensors.Image) -> tv_tensors.Image:
         return tv_tensors.wrap(image.contiguous(), like=image)
@@ -242,12 +245,12 @@ class _ChannelsFirst(torch.nn.Module):
 def _check_size(size: int, what: str = "image size") -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ClcaError(f"{what} {size!r} is not a positive whole number of pixels")
-    if size > _resize_for(LARGEST_SIDE):  # a stranger's file would take all memory
-        raise ClcaError(f"{what} {size} is beyond all use: at most {_resize_for(LARGEST_SIDE)} pixels")
+    if size > _resize_side(LARGEST_SIDE):  # an untrusted file could exhaust memory
+        raise ClcaError(f"{what} {size} is too large: at most {_resize_side(LARGEST_SIDE)} pixels")
 
 
 def _check_channels(what: str, values: Sequence[float]) -> None:
-    """One number for each of red, green and blue; deviations are divided by."""
+    """Require one number for each of red, green and blue; standard deviations must be positive."""
     above = -math.inf if what == "mean" else 0
     three = isinstance(values, (list, tuple)) and len(values) == 3
     if not three or not all(isinstance(value, (int, float)) and above < value < math.inf for value in values):

@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
     """The tasks were stopped by `signal`, after they had saved what they could."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__("stopped; the same command goes on from there")
+        super().__init__("stopped; the same command continues from there")
         self.signal = signal_number
 
 
@@ -141,7 +141,7 @@ class _ParallelRun:
         elif event.kind == "error":
             self.failure = event.value
         else:
-            self.failure = WorkError(f"{event.name}: its process ended ({event.value}); the same command goes on")
+            self.failure = WorkError(f"{event.name}: its process ended ({event.value}); the same command continues")
 
 
 class _Bars:

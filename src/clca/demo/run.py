@@ -225,7 +225,7 @@ def _make(out: Path, seed: int, settings: DemoSettings) -> DemoResult:
         settings.cultivars,
     )
     _log.info(
-        "Nothing is downloaded; one to three minutes on two cores; Ctrl-C stops, the same command goes on. All files "
+        "Nothing is downloaded; one to three minutes on two cores; Ctrl-C stops, the same command continues. All files "
         "go to %s",
         out,
     )

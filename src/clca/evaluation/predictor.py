@@ -14,7 +14,7 @@ from torch import Tensor
 from clca.data.decoding import Decoders
 from clca.data.images import EXTENSIONS
 from clca.data.sources.walk import visible_files
-from clca.data.transforms import Normalization, from_preprocess, transformed
+from clca.data.transforms import Normalization, apply_transform, from_preprocess
 from clca.errors import ClcaError, reason
 from clca.kernels.prepack import prepacked
 from clca.models.pretrained import from_pretrained
@@ -100,7 +100,7 @@ def _predictions(
 
     def read(path: Path) -> Tensor | str:
         try:
-            return transformed(transform, lambda resize: decoders.image(path, resize)[0])
+            return apply_transform(transform, lambda resize: decoders.image(path, resize)[0])
         except ClcaError as error:
             return str(error).removeprefix(f"{path}: ")
 
@@ -162,5 +162,5 @@ def _images_in(folder: Path) -> Iterator[Path]:
             f"{error.filename}: this folder cannot be read ({reason(error)}): change its permissions, or omit it"
         )
 
-    files = visible_files(folder, followlinks=False, failed=failed)
+    files = visible_files(folder, followlinks=False, on_error=failed)
     return (file for file in files if file.suffix.lower() in EXTENSIONS)

@@ -1,4 +1,4 @@
-"""What a model looked at: `explain(model, image)`, and the measures that say whether its maps are right."""
+"""Explain predictions: `explain(model, image)`, and measures of the faithfulness of its maps."""
 
 from clca.explain.depths import DepthShare, depth_shares, kernel_shares
 from clca.explain.explaining import explain, stages

@@ -1,9 +1,9 @@
-"""How much each depth's CLS token contributed to a decision of the aggregation head.
+"""The contribution of each depth's CLS token to the output of the aggregation head.
 
-Up to GELU the head is linear in the depths, so each depth's share of the features before it is exact (`kernel_shares`).
-GELU mixes the depths; the logit is therefore shared out by Shapley's value, which adds up exactly (Shapley, 1953;
-Lundberg and Lee, NeurIPS 2017). A depth that is taken away has the mean CLS token of training, which the head's first
-BatchNorm keeps.
+Before GELU, the head is linear in the depths, so the share of each depth in these features is exact (`kernel_shares`).
+GELU mixes the depths; the logit is therefore attributed by Shapley values, which sum up exactly (Shapley, 1953;
+Lundberg and Lee, NeurIPS 2017). A depth that is removed is replaced by the mean CLS token of training, which the first
+BatchNorm of the head stores.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from clca.models.cross_layer import CrossLayerAggregationHead
 
-_EVERY_SUBSET = 10  # depths; their 1024 subsets are a moment's work, and beyond it random orders stand for all
+_MAX_EXACT_DEPTHS = 10  # all 1024 subsets are evaluated; for more depths, random orders are sampled
 _ORDERS = 128
 
 
 @dataclass(frozen=True)
 class DepthShare:
-    """What one depth contributed.
+    """The contribution of one depth.
 
     Attributes:
-        block: The block that its CLS token comes from.
-        logit: Its part of `logit - baseline`; over all depths they add up to it.
-        kernel: Its part of the features that the depth-wise kernel adds up, in 0 … 1 (magnitudes, of all features).
+        block: The block whose output its CLS token is.
+        logit: Its share of `logit - baseline`; the shares of all depths sum up to it.
+        kernel: Its share of the output of the depth-wise kernel, in 0 … 1 (sum of magnitudes over all features).
     """
 
     block: int
@@ -38,16 +38,16 @@ class DepthShare:
 
 @torch.no_grad()
 def kernel_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor) -> Tensor:
-    """What each depth adds to the features before GELU, against the mean CLS token.
+    """The contribution of each depth to the features before GELU, relative to the mean CLS token.
 
     Args:
-        head: In evaluation mode.
+        head: The head, in evaluation mode.
         cls_tokens: [G, C], shallowest first.
 
     Returns:
-        [G, width · C]; the sum over the depths is the features less those of the mean CLS token at every depth.
+        [G, width · C]; their sum over the depths is the features minus those with the mean CLS token at every depth.
     """
-    both = torch.stack([cls_tokens, absent(head, len(cls_tokens))])
+    both = torch.stack([cls_tokens, mean_cls_tokens(head, len(cls_tokens))])
     normed = head.norm_in(both.transpose(1, 2))  # [2, C, G]
     change = normed[0] - normed[1]
     weight = head.depthwise.weight.view(change.shape[0], -1, change.shape[1])  # [C, width, G]
@@ -59,49 +59,49 @@ def kernel_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor) -> Tensor
 
 @torch.no_grad()
 def depth_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor, target: int) -> tuple[Tensor, float]:
-    """Shapley's value of each depth for one logit, with up to ten depths exact, beyond from 128 random orders.
+    """Shapley value of each depth for one logit: exact up to ten depths, else estimated from 128 random orders.
 
     Args:
-        head: In evaluation mode.
+        head: The head, in evaluation mode.
         cls_tokens: [G, C], shallowest first.
         target: The class.
 
     Returns:
-        One value a depth [G], in double precision, and the logit of the mean CLS token at every depth. Their sum is
-        the logit of `cls_tokens`, also where orders are drawn.
+        One value per depth [G], in double precision, and the logit with the mean CLS token at every depth. Together
+        they sum up to the logit of `cls_tokens`, also if orders are sampled.
     """
     count = len(cls_tokens)
-    gone = absent(head, count)
+    baseline = mean_cls_tokens(head, count)
 
-    def worth(present: Tensor) -> Tensor:
-        """Logits [S] with the depths that are present [S, G]."""
-        pieces = [head(torch.where(some.unsqueeze(-1), cls_tokens, gone))[:, target] for some in present.split(256)]
-        return torch.cat(pieces).double()
+    def logits_of(present: Tensor) -> Tensor:
+        """Logits [S] with only the depths in `present` [S, G], the others at the baseline."""
+        batches = (torch.where(batch.unsqueeze(-1), cls_tokens, baseline) for batch in present.split(256))
+        return torch.cat([head(batch)[:, target] for batch in batches]).double()
 
     values = torch.zeros(count, dtype=torch.float64, device=cls_tokens.device)
     places = torch.arange(count, device=cls_tokens.device)
-    if count <= _EVERY_SUBSET:
+    if count <= _MAX_EXACT_DEPTHS:
         subsets = torch.arange(2**count, device=cls_tokens.device)
         present = (subsets.unsqueeze(1) >> places) % 2 == 1
-        logits, members = worth(present), present.sum(dim=1)
-        ways = [math.factorial(s) * math.factorial(count - s - 1) / math.factorial(count) for s in range(count)]
-        weight = torch.tensor([*ways, 0.0], dtype=torch.float64, device=logits.device)[members]
+        logits, sizes = logits_of(present), present.sum(dim=1)
+        weights = [math.factorial(s) * math.factorial(count - s - 1) / math.factorial(count) for s in range(count)]
+        weight = torch.tensor([*weights, 0.0], dtype=torch.float64, device=logits.device)[sizes]
         for g in range(count):
             without = subsets[~present[:, g]]
             values[g] = (weight[without] * (logits[without + 2**g] - logits[without])).sum()
         return values, logits[0].item()
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(_ORDERS):
-        order = torch.randperm(count, generator=draw).to(places.device)
+        order = torch.randperm(count, generator=generator).to(places.device)
         rank = order.argsort()
-        logits = worth(rank < torch.arange(count + 1, device=rank.device).unsqueeze(1))  # [G + 1]
+        logits = logits_of(rank < torch.arange(count + 1, device=rank.device).unsqueeze(1))  # [G + 1]
         values[order] += logits.diff() / _ORDERS
     return values, logits[0].item()
 
 
-def absent(head: CrossLayerAggregationHead, count: int) -> Tensor:
-    """The mean CLS token of training at every one of `count` depths, [G, C]."""
+def mean_cls_tokens(head: CrossLayerAggregationHead, count: int) -> Tensor:
+    """The mean CLS token of training, repeated for `count` depths, [G, C]."""
     norm: nn.BatchNorm1d = head.norm_in
     mean = norm.running_mean
-    like = head.depthwise.weight
-    return (like.new_zeros(norm.num_features) if mean is None else mean.to(like.dtype)).expand(count, -1)
+    weight = head.depthwise.weight
+    return (weight.new_zeros(norm.num_features) if mean is None else mean.to(weight.dtype)).expand(count, -1)

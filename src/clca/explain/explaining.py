@@ -1,4 +1,4 @@
-"""`explain(model, image)`: why a model said what it said."""
+"""`explain(model, image)`: explain one prediction of a model."""
 
 from __future__ import annotations
 
@@ -15,64 +15,65 @@ from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.explain.depths import DepthShare, depth_shares, kernel_shares
 from clca.explain.explanation import Attention, Explanation, Stage
+from clca.explain.recording import ForwardRecord, cls_attention, record_forward, scatter
 from clca.explain.view import View
-from clca.explain.watching import Watch, cls_attention, scatter, watch
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.trace import Trace
 from clca.reductions import reduction_class
 
-_NAMED = 5
-_STEPS = 16  # of the path of integrated gradients
-_AT_ONCE = 4  # of these in memory: a large backbone keeps gigabytes of activations for each
+_TOP_K = 5
+_STEPS = 16  # on the path of integrated gradients
+_STEPS_PER_BATCH = 4  # a large backbone keeps gigabytes of activations for each
 
 
 def explain(model: TokenReducedViT, image: Image.Image | str | Path, target: str | int | None = None) -> Explanation:
-    """Say what a model made of an image: its stages, its attention, its evidence, and what each depth contributed.
+    """Explain a prediction: the stages of reduction, attention, evidence, and the contribution of each depth.
 
         explanation = explain(clca.from_pretrained("runs/leaves"), "leaf.jpg")
-        explanation.stages[0].owner                       # the token that holds each patch
-        explanation.pixels(explanation.evidence)          # a map over the photograph's pixels
+        explanation.stages[0].owner                       # the token that contains each patch
+        explanation.pixels(explanation.evidence)          # a map over the pixels of the image
 
-    The evidence is that of integrated gradients (Sundararajan et al., ICML 2017): the gradient of the target's logit
-    less the mean of all, along a straight path from a plain image of the mean colour to this one (16 steps), times the
-    difference, summed over the pixels of each patch. It goes back through the reductions themselves, soft merges and
-    fused tokens included, and so needs no owner map; a dropped patch counts by what it told others before.
+    Evidence is computed by integrated gradients (Sundararajan et al., ICML 2017): the gradient of the target's logit
+    minus the mean of all logits, averaged over 16 steps on a straight path from an image of uniform mean colour to this
+    one, times the difference of the two images, summed over the pixels of each patch. The gradients flow through the
+    reductions, including soft merges and fused tokens, so no owner map is needed; a dropped patch has the evidence that
+    it passed on to other tokens before.
 
     Args:
-        model: With `classes` and `preprocess`, as training leaves it; put in evaluation mode. It computes in the
-            precision of its weights.
+        model: A model with `classes` and `preprocess`, as after training; it is set to evaluation mode. The computation
+            uses the precision of its weights.
         image: RGB image of any size, or a file.
-        target: Class to explain, by name or number; the most likely one by default.
+        target: Class to explain, by name or index; the most likely one by default.
 
     Raises:
-        ClcaError: The model does not say its classes or preprocessing, there is no such class, or the file is no image.
+        ClcaError: The model has no classes or preprocessing, there is no such class, or the file is not an image.
     """
     if model.classes is None or model.preprocess is None:
-        raise ClcaError("the model does not say its classes and preprocessing: set model.classes and model.preprocess")
+        raise ClcaError("the model has no classes or preprocessing: set model.classes and model.preprocess")
     classes = model.classes
     original = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-    wanted = None if target is None else _class_index(classes, target)
+    index = None if target is None else _class_index(classes, target)
     model.eval()
     with torch.inference_mode(False):
         pixels = to_input(model, original)
-        seen = watch(model, pixels)
-        chosen = int(seen.logits.argmax()) if wanted is None else wanted
+        record = record_forward(model, pixels)
+        chosen = int(record.logits.argmax()) if index is None else index
         evidence = integrated_gradients(model, pixels, chosen)
-    probabilities = seen.logits.float().softmax(dim=0)
-    best, named = most_likely(probabilities, _NAMED)
-    baseline, depths = _depths(model, seen, chosen)
+    probabilities = record.logits.float().softmax(dim=0)
+    best, labels = most_likely(probabilities, _TOP_K)
+    baseline, depths = _depths(model, record, chosen)
     return Explanation(
         image=original,
         view=View.of(original.size, model.preprocess, _grid(model)),
         reduction=model.config.reduction,
         keep_rate=model.keep_rate,
-        top=tuple((classes[k], p) for p, k in zip(best.tolist(), named.tolist(), strict=True)),
+        top=tuple((classes[k], p) for p, k in zip(best.tolist(), labels.tolist(), strict=True)),
         target=classes[chosen],
         probability=probabilities[chosen].item(),
-        logit=seen.logits[chosen].item(),
-        stages=_stages(model, seen.trace),
-        attention=_attention(model, seen),
+        logit=record.logits[chosen].item(),
+        stages=_stages(model, record.trace),
+        attention=_attention(model, record),
         evidence=evidence,
         baseline=baseline,
         depths=depths,
@@ -80,11 +81,11 @@ def explain(model: TokenReducedViT, image: Image.Image | str | Path, target: str
 
 
 def stages(model: TokenReducedViT, image: Image.Image) -> tuple[View, tuple[Stage, ...]]:
-    """What each reduction leaves of an image, as in `explain`, for the cost of one forward pass.
+    """The stages of reduction of an image, as in `explain`, at the cost of one forward pass.
 
     Args:
-        model: With `preprocess`, in evaluation mode.
-        image: RGB, of any size.
+        model: A model with `preprocess`, in evaluation mode.
+        image: RGB image of any size.
     """
     assert model.preprocess is not None
     with torch.inference_mode():
@@ -93,7 +94,7 @@ def stages(model: TokenReducedViT, image: Image.Image) -> tuple[View, tuple[Stag
 
 
 def to_input(model: TokenReducedViT, image: Image.Image) -> Tensor:
-    """The image as the model takes it, [1, 3, H, W], by its own preprocessing."""
+    """Preprocess an image for the model, [1, 3, H, W]."""
     assert model.preprocess is not None
     like = next(model.patch_embed.parameters())
     pixels = from_preprocess(model.preprocess, normalize=False)(image)
@@ -118,25 +119,25 @@ def _grid(model: TokenReducedViT) -> tuple[int, int]:
 
 
 def integrated_gradients(model: TokenReducedViT, image: Tensor, target: int) -> NDArray[np.float64]:
-    """Evidence of each patch for a class, as `explain` says it, [P].
+    """Evidence of each patch for a class, as described in `explain`, [P].
 
     Args:
-        model: In evaluation mode.
-        image: As the model takes it, [1, 3, H, W].
-        target: The class.
+        model: The model, in evaluation mode.
+        image: Preprocessed image, [1, 3, H, W].
+        target: Index of the class.
     """
-    plain = image.mean(dim=(2, 3), keepdim=True)
-    share = (torch.arange(_STEPS, device=image.device, dtype=image.dtype) + 0.5) / _STEPS
+    uniform = image.mean(dim=(2, 3), keepdim=True)
+    fractions = (torch.arange(_STEPS, device=image.device, dtype=image.dtype) + 0.5) / _STEPS
     total = torch.zeros_like(image[0], dtype=torch.float64)
-    # Not the object itself: a compiled model would be compiled again for gradients, which takes minutes.
+    # Not model(...): a compiled model would be compiled again for gradients, which takes minutes.
     forward = type(model).forward
     with torch.enable_grad():
-        for some in share.split(_AT_ONCE):
-            path = (plain + (image - plain) * some[:, None, None, None]).requires_grad_()
+        for steps in fractions.split(_STEPS_PER_BATCH):
+            path = (uniform + (image - uniform) * steps[:, None, None, None]).requires_grad_()
             logits = forward(model, path).double()
             score = (logits[:, target] - logits.mean(dim=1)).sum()
             total += torch.autograd.grad(score, path)[0].double().sum(dim=0) / _STEPS
-    relevance = (total * (image - plain)[0].double()).sum(dim=0)  # [H, W]
+    relevance = (total * (image - uniform)[0].double()).sum(dim=0)  # [H, W]
     high, wide = model.patch_embed.patch_size
     rows, columns = relevance.shape[0] // high, relevance.shape[1] // wide
     return relevance.view(rows, high, columns, wide).sum(dim=(1, 3)).flatten().cpu().numpy()
@@ -158,21 +159,21 @@ def _stages(model: TokenReducedViT, trace: Trace) -> tuple[Stage, ...]:
     )
 
 
-def _attention(model: TokenReducedViT, seen: Watch) -> tuple[Attention, ...]:
-    found = []
+def _attention(model: TokenReducedViT, record: ForwardRecord) -> tuple[Attention, ...]:
+    attention = []
     for index in sorted({*model.locations, len(model.blocks) - 1}):
-        row = cls_attention(model.blocks[index], seen.sights[index])
+        row = cls_attention(model.blocks[index], record.inputs[index])
         if row is not None:
-            patches = scatter(row.double(), seen.sights[index].owner).cpu().numpy()
-            found.append(Attention(index, patches, max(0.0, 1 - float(patches.sum()))))
-    return tuple(found)
+            patches = scatter(row.double(), record.inputs[index].owner).cpu().numpy()
+            attention.append(Attention(index, patches, max(0.0, 1 - float(patches.sum()))))
+    return tuple(attention)
 
 
-def _depths(model: TokenReducedViT, seen: Watch, target: int) -> tuple[float | None, tuple[DepthShare, ...]]:
-    if model.cla_head is None or seen.cls_tokens is None:
+def _depths(model: TokenReducedViT, record: ForwardRecord, target: int) -> tuple[float | None, tuple[DepthShare, ...]]:
+    if model.cla_head is None or record.cls_tokens is None:
         return None, ()
-    values, baseline = depth_shares(model.cla_head, seen.cls_tokens, target)
-    size = kernel_shares(model.cla_head, seen.cls_tokens).double().abs().sum(dim=1)
+    values, baseline = depth_shares(model.cla_head, record.cls_tokens, target)
+    size = kernel_shares(model.cla_head, record.cls_tokens).double().abs().sum(dim=1)
     kernel = size / size.sum().clamp(min=1e-12)
     blocks = sorted({*model.locations, len(model.blocks) - 1})
     shares = zip(blocks, values.tolist(), kernel.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""An explanation of one answer: its maps over patches, their way to pixels, and its numbers as JSON."""
+"""`Explanation`, the result of `explain`: maps over patches, their conversion to pixels, and JSON output."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ UNSEEN = -2
 
 @dataclass(frozen=True)
 class Stage:
-    """What is left after one reduction.
+    """The tokens after one reduction.
 
     Attributes:
         block: The reduction block.
-        tokens: How many tokens it puts out, prefix and carriers included, before the cache recovers any.
-        owner: The token that holds each patch, row by row, -1 where it was dropped, [P].
-        fused: Whether a patch is in a token that fuses what was dropped (EViT), there or before, [P].
+        tokens: Number of tokens after it, including prefix and carriers, before the cache recovers any.
+        owner: The token that contains each patch, row by row, -1 for dropped patches, [P].
+        fused: Whether each patch is in a token that fuses dropped patches (EViT), here or in an earlier stage, [P].
         fuses: Whether the reduction has such tokens.
     """
 
@@ -36,24 +36,24 @@ class Stage:
 
     @property
     def gone(self) -> NDArray[np.bool_]:
-        """Patches that are dropped, or fused with the dropped ones. [P]"""
+        """Mask of the patches that are dropped or in a fused token, [P]."""
         return (self.owner < 0) | self.fused
 
     @property
     def groups(self) -> dict[int, list[int]]:
-        """Tokens that hold several merged patches: token → its patches."""
+        """Tokens that contain several merged patches: token → its patches."""
         tokens, count = np.unique(self.owner[~self.gone], return_counts=True)
         return {int(token): np.flatnonzero(self.owner == token).tolist() for token in tokens[count > 1]}
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the CLS token looks in one block, mean over the heads.
+    """Attention of the CLS token in one block, averaged over the heads.
 
     Attributes:
         block: The block.
-        patches: Share of each patch, [P]; a token's attention is split evenly among its patches.
-        elsewhere: What goes to tokens without patches: CLS itself and the rest of the prefix, carriers, recovered ones.
+        patches: Share of each patch, [P]; the attention of a token is divided evenly among its patches.
+        elsewhere: Share of tokens without patches: CLS and other prefix tokens, carriers, recovered tokens.
     """
 
     block: int
@@ -63,21 +63,21 @@ class Attention:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a model said what it said of one image; see `clca.explain.explain`.
+    """The explanation of one prediction; see `clca.explain.explain`.
 
     Attributes:
-        image: The original, upright.
-        view: What the model saw of it.
-        reduction, keep_rate: Of the model.
+        image: The original image, upright.
+        view: The part of it that the model sees.
+        reduction, keep_rate: Settings of the model.
         top: The most likely classes with their probabilities, best first, at most five.
-        target: The class that evidence and depth shares are for.
-        probability, logit: Of the target.
-        stages: One a reduction location, shallowest first; none for a model without a reduction.
-        attention: Of the reduction blocks and the last, which are those that the aggregation head reads; a block whose
-            attention clca does not know is left out.
-        evidence: For (+) and against (-) the target, [P]; the scale is that of the logit.
-        baseline: Logit of the target for the mean CLS token at every depth; None without the aggregation head.
-        depths: Share of every depth in `logit - baseline`; none without the aggregation head.
+        target: The class to which evidence and depth shares refer.
+        probability, logit: Output for the target.
+        stages: One per reduction location, shallowest first; empty for a model without a reduction.
+        attention: Attention in the reduction blocks and the last block, which are those that the aggregation head
+            reads. Blocks with an unknown kind of attention are left out.
+        evidence: Evidence for (+) and against (-) the target, [P], in units of the logit.
+        baseline: Logit of the target with the mean CLS token at every depth; None without the aggregation head.
+        depths: Share of each depth in `logit - baseline`; empty without the aggregation head.
     """
 
     image: Image.Image
@@ -95,15 +95,15 @@ class Explanation:
     depths: tuple[DepthShare, ...] = ()
 
     def owner_pixels(self, stage: Stage) -> NDArray[np.int64]:
-        """The token that holds each pixel of the original [H, W]: -1 where dropped, -2 where never seen."""
+        """The token that contains each pixel of the original, [H, W]: -1 if dropped, -2 if outside the view."""
         return self.view.to_pixels(stage.owner, UNSEEN)
 
     def pixels(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A map over patches [P] as one over pixels of the original [H, W]; NaN where they were never seen."""
+        """Convert a map over patches [P] to one over pixels of the original [H, W]; NaN outside the view."""
         return self.view.to_pixels(values.astype(np.float64), np.nan)
 
     def to_json(self) -> dict[str, Any]:
-        """Every number, in JSON's types; maps as rows of patches."""
+        """All values as JSON types; maps as rows of patches."""
         left, top, width, height = self.view.box
 
         def rows(values: NDArray[Any], digits: int | None = None) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""Which patches of a batch are left after each reduction: `trace_survivors(model, name, images)`."""
+"""`trace_survivors(model, name, images)`: the patches that each reduction keeps, for a batch of images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from clca.models.token_reduced_vit import TokenReducedViT
 
 @dataclass(frozen=True)
 class SurvivorStage:
-    """What is left of a batch of images after one reduction.
+    """The tokens of a batch of images after one reduction.
 
     Attributes:
         block: The reduction block.
-        tokens: Tokens that it puts out.
-        owner: The token that holds each patch, -1 where it was dropped, [B, P].
-        fused: Whether a patch is in a token that fuses what was dropped (EViT), there or before, [B, P].
+        tokens: Number of tokens after it.
+        owner: The token that contains each patch, -1 for dropped patches, [B, P].
+        fused: Whether each patch is in a token that fuses dropped patches (EViT), here or in an earlier stage, [B, P].
     """
 
     block: int
@@ -31,14 +31,14 @@ class SurvivorStage:
 
 @dataclass(frozen=True)
 class Survivors:
-    """What one model did to a batch of images.
+    """The stages and predictions of one model for a batch of images.
 
     Attributes:
-        name: Heading.
-        grid: Patches down and across.
-        stages: One a reduction location.
-        answers: The class given to each image.
-        probabilities: Of that class.
+        name: Title of the model.
+        grid: Number of rows and columns of patches.
+        stages: One per reduction location.
+        answers: The predicted class of each image.
+        probabilities: Probability of that class.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Survivors:
 
 @torch.inference_mode()
 def trace_survivors(model: TokenReducedViT, name: str, images: Tensor) -> Survivors:
-    """Run a model on images and record which patches each reduction leaves.
+    """Run a model on images and record which patches each reduction keeps.
 
     Args:
-        model: With `classes`; put in evaluation mode.
-        name: Heading of its columns.
-        images: As the model takes them, [B, 3, H, W].
+        model: A model with `classes`; it is set to evaluation mode.
+        name: Title of the model.
+        images: Preprocessed images, [B, 3, H, W].
     """
     logits, trace = model.eval().forward_trace(images)
     stages = [

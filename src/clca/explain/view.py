@@ -1,4 +1,4 @@
-"""Which pixels of the original image each patch sees, through the resize and the crop of the evaluation."""
+"""Map patches to pixels of the original image, through the resize and crop of the evaluation transform."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class View:
-    """The part of an image that a model sees, cut into patches.
+    """The part of an image that a model sees, divided into patches.
 
     Attributes:
-        size: Of the original image, width and height in pixels.
-        box: Left, top, width and height of what the model sees, in pixels of the original; where the crop padded, it
-            reaches over the image.
-        grid: Patches down and across.
+        size: Width and height of the original image in pixels.
+        box: Left, top, width and height of the visible part, in pixels of the original; it extends beyond the image if
+            the crop is padded.
+        grid: Number of rows and columns of patches.
     """
 
     size: tuple[int, int]
@@ -26,9 +26,9 @@ class View:
 
     @classmethod
     def of(cls, size: tuple[int, int], preprocess: dict[str, Any], grid: tuple[int, int]) -> View:
-        """What the evaluation transform of `preprocess` leaves of an image of width × height.
+        """The view of an image of size (width, height) through the evaluation transform of `preprocess`.
 
-        The arithmetic is torchvision's: `Resize` cuts the longer side to whole pixels, `CenterCrop` rounds its corner.
+        The arithmetic is that of torchvision: `Resize` truncates the longer side, `CenterCrop` rounds its corner.
         """
         width, height = size
         side, crop = preprocess["resize"], preprocess["img_size"]
@@ -43,34 +43,34 @@ class View:
         return cls(size, (left * across, top * down, crop * across, crop * down), grid)
 
     def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where patches begin and end in the original: across [columns + 1] and down [rows + 1], in pixels."""
+        """Edges of the patches in pixels of the original: x [columns + 1] and y [rows + 1]."""
         left, top, width, height = self.box
         rows, columns = self.grid
         return left + width * np.arange(columns + 1) / columns, top + height * np.arange(rows + 1) / rows
 
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The column of patches that each pixel column lies in [W], and the row for each pixel row [H]; -1 unseen."""
+        """The patch column of each pixel column [W], and the patch row of each pixel row [H]; -1 outside the view."""
         across, down = self.edges()
         return _place(self.size[0], across), _place(self.size[1], down)
 
     def to_pixels(self, values: NDArray[Any], unseen: float) -> NDArray[Any]:
-        """Give every pixel of the original what its patch has.
+        """Assign each pixel of the original the value of its patch.
 
         Args:
-            values: One for each patch, row by row, [P].
-            unseen: For pixels that were cropped away.
+            values: One value per patch, row by row, [P].
+            unseen: Value of pixels outside the view.
 
         Returns:
-            [H, W], of the type of `values`.
+            [H, W], with the type of `values`.
         """
         column, row = self.places()
-        pixels = values.reshape(self.grid)[row][:, column]  # -1 takes any patch, and is overwritten
+        pixels = values.reshape(self.grid)[row][:, column]  # -1 selects an arbitrary patch, which is overwritten below
         pixels[row < 0] = unseen
         pixels[:, column < 0] = unseen
         return pixels
 
     def share_of(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """The share of each patch's pixels at which a mask of the original [H, W] is true, [P]; 0 without pixels."""
+        """The share of each patch's pixels where a mask of the original [H, W] is true, [P]; 0 without pixels."""
         column, row = self.places()
         rows, columns = self.grid
         inside = mask[row >= 0][:, column >= 0]
@@ -81,7 +81,7 @@ class View:
 
 
 def _corner(side: int, crop: int) -> int:
-    """Where a centre crop begins on a side; below 0 where it pads."""
+    """Start of a centre crop along one side; negative if the crop is padded."""
     return -((crop - side) // 2) if crop > side else round((side - crop) / 2)
 
 

@@ -1,11 +1,11 @@
-"""A model in a file that needs no clca: ONNX, or torch.export's program; written whole, checked, and loaded again.
+"""Export models to files that do not need clca, ONNX or a program of torch.export, and check and load them.
 
     from clca.export import export_onnx, load_exported
 
     export_onnx(clca.from_pretrained("runs/leaves"), "leaves.onnx")
-    logits = load_exported("leaves.onnx", threads=2)(images)  # [B, 3, H, W] float32 to [B, K]
+    logits = load_exported("leaves.onnx", threads=2)(images)  # [B, 3, H, W] float32 → [B, K]
 
-The files carry classes and preprocessing (`metadata.describe`); `export_run` is what `clca export` does.
+The files contain classes and preprocessing (`metadata.describe`). `export_run` implements `clca export`.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Whether an exported file gives the answers of the model it came from."""
+"""Compare the outputs of an exported file with those of the model."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from clca.export.program import plain_copy
 from clca.models.token_reduced_vit import TokenReducedViT
 
 TOLERANCE = 1e-3
-"""Largest difference of an image's logits, as a share of the largest logit, that rounding explains: a hundred times
-what is seen without a change of tokens. Where two tokens rank nearly equal, another order of the same sums can keep
-the other one, and the logits then differ by more; so one image in twenty may."""
+"""Largest difference of an image's logits, relative to the largest logit, that counts as rounding: a hundred times the
+differences observed if the same tokens are kept. If two tokens have nearly equal scores, another order of summation can
+keep the other one, and the logits then differ by more; this is accepted for one image in twenty."""
 
 BATCHES = (1, 3, 16)
-"""Batch sizes tried, the last one over and over."""
+"""Batch sizes, the last one repeated for the remaining images."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What came out beside PyTorch.
+    """The result of comparing a file with PyTorch.
 
     Attributes:
-        images: How many.
-        batches: Batch sizes tried.
-        largest: Largest difference of a logit.
-        scale: Largest logit of PyTorch.
-        outside: Images whose logits differ by more than `TOLERANCE` × `scale`.
-        top1: Share of images whose most likely class is the same.
-        accuracy, reference_accuracy: Share of the labelled images that the file and PyTorch get right; NaN without.
+        images: Number of images.
+        batches: Batch sizes used.
+        largest: Largest absolute difference of a logit.
+        scale: Largest absolute logit of PyTorch.
+        outside: Number of images whose logits differ by more than `TOLERANCE` × `scale`.
+        top1: Share of images with the same most likely class.
+        accuracy, reference_accuracy: Top-1 accuracy of the file and of PyTorch on images with labels; NaN without.
     """
 
     images: int
@@ -48,12 +48,12 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether the file computes what the model does, up to rounding."""
+        """Whether the file computes the same as the model, up to rounding."""
         allowed = max(self.images // 20, 1 if self.images >= 10 else 0)
         return math.isfinite(self.largest) and self.outside <= allowed
 
     def require(self, what: str) -> None:
-        """Raise a WorkError that says by how much if it does not hold."""
+        """Raise a WorkError with the differences unless `holds`."""
         if not self.holds:
             raise WorkError(
                 f"{what} does not agree with PyTorch on {self.outside} of {self.images} images (logits differ by up to "
@@ -64,27 +64,27 @@ class Agreement:
 def check_exported(
     model: TokenReducedViT, files: Sequence[Exported], images: Iterable[tuple[Tensor, int | None]]
 ) -> list[Agreement]:
-    """Run model and files on the same images.
+    """Run a model and its exported files on the same images.
 
     Args:
-        model: What was exported.
-        files: What to compare with it.
+        model: The exported model.
+        files: The files to compare with it.
         images: Preprocessed images [3, H, W] and their labels, None where unknown.
 
     Returns:
-        One result a file.
+        One result per file.
     """
-    reference = plain_copy(model)
-    wanted, found, labels, sizes = [], [[] for _ in files], [], []  # type: ignore[var-annotated]
+    reference_model = plain_copy(model)
+    reference, results, labels, sizes = [], [[] for _ in files], [], []  # type: ignore[var-annotated]
     for batch, known in _batches(images):
         with torch.inference_mode():
-            wanted.append(reference(batch))
-        for logits, file in zip(found, files, strict=True):
+            reference.append(reference_model(batch))
+        for logits, file in zip(results, files, strict=True):
             logits.append(file(batch))
         labels += known
         sizes.append(len(batch))
-    expected = torch.cat(wanted)
-    return [_compare(torch.cat(logits), expected, labels, sizes) for logits in found]
+    expected = torch.cat(reference)
+    return [_compare(torch.cat(logits), expected, labels, sizes) for logits in results]
 
 
 def _batches(images: Iterable[tuple[Tensor, int | None]]) -> Iterable[tuple[Tensor, list[int | None]]]:
@@ -105,13 +105,13 @@ def _compare(logits: Tensor, expected: Tensor, labels: list[int | None], sizes: 
     known = [i for i, label in enumerate(labels) if label is not None]
     truth = torch.tensor([labels[i] for i in known], dtype=torch.long)
 
-    def accuracy(answers: Tensor) -> float:
-        return (answers[known].argmax(dim=1) == truth).double().mean().item() if known else math.nan
+    def accuracy(outputs: Tensor) -> float:
+        return (outputs[known].argmax(dim=1) == truth).double().mean().item() if known else math.nan
 
     return Agreement(
         images=len(expected),
         batches=tuple(sorted(set(sizes))),
-        # Not a number counts as the largest difference there is.
+        # NaN counts as an infinite difference.
         largest=difference.nan_to_num(nan=math.inf).max().item(),
         scale=scale,
         outside=int((~(difference <= TOLERANCE * scale)).sum()),

@@ -1,4 +1,4 @@
-"""An exported file, loaded: labels, preprocessing and a forward pass, whichever kind it is."""
+"""Load an exported file of either kind: classes, preprocessing and a forward pass."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Images = TypeVar("Images", Tensor, np.ndarray)
 
 
 class Exported:
-    """A model out of a file; call it on images [B, 3, H, W] in float32, a tensor or an array, for logits [B, K].
+    """A model loaded from a file; calling it maps images [B, 3, H, W], a float32 tensor or array, to logits [B, K].
 
     Attributes:
         path: The file.
         kind: "onnx" or "pt2".
-        metadata: What `clca.export.metadata.describe` wrote.
-        classes: Names of the classes, or None.
-        preprocess: What `clca.data.transforms.from_preprocess` takes, or None.
-        threads: How many it computes on; None leaves that to the runtime.
+        metadata: Metadata written by `clca.export.metadata.describe`.
+        classes: Class names, or None.
+        preprocess: Settings for `clca.data.transforms.from_preprocess`, or None.
+        threads: Number of threads; None uses the default of the runtime.
     """
 
     def __init__(
@@ -46,33 +46,40 @@ class Exported:
         self._compute = compute
 
     def __call__(self, images: Images) -> Images:
-        """Images [B, 3, H, W] to logits [B, K], of the kind given.
+        """Compute logits [B, K] of images [B, 3, H, W], as a tensor for a tensor and an array for an array.
 
         Raises:
-            ClcaError: The images are of another size, or none.
+            ClcaError: The images have another size, the batch is empty, or the computation fails.
         """
         if tuple(images.shape[1:]) != self._shape or len(images) == 0:
-            raise ClcaError(f"{self.path} takes images [B, {', '.join(map(str, self._shape))}], not {[*images.shape]}")
+            raise ClcaError(
+                f"{self.path} expects images [B, {', '.join(map(str, self._shape))}], got {[*images.shape]}"
+            )
         try:
             logits = self._compute(images)
-        except (RuntimeError, ValueError, IndexError, MemoryError) as error:  # and the runtimes' own, which are these
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            MemoryError,
+        ) as error:  # the errors of the runtimes are subclasses of these
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise ClcaError(f"{self.path} fails on images {[*images.shape]}: {why}") from None
         return logits
 
 
 def load_exported(path: str | Path, threads: int | None = None, *, trusted: bool = False) -> Exported:
-    """Load what `export_onnx`, `export_pt2` or `clca export` wrote.
+    """Load a file written by `export_onnx`, `export_pt2` or `clca export`.
 
     Args:
-        path: The file; its content decides the kind.
-        threads: How many threads it computes on; None: ONNX Runtime's or torch's own number.
-        trusted: Skip the checks of operators, sizes and bytes, and run what the file brings. Files of reductions that
-            do not come with this library may need it. Use it only for files from people whose programs you would run.
+        path: The file; its kind is detected from its content.
+        threads: Number of threads; None uses the default of ONNX Runtime or torch.
+        trusted: Skip the checks of operators, sizes and bytes, and run the file as it is. Files with reductions that
+            are not part of this library may need it. Use it only for files from people whose programs you would run.
 
     Raises:
-        ClcaError: There is no such file, it is not one that clca exported, or it may hold code, or asks for more
-            memory or time than such a model needs.
+        ClcaError: There is no such file, clca did not export it, or, unless trusted, it may contain code or needs more
+            memory or time than such a model does.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,12 +94,12 @@ def _load_onnx(path: Path, threads: int | None, trusted: bool) -> Exported:
         raise ClcaError("ONNX files need onnxruntime: pip install 'clca[onnx]'") from None
     content, metadata = (str(path), {}) if trusted else checked_model(path, OPSET)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised
+    options.log_severity_level = 4  # errors are raised, not logged
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes are not public
+    except Exception as error:  # its exception classes are not public
         raise ClcaError(f"{path}: ONNX Runtime cannot read it ({' '.join(str(error).split())[:200]})") from None
     if trusted:
         metadata = _metadata_of(session, path)
@@ -110,7 +117,7 @@ def _metadata_of(session: Any, path: Path) -> dict[str, Any]:
         metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
         check_metadata(metadata)
     except (ValueError, RecursionError):
-        raise ClcaError(f"{path}: is an ONNX file, but not one that clca exported") from None
+        raise ClcaError(f"{path}: is an ONNX file that clca did not export") from None
     return metadata
 
 
@@ -130,15 +137,15 @@ def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
     except TooLarge as error:
         reason = str(error).partition("\n")[0]  # torch.fx adds the node
         raise ClcaError(
-            f"{path}: its program asks for {reason}, which no model of clca does, so it is not loaded; {TRUST}"
+            f"{path}: its program needs {reason}, which no model of clca does, so it is not loaded; {TRUST}"
         ) from None
-    except Exception:  # a damaged archive raises nearly anything
+    except Exception:  # a damaged archive raises almost any exception
         raise ClcaError(f"{path}: is not a program that clca exported") from None
 
     def compute(images: Any) -> Any:
-        given = images if isinstance(images, Tensor) else torch.from_numpy(images)
+        batch = images if isinstance(images, Tensor) else torch.from_numpy(images)
         with using_threads(threads), torch.no_grad():
-            logits = module(given)
+            logits = module(batch)
         return logits if isinstance(images, Tensor) else logits.numpy()
 
     return Exported(path, "pt2", metadata, compute, threads)

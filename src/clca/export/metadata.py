@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that a stranger can use it in another language."""
+"""Metadata of an exported file, which make it usable without clca and in other languages."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 _FORMAT = "clca-export-1"
 
 TRUST = "if you trust its source, load_exported(path, trusted=True) loads it"
-"""How a refusal of what may be an honest file ends."""
+"""End of the error message when a file that may be harmless is refused."""
 
 _Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Channels = Annotated[int, Field(ge=1, le=1024)]
-_Outputs = Annotated[int, Field(ge=0, le=1_000_000)]  # 0: features, of a model without a classifier
+_Outputs = Annotated[int, Field(ge=0, le=1_000_000)]  # 0: a model without a classifier, which outputs features
 
 
 class _Part(BaseModel):
@@ -43,7 +43,7 @@ class _Output(_Part):
 
 
 class _Metadata(_Part):
-    """What is read back; further entries are for people."""
+    """The entries that are read back; others are documentation."""
 
     format: Literal[_FORMAT]  # type: ignore[valid-type]
     classes: list[str] | None
@@ -52,31 +52,37 @@ class _Metadata(_Part):
     output: _Output
 
 
+def one_line(text: str) -> str:
+    """Sanitise text from an untrusted file for an error message: one short, printable line."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return line if len(line) <= 120 else f"{line[:120]}…"
+
+
 def check_metadata(metadata: Any) -> None:
-    """Refuse what `describe` would not have written.
+    """Validate metadata written by `describe`.
 
     Raises:
-        ValueError: With the entry at fault; a `ClcaError` if it is one of `preprocess`.
+        ValueError: An entry is missing or invalid; a `ClcaError` if it is in `preprocess`.
     """
     found = _Metadata.model_validate(metadata)
     outputs = found.output.shape[1]
     if found.classes is not None and len(found.classes) != outputs:
-        raise ClcaError(f"classes has {len(found.classes)} names, and there are {outputs} outputs")
+        raise ClcaError(f"classes has {len(found.classes)} names for {outputs} outputs")
     if found.preprocess is not None:
         from_preprocess(found.preprocess)
 
 
 def describe(model: TokenReducedViT, **more: Any) -> dict[str, Any]:
-    """Plain JSON values by name; in ONNX each is one entry of `metadata_props`, as JSON text.
+    """Describe a model as plain JSON values by name; in ONNX, each is an entry of `metadata_props`, as JSON text.
 
     Args:
-        model: What is exported.
+        model: The exported model.
         **more: Further entries: opset, quantization.
 
     Returns:
-        `classes` (label k is the k-th; None if the model does not say), `preprocess` (the numbers, and `steps` that say
-        in words how a file becomes the input; None likewise), `input` and `output` (name, shape, type, meaning),
-        `config`, `keep_rate`, `gmacs` (10⁹ multiply-accumulates of one image), versions.
+        `classes` (in the order of the logits; None if the model has none), `preprocess` (its settings, and `steps`,
+        which describe in words how to prepare an image file; None if the model has none), `input` and `output` (name,
+        shape, type, meaning), `config`, `keep_rate`, `gmacs` (10⁹ multiply-accumulates per image), versions.
     """
     height, width = model.patch_embed.img_size
     config = json.loads(model.config.model_dump_json())
@@ -108,7 +114,7 @@ def describe(model: TokenReducedViT, **more: Any) -> dict[str, Any]:
 
 
 def steps(preprocess: dict[str, Any]) -> list[str]:
-    """How an image file becomes the input, in words; `clca.data.images` and `clca.data.transforms` in Python."""
+    """Describe in words how an image file is prepared; `clca.data.images` and `clca.data.transforms` implement it."""
     size, side, how = preprocess["img_size"], preprocess["resize"], preprocess["interpolation"]
     resize = (
         f"Resize to {side} × {side} pixels, whatever the aspect ratio"

@@ -1,8 +1,8 @@
-"""A stranger's `.onnx`, looked at before ONNX Runtime loads it: what `export_onnx` would not have written is refused.
+"""Check an untrusted `.onnx` before ONNX Runtime loads it: only what `export_onnx` would write is accepted.
 
-ONNX Runtime opens files that a model names for its weights, runs loops as often as a model asks, and takes memory for
-tensors of any size. What may be there is stated: operators of `onnx_operators`, weights within the file, and shapes
-that follow from the images' and are no larger than such a model needs.
+ONNX Runtime opens external files that a model names for its weights, runs loops of any length, and allocates tensors of
+any size. Therefore only the following are allowed: the operators in `onnx_operators`, weights inside the file, and
+shapes that follow from that of the images and are no larger than such a model needs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError
-from clca.export.metadata import INPUT, OUTPUT, TRUST, check_metadata
+from clca.export.metadata import INPUT, OUTPUT, TRUST, check_metadata, one_line
 from clca.export.onnx_operators import OPERATORS
 from clca.export.pt2_size import TooLarge, check_operations, memory_limit
 
 _MOST_NODES = 20_000
 _LONGEST = 8 * 2**20
-_GRAPH, _INITIALIZER, _RAW_DATA, _HEADER = 7, 5, 9, 2  # numbers of fields in onnx.proto; bytes before a field, at least
-_SMALL = 64  # elements, up to which a value is computed: shapes, counts and axes
+_GRAPH, _INITIALIZER, _RAW_DATA, _HEADER = 7, 5, 9, 2  # field numbers in onnx.proto; least bytes before a field
+_SMALL = 64  # constants of up to this many elements are folded: shapes, counts and axes
 _ROUNDS = 100
 _BATCH = 2
-# Whatever else a part can have (functions, graphs in attributes, sparse or external tensors, training) is refused.
+# All other fields (functions, graphs in attributes, sparse or external tensors, training) are refused.
 _FIELDS = {
     "ModelProto": {"ir_version", "producer_name", "producer_version", "graph", "opset_import", "metadata_props"},
     "GraphProto": {"node", "name", "initializer", "input", "output", "value_info"},
@@ -35,21 +35,21 @@ _FIELDS = {
 
 
 class _Refused(Exception):
-    """The model is not as it must be."""
+    """The model contains something that is not allowed."""
 
 
 def checked_model(path: Path, opset: int) -> tuple[bytes, dict[str, Any]]:
-    """A model of `export_onnx` for ONNX Runtime, and its metadata.
+    """Check a model of `export_onnx`, and return it with its metadata.
 
     Args:
-        path: A file.
-        opset: The version of the operators.
+        path: The file.
+        opset: The expected version of the operator set.
 
     Returns:
-        What was checked, serialized; the metadata.
+        The checked model, serialized again, and its metadata.
 
     Raises:
-        ClcaError: It is not a model of ours, or asks for more than one.
+        ClcaError: clca did not export the model, or it needs more memory or time than such a model does.
     """
     try:
         import onnx
@@ -63,37 +63,37 @@ def checked_model(path: Path, opset: int) -> tuple[bytes, dict[str, Any]]:
         model.DiscardUnknownFields()
     except _Refused as error:
         raise ClcaError(f"{path}: {error}, so it is not loaded") from None
-    except Exception:  # protobuf's own classes
+    except Exception:  # exceptions of protobuf
         raise ClcaError(f"{path}: ONNX Runtime cannot read it (not an ONNX model)") from None
     try:
         metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
         check_metadata(metadata)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ClcaError(f"{path}: is an ONNX file, but not one that clca exported") from None
+        raise ClcaError(f"{path}: is an ONNX file that clca did not export") from None
     try:
         _check_parts(model, opset)
         _check_shapes(model, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
     except _Refused as error:
         raise ClcaError(
-            f"{path}: {error}, which no export of clca's own reductions does, so it is not loaded; {TRUST}"
+            f"{path}: {error}, which no export of a built-in reduction of clca does, so it is not loaded; {TRUST}"
         ) from None
-    except Exception as error:  # onnx raises nearly anything on a graph that does not fit together
-        raise ClcaError(f"{path}: its graph does not fit together ({type(error).__name__})") from None
+    except Exception as error:  # onnx raises almost any exception on an inconsistent graph
+        raise ClcaError(f"{path}: its graph is inconsistent ({type(error).__name__})") from None
     return model.SerializeToString(), metadata
 
 
-def _check_length(content: memoryview) -> None:
-    """Limit what is not weights: parsed, a node without content takes fifty times its bytes."""
+def _check_length(message: memoryview) -> None:
+    """Limit the size of everything but weights: an empty node takes fifty times its bytes once parsed."""
     rest = 0
-    for length in _lengths(content):
+    for length in _lengths(message):
         rest += length
         if rest > _LONGEST:
-            raise _Refused(f"it has more than {_LONGEST / 2**20:g} MiB beside its weights")
+            raise _Refused(f"it has more than {_LONGEST / 2**20:g} MiB besides its weights")
 
 
-def _lengths(content: memoryview) -> Iterator[int]:
+def _lengths(message: memoryview) -> Iterator[int]:
     """Bytes of one part of a model after the other, the elements of its weights left out."""
-    for field, value in _fields(content):
+    for field, value in _fields(message):
         if field != _GRAPH:
             yield _HEADER + len(value)
             continue
@@ -101,11 +101,11 @@ def _lengths(content: memoryview) -> Iterator[int]:
         for inner, part in _fields(value):
             yield _HEADER + (0 if inner == _INITIALIZER else len(part))
             if inner == _INITIALIZER:
-                yield from (_HEADER + (0 if name == _RAW_DATA else len(piece)) for name, piece in _fields(part))
+                yield from (_HEADER + (0 if name == _RAW_DATA else len(data)) for name, data in _fields(part))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message in protobuf's encoding: number, and content."""
+    """The fields of an encoded protobuf message: number and content."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -120,13 +120,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             case 5:
                 end = at + 4
             case _:
-                raise ValueError("groups, which ONNX has none of")
+                raise ValueError("groups, which ONNX does not use")
         yield key >> 3, message[at:end]
         at = end
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number, and the place behind it."""
+    """Decode a variable-length integer; return it and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]
@@ -134,7 +134,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         at += 1
         if byte < 128:
             return value, at
-    raise ValueError("a number without an end")
+    raise ValueError("an integer without an end")
 
 
 def _check_parts(model: Any, opset: int) -> None:
@@ -142,14 +142,14 @@ def _check_parts(model: Any, opset: int) -> None:
     for part in (model, graph, *graph.node, *graph.initializer):
         _check_fields(part)
     if [(entry.domain, entry.version) for entry in model.opset_import] != [("", opset)]:
-        raise _Refused(f"it has other operators than those of opset {opset}")
+        raise _Refused(f"its operators are not those of opset {opset}")
     if len(graph.node) > _MOST_NODES:
         raise _Refused(f"it has {len(graph.node)} nodes")
     if [value.name for value in graph.input] != [INPUT] or [value.name for value in graph.output] != [OUTPUT]:
         raise _Refused(f"its input or output is not {INPUT} and {OUTPUT}")
     for node in graph.node:
         if node.domain or node.op_type not in OPERATORS:
-            raise _Refused(f"it calls {_short(f'{node.domain}.{node.op_type}'.lstrip('.'))}")
+            raise _Refused(f"it calls {one_line(f'{node.domain}.{node.op_type}'.lstrip('.'))}")
         for attribute in node.attribute:
             _check_fields(attribute)
             if attribute.HasField("t"):
@@ -166,14 +166,14 @@ def _check_fields(part: Any) -> None:
 
 
 def _check_bytes(tensor: Any) -> None:
-    """A tensor has its elements in the file."""
+    """Require that the file contains all elements of a tensor."""
     if tensor.data_location or any(size < 0 for size in tensor.dims) or len(tensor.dims) > 8:
-        raise _Refused("a tensor of it lies elsewhere or has no size")
+        raise _Refused("one of its tensors is stored elsewhere or has an invalid shape")
     width = _width(tensor.data_type)
-    held = len(tensor.raw_data) // width
-    held = held or len(tensor.float_data) or len(tensor.int32_data) or len(tensor.int64_data)
-    if math.prod(tensor.dims) != held:
-        raise _Refused(f"a tensor of it has sizes {[*tensor.dims]} and {held} elements")
+    count = len(tensor.raw_data) // width
+    count = count or len(tensor.float_data) or len(tensor.int32_data) or len(tensor.int64_data)
+    if math.prod(tensor.dims) != count:
+        raise _Refused(f"one of its tensors has shape {[*tensor.dims]} but {count} elements")
 
 
 def _width(data_type: int) -> int:
@@ -185,7 +185,7 @@ def _width(data_type: int) -> int:
 
 
 def _check_shapes(model: Any, shape: tuple[int, ...], outputs: int) -> None:
-    """Follow the sizes of two images through the graph; refuse where they are unknown, or too large at one time."""
+    """Infer all shapes for two images; refuse shapes that are unknown, and tensors that need too much memory."""
     graph = _inferred(model, shape)
     values = (*graph.input, *graph.value_info, *graph.output)
     shapes = {value.name: _shape(value) for value in values} | {t.name: (*t.dims,) for t in graph.initializer}
@@ -196,33 +196,33 @@ def _check_shapes(model: Any, shape: tuple[int, ...], outputs: int) -> None:
     for index, node in enumerate(graph.node):
         now += sum(sizes[name] for name in node.output if name)
         if now > limit:
-            raise _Refused(f"{node.op_type} asks for tensors of {now:.2g} bytes")
+            raise _Refused(f"{node.op_type} needs tensors of {now:.2g} bytes")
         now -= sum(sizes.get(name, 0) for name in {*node.input} if last[name] == index)
         now -= sum(sizes[name] for name in node.output if name and name not in last)
     (logits,) = graph.output
     found = [dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     if len(found) != 2 or found[0] != _BATCH or found[1] != (outputs or found[1]):
-        raise _Refused(f"it gives {found} for {_BATCH} images")
+        raise _Refused(f"its output for {_BATCH} images has shape {found}")
 
 
 def _check_operations(graph: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    products = elements = 0
+    macs = elements = 0
     for node in graph.node:
         read = [shapes[name] for name in node.input if name]
         written = sum(math.prod(shapes[name]) for name in node.output if name)
         elements += written + sum(math.prod(sizes) for sizes in read)
         if node.op_type in ("MatMul", "MatMulInteger"):
-            products += written * read[0][-1]
+            macs += written * read[0][-1]
         elif node.op_type == "Gemm":
-            products += written * max(read[0])  # the one or the other side of it, as it is transposed or not
+            macs += written * max(read[0])  # the larger side, as it may be transposed
         elif node.op_type == "Conv":
-            products += written * math.prod(read[1][1:])
+            macs += written * math.prod(read[1][1:])
         elif window := [attribute.ints for attribute in node.attribute if attribute.name == "kernel_shape"]:
             elements += written * math.prod(window[0])
     try:
-        check_operations(products, elements, _BATCH)
+        check_operations(macs, elements, _BATCH)
     except TooLarge as error:
-        raise _Refused(f"it asks for {error}") from None
+        raise _Refused(f"it needs {error}") from None
 
 
 def _bytes(value: Any) -> int:
@@ -232,12 +232,12 @@ def _bytes(value: Any) -> int:
 def _shape(value: Any) -> tuple[int, ...]:
     kind = value.type.tensor_type
     if not kind.HasField("shape") or any(not dim.HasField("dim_value") for dim in kind.shape.dim):
-        raise _Refused("it has tensors whose sizes do not follow from the image's")
+        raise _Refused("it has tensors whose shapes do not follow from that of the images")
     return tuple(dim.dim_value for dim in kind.shape.dim)
 
 
 def _inferred(model: Any, shape: tuple[int, ...]) -> Any:
-    """The graph without its weights, for two images, with the shape of each value as far as it follows."""
+    """The graph for two images, without weights, with all shapes that can be inferred."""
     import onnx
 
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
@@ -262,7 +262,7 @@ def _inferred(model: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _fold(graph: Any, found: Any, known: dict[str, Any]) -> bool:
-    """Compute small values that no pixel decides, since sizes depend on them; whether there was a new one."""
+    """Fold small constants, on which shapes depend; return whether there was a new one."""
     import numpy as np
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -294,8 +294,3 @@ def _fold(graph: Any, found: Any, known: dict[str, Any]) -> bool:
     graph.node.extend(rest)
     graph.initializer.extend(new)
     return True
-
-
-def _short(text: str) -> str:
-    line = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return line if len(line) <= 120 else f"{line[:120]}…"

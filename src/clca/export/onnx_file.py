@@ -1,4 +1,4 @@
-"""ONNX: one self-contained file, with classes and preprocessing in its metadata; float32, or int8 weights."""
+"""Export to ONNX: one self-contained file with classes and preprocessing as metadata, in float32 or int8."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch.export import ExportedProgram
 from clca.errors import ClcaError, WorkError
 from clca.export.metadata import BATCH, INPUT, OUTPUT, describe
 from clca.export.onnx_ops import translations
-from clca.export.program import at_fault, called, capture, quiet
+from clca.export.program import capture, failure_reason, model_name, quiet
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import replacing
 
-OPSET = 18  # the exporter's own; ONNX Runtime reads it from 1.14 on
-_LARGEST = 2**31 - 2**20  # protobuf's limit, less what is not weights
+OPSET = 18  # the default of the exporter; requires ONNX Runtime 1.14
+_LARGEST = 2**31 - 2**20  # limit of protobuf, minus everything but weights
 
-# The blocks are nearly all the work; what ranks or groups tokens and what decides is left as it is.
+# The blocks are nearly all of the computation; modules that rank or group tokens, and the heads, stay in float.
 _KEPT_IN_FLOAT = ("patch_embed", "reductions", "cla_head", "head", "attn_pool")
-_DELICATE = "not to be quantised"
+_NOT_QUANTIZED = "not to be quantised"
 
 INT8 = (
     "dynamic: weights of the linear layers of the blocks in int8, by output channel, in 7 bits (so that sums cannot "
@@ -33,16 +33,16 @@ INT8 = (
 
 
 def export_onnx(model: TokenReducedViT, path: str | Path, *, int8: bool = False) -> Path:
-    """Write the model as one ONNX file, for evaluation with any batch: `images` [B, 3, H, W] to `logits` [B, K].
+    """Write a model in evaluation mode as one ONNX file: `images` [B, 3, H, W] → `logits` [B, K], for any batch size.
 
     Args:
-        model: The model; it is exported in float32 and is itself left as it is.
-        path: The file, by custom ending in .onnx; one that is there is replaced once the new one is whole.
-        int8: Quantise the linear layers of the blocks dynamically (see `INT8`): a quarter of the size.
+        model: The model; it is exported in float32, and not modified.
+        path: The file, usually `*.onnx`; an existing file is replaced once the new one is complete.
+        int8: Quantise the linear layers of the blocks dynamically (see `INT8`), for a quarter of the size.
 
     Raises:
-        ClcaError: The packages of `clca[onnx]` are missing, or nothing can be written there.
-        WorkError: The model cannot be exported, with the operator or line at fault.
+        ClcaError: The packages of `clca[onnx]` are missing, or the file cannot be written.
+        WorkError: The model cannot be exported; the message names the operator or the cause.
     """
     proto = build_onnx(model)
     with replacing(Path(path), in_own_folder=True) as temporary:
@@ -51,33 +51,35 @@ def export_onnx(model: TokenReducedViT, path: str | Path, *, int8: bool = False)
 
 
 def build_onnx(model: TokenReducedViT) -> Any:
-    """The model as a ModelProto, for `save_onnx`; raises as `export_onnx` does."""
-    need_onnx()
-    name = called(model)
+    """Convert the model to a ModelProto for `save_onnx`; raises the same errors as `export_onnx`."""
+    require_onnx()
+    name = model_name(model)
     size = sum(tensor.numel() for tensor in model.state_dict().values()) * 4
     if size > _LARGEST:
-        raise WorkError(f"{name} cannot be exported: {size / 2**30:.1f} GB is over ONNX's 2 GB a file; use --to pt2")
+        raise WorkError(
+            f"{name} cannot be exported: {size / 2**30:.1f} GB exceeds the ONNX limit of 2 GB per file; use --to pt2"
+        )
     return to_onnx(capture(model, name), name)
 
 
 def save_onnx(model: TokenReducedViT, proto: Any, path: Path, *, int8: bool = False) -> None:
-    """Write what `build_onnx` made, with the model's metadata; `path` is half-written if that fails."""
+    """Write the result of `build_onnx` with the model's metadata; not atomic."""
     more = {"opset": OPSET, "quantization": INT8 if int8 else None}
     _save(quantized(proto, path.parent) if int8 else proto, path, describe(model, **more))
 
 
-def need_onnx() -> None:
-    """Refuse where a package is missing."""
+def require_onnx() -> None:
+    """Raise an error if a package is missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ClcaError(f"ONNX needs {', '.join(missing)}: pip install 'clca[onnx]'")
 
 
 def to_onnx(program: ExportedProgram, name: str, outputs: tuple[str, ...] = (OUTPUT,)) -> Any:
-    """The program as an ONNX ModelProto whose batch dimension has a name, without file names of this machine.
+    """Convert a program to an ONNX ModelProto with a named batch dimension and without local file names.
 
     Raises:
-        WorkError: An operator has no counterpart in ONNX; the message names it.
+        WorkError: An operator has no equivalent in ONNX; the message names it.
     """
     try:
         with quiet(), torch.no_grad():
@@ -91,8 +93,8 @@ def to_onnx(program: ExportedProgram, name: str, outputs: tuple[str, ...] = (OUT
             )
             assert exported is not None
             proto = exported.model_proto
-    except Exception as error:  # the exporter's own classes are not public
-        raise WorkError(f"{name} cannot be exported to ONNX: {at_fault(error)}") from error
+    except Exception as error:  # the exception classes of the exporter are not public
+        raise WorkError(f"{name} cannot be exported to ONNX: {failure_reason(error)}") from error
     symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
@@ -100,14 +102,14 @@ def to_onnx(program: ExportedProgram, name: str, outputs: tuple[str, ...] = (OUT
                 dim.dim_param = dim.dim_param.replace(symbol, BATCH)
     for node in proto.graph.node:
         origin = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
-        node.doc_string = _DELICATE if any(f"'model.{part}" in origin for part in _KEPT_IN_FLOAT) else ""
+        node.doc_string = _NOT_QUANTIZED if any(f"'model.{part}" in origin for part in _KEPT_IN_FLOAT) else ""
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
         del part.metadata_props[:]
     return proto
 
 
 def quantized(proto: Any, folder: Path) -> Any:
-    """A copy with int8 weights in the linear layers of the blocks; `folder` takes files on the way."""
+    """A copy with int8 weights in the linear layers of the blocks; temporary files are written to `folder`."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -115,14 +117,14 @@ def quantized(proto: Any, folder: Path) -> Any:
     chosen = [
         node.name
         for node in proto.graph.node
-        if node.op_type == "MatMul" and node.doc_string != _DELICATE and node.input[1] in weights
+        if node.op_type == "MatMul" and node.doc_string != _NOT_QUANTIZED and node.input[1] in weights
     ]
     if not chosen:
         raise WorkError("nothing to quantise: the blocks have no linear layers with constant weights")
     target = folder / "int8"
     with quiet():
         copy = onnx.ModelProto()
-        copy.CopyFrom(proto)  # the quantiser changes what it is given
+        copy.CopyFrom(proto)  # the quantiser modifies its input
         quantize_dynamic(
             copy,
             target,

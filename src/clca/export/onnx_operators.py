@@ -1,7 +1,7 @@
-"""The operators of ONNX that exports of this library contain, and nothing else that an `.onnx` may call.
+"""The ONNX operators that exports of this library contain, and the only ones allowed in an `.onnx`.
 
-`tests/hostile/test_allowlists.py` keeps the list exact and writes it anew, as `pt2_operators.py` says. None of them has
-a graph in its arguments, so nothing repeats without an end.
+`tests/hostile/test_allowlists.py` checks and regenerates the list, as described in `pt2_operators.py`. None of the
+operators has a graph as attribute, so there are no loops.
 """
 
 OPERATORS = frozenset(

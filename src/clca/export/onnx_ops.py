@@ -1,4 +1,4 @@
-"""Operators of torch that its ONNX exporter lacks or rounds differently, and reductions use."""
+"""Translations of torch operators, used by reductions, that the ONNX exporter lacks or that it rounds differently."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For `torch.onnx.export(custom_translation_table=...)`: operator of torch → function that builds its graph."""
+    """The `custom_translation_table` of `torch.onnx.export`: torch operator → function that builds its graph."""
     from onnx_ir import DataType
     from onnxscript import opset18
 
-    op: Any = opset18  # its own annotations take values of the graph for constants only
+    op: Any = opset18  # its annotations accept graph values only as constants
 
     def sort(self, stable=None, dim=-1, descending=False):
-        """TopK of all; ONNX puts the lower index first among equal values, so it is stable either way."""
-        # ONNX Runtime has it for few whole numbers.
-        kept = (DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.INT64, DataType.INT32)
-        values = self if self.dtype in kept else op.Cast(self, to=DataType.INT32.value)
+        """TopK of all elements; ONNX puts the lower index first among equal values, so it is always stable."""
+        # ONNX Runtime supports few integer types.
+        supported = (DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.INT64, DataType.INT32)
+        values = self if self.dtype in supported else op.Cast(self, to=DataType.INT32.value)
         size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]), axis=0)
         values, indices = op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
-        return (values if self.dtype in kept else op.Cast(values, to=self.dtype.value)), indices
+        return (values if self.dtype in supported else op.Cast(values, to=self.dtype.value)), indices
 
     def searchsorted(sorted_sequence, self, out_int32=False, right=False, side=None, sorter=None):
-        """How many values of the sorted sequence lie below each value, or not above it."""
+        """Count the values of the sorted sequence that are below each value (or, from the right, not above it)."""
         if sorter is not None:
             raise NotImplementedError("searchsorted with a sorter")
         sequence = op.Unsqueeze(sorted_sequence, op.Constant(value_ints=[-2]))
@@ -36,7 +36,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return count if out_int32 else op.Cast(count, to=DataType.INT64.value)
 
     def cumsum(self, dim, dtype=-1):
-        """Sums in double precision, as torch has them on the CPU: ATS compares them with its sample points."""
+        """Accumulate in double precision, as torch does on the CPU: ATS compares the sums with its sample points."""
         if dtype != -1:
             self = op.Cast(self, to=dtype)
         axis = op.Constant(value_int=dim)

@@ -1,9 +1,9 @@
-"""A stranger's `.pt2`, looked at before torch loads it: what `export_pt2` would not have written is refused.
+"""Check an untrusted `.pt2` before torch loads it: only what `export_pt2` would write is accepted.
 
-`torch.export.load` runs what an archive brings: it unpickles objects, loads compiled libraries, evaluates the text of
-sizes and guards, and calls any operator that some package has registered, those that write files among them. To look
-for each would never be complete, so it is stated what may be there (`pt2_schema`, `pt2_operators`). torch reads a copy
-that holds what was checked and nothing else, so that two readers of one archive cannot disagree about what is in it.
+`torch.export.load` can execute code in an archive: it unpickles objects, loads compiled libraries, evaluates sizes and
+guards from text, and calls any registered operator, including those that write files. A list of what is forbidden would
+never be complete, so `pt2_schema` and `pt2_operators` list what is allowed. torch then reads a copy that contains only
+what was checked, so that two parsers of one archive cannot disagree about its contents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from clca.errors import ClcaError
-from clca.export.metadata import TRUST, check_metadata
+from clca.export.metadata import TRUST, check_metadata, one_line
 from clca.export.program import METADATA_FILE
 from clca.export.pt2_schema import BYTES, Constants, Payload, Program, UnknownOperator, Weights
 
@@ -41,11 +41,11 @@ _TENSOR = re.compile(r"data/weights/weight_[0-9]{1,6}")
 
 _MOST_MEMBERS = 20_000
 _LONGEST_DIRECTORY = 8 * 2**20
-_LONGEST_JSON = 16 * 2**20  # 12 blocks, reduced after three of them, have 0.6 MiB
+_LONGEST_JSON = 16 * 2**20  # 12 blocks with three reductions have 0.6 MiB
 
 
 class _Refused(Exception):
-    """A member is not as it must be."""
+    """A member of the archive contains something that is not allowed."""
 
     def __init__(self, member: str, why: str) -> None:
         super().__init__(why)
@@ -53,7 +53,7 @@ class _Refused(Exception):
 
 
 class _Reader(io.FileIO):
-    """A file whose single reads are limited: `zipfile` reads a directory at once, and takes ten times its bytes."""
+    """A file with a limit on single reads: `zipfile` reads the directory at once, and needs ten times its size."""
 
     longest: int | None = _LONGEST_DIRECTORY
 
@@ -64,16 +64,16 @@ class _Reader(io.FileIO):
 
 
 def checked_archive(path: Path) -> tuple[io.BytesIO, dict[str, Any]]:
-    """An archive of `export_pt2` for `torch.export.load`, and the file's metadata.
+    """Check an archive of `export_pt2`, and return it for `torch.export.load` with its metadata.
 
     Args:
-        path: A zip.
+        path: The file, a zip archive.
 
     Returns:
-        A copy of what was checked, with sample inputs made here since torch unpickles those; the metadata.
+        A copy of the checked members, with new sample inputs since torch unpickles those, and the metadata.
 
     Raises:
-        ClcaError: It may hold code, with the part at fault, or cannot be read.
+        ClcaError: The archive cannot be read or may contain code; the message names the member.
     """
     member = "the directory"
     try:
@@ -87,33 +87,33 @@ def checked_archive(path: Path) -> tuple[io.BytesIO, dict[str, Any]]:
             return _copy(archive, members, parsed), parsed[_METADATA]
     except UnknownOperator as error:
         raise ClcaError(
-            f"{path}: {_PROGRAM} in it calls {_short(str(error))}, which no export of clca's own reductions does "
-            f"and may hold code, so it is not loaded; {TRUST}"
+            f"{path}: {_PROGRAM} in it calls {one_line(str(error))}, which no export of a built-in reduction of "
+            f"clca does, and may contain code, so it is not loaded; {TRUST}"
         ) from None
-    except Exception as error:  # a damaged archive raises nearly anything
+    except Exception as error:  # a damaged archive raises almost any exception
         member = error.member if isinstance(error, _Refused) else member
         raise ClcaError(
-            f"{path}: {_short(member)} in it is not as clca writes it ({_why(error)}) and may hold code, so it is not "
-            f"loaded; {TRUST}"
+            f"{path}: {one_line(member)} in it is not as clca writes it ({_why(error)}) and may contain code, so it is "
+            f"not loaded; {TRUST}"
         ) from None
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by their names in the one folder that holds all: nothing else, nothing twice, nothing compressed."""
+    """The members by their names without the top folder; refuses unknown, duplicate and compressed members."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.filename.partition("/")[2]
         if name not in (*_READ, *_FIXED, _SAMPLE) and not _TENSOR.fullmatch(name):
-            raise _Refused(name, "there is no such part")
+            raise _Refused(name, "exports have no such part")
         if name in members:
-            raise _Refused(name, "it is there twice")
+            raise _Refused(name, "it occurs twice")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise _Refused(name, "it is compressed")
         if name in _READ and info.file_size > _LONGEST_JSON:
             raise _Refused(name, f"it has more than {_LONGEST_JSON} bytes")
         members[name] = info
     if len(members) > _MOST_MEMBERS or sum(info.file_size for info in members.values()) > size:
-        raise _Refused("the directory", "there are more parts than the file can hold")
+        raise _Refused("the directory", "it lists more than the file can contain")
     if missing := [name for name in (*_READ, *_FIXED) if name not in members]:
         raise _Refused(missing[0], "it is missing")
     return members
@@ -122,7 +122,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _json(archive: zipfile.ZipFile, member: str, members: dict[str, zipfile.ZipInfo]) -> Any:
     try:
         return json.loads(archive.read(members[member]))
-    except (ValueError, RecursionError):  # RecursionError: nested without an end
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         raise _Refused(member, "it is not JSON") from None
 
 
@@ -139,14 +139,14 @@ def _check(member: str, content: Any, members: dict[str, zipfile.ZipInfo]) -> No
 
 
 def _check_symbols(program: Program, content: Any) -> None:
-    """The batch is the one size that is not a number."""
+    """Require that the batch is the only symbolic size."""
     (batch,) = program.range_constraints
     if others := set(re.findall(r"Symbol\('(\w+)'", json.dumps(content["graph_module"]))) - {batch}:
         raise _Refused(_PROGRAM, f"it has another size than {batch}, {min(others)}")
 
 
 def _check_fits(payload: Payload, members: dict[str, zipfile.ZipInfo]) -> None:
-    """A tensor lies within the bytes of its file, each element at a place of its own."""
+    """Require that a tensor is within the bytes of its file, and that its elements do not overlap."""
     info, meta = members.get(f"data/weights/{payload.path_name}"), payload.tensor_meta
     if info is None:
         raise _Refused(_WEIGHTS, f"there is no {payload.path_name}")
@@ -165,7 +165,7 @@ def _copy(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], parsed:
                 continue
             content = json.dumps(parsed[name]).encode() if name in parsed else archive.read(info)
             if name in _FIXED and not _FIXED[name].fullmatch(content):
-                raise _Refused(name, "it says something else")
+                raise _Refused(name, "its content is not as expected")
             target.writestr(f"model/{name}", content)
         target.writestr(f"model/{_SAMPLE}", _sample(parsed[_METADATA]))
     copy.seek(0)
@@ -173,7 +173,7 @@ def _copy(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], parsed:
 
 
 def _sample(metadata: dict[str, Any]) -> bytes:
-    """Images as torch stores those that a program was made with; of one number, however large they are."""
+    """Sample inputs in torch's format: images of the right shape that all share one stored number."""
     content = io.BytesIO()
     images = torch.zeros(1).expand(2, *metadata["input"]["shape"][1:])
     torch.save(((images,), {}), content)
@@ -183,11 +183,5 @@ def _sample(metadata: dict[str, Any]) -> bytes:
 def _why(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return _short(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
-    return _short(str(error) if isinstance(error, _Refused | ClcaError) else type(error).__name__)
-
-
-def _short(text: str) -> str:
-    """A text of a stranger's in one short line."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return line if len(line) <= 120 else f"{line[:120]}…"
+        return one_line(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+    return one_line(str(error) if isinstance(error, _Refused | ClcaError) else type(error).__name__)

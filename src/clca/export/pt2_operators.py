@@ -1,12 +1,12 @@
-"""The operators that exports of this library contain, and nothing else that a `.pt2` may call.
+"""The torch operators that exports of this library contain, and the only ones allowed in a `.pt2`.
 
-`tests/hostile/test_allowlists.py` exports every reduction, head, pool and backbone style, and fails when a list here is
-too long or too short. After a change of a reduction, or with another torch, write the lists anew:
+`tests/hostile/test_allowlists.py` exports every reduction, head, pool and backbone style, and fails if a list here is
+too long or too short. After a change of a reduction, or with another version of torch, regenerate the lists:
 
     PYTHONPATH=tests/support python tests/hostile/test_allowlists.py
 
-Before adding an operator by hand, be sure that it computes tensors from tensors only, and neither reads nor writes
-files, memory outside of its arguments, other devices or processes.
+Before adding an operator by hand, make sure that it only computes tensors from tensors, and does not access files,
+memory outside its arguments, other devices or processes.
 """
 
 OPERATORS = frozenset(
@@ -112,5 +112,5 @@ OPERATORS = frozenset(
     }
 )
 
-WITH_A_BODY = frozenset({"torch.ops.higher_order.wrap_with_autocast"})
-"""Higher-order operators, which call a graph that stands in their arguments."""
+HIGHER_ORDER = frozenset({"torch.ops.higher_order.wrap_with_autocast"})
+"""Higher-order operators, which call a graph in their arguments."""

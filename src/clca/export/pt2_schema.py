@@ -1,7 +1,7 @@
-"""What `export_pt2` writes as JSON in an archive, field by field: another field, kind of argument or text is refused.
+"""Schema of the JSON files in an archive of `export_pt2`; other fields, kinds of arguments and texts are refused.
 
-torch's reader evaluates the text of sizes with sympy, imports what a specification names, and looks functions up by
-their names, so each text has the form that our exports give it, and each number has limits.
+torch evaluates the text of sizes with sympy, imports types named in specifications, and looks up functions by name.
+Therefore every text must have the form that our exports write, and every number has limits.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pydantic import (
 )
 
 from clca.export.metadata import INPUT
-from clca.export.pt2_operators import OPERATORS, WITH_A_BODY
+from clca.export.pt2_operators import HIGHER_ORDER, OPERATORS
 
 BYTES = {1: 1, 5: 8, 7: 4, 8: 8, 12: 1}
-"""Of an element, by the numbers that torch.export gives to uint8, int64, float32, float64 and bool."""
+"""Bytes per element, by the codes of torch.export for uint8, int64, float32, float64 and bool."""
 
-_MOST_NODES = 20_000  # 12 blocks, reduced after three of them, have 489
-_LARGEST = 2**63 - 1  # the end of a slice that goes to the end
+_MOST_NODES = 20_000  # 12 blocks with three reductions have 489
+_LARGEST = 2**63 - 1  # the end of a slice without an end
 
 
 class UnknownOperator(Exception):
-    """A program calls what exports of this library do not contain; the message is its name."""
+    """A program calls an operator that is not allowed; the message is its name."""
 
 
 class _Strict(BaseModel):
@@ -38,22 +38,22 @@ class _Strict(BaseModel):
 
 
 def _entry() -> Any:
-    """A field of a `_OneOf`."""
+    """Define a field of a `_OneOf`."""
     return Field(default=None)
 
 
 class _OneOf(_Strict):
-    """An object with a single one of its fields."""
+    """An object of which exactly one field is set."""
 
     @model_validator(mode="after")
     def _single(self) -> _OneOf:
         if len(self.model_fields_set) != 1:
-            raise ValueError("one entry is expected")
+            raise ValueError("expected exactly one entry")
         return self
 
 
 def _text(pattern: str, longest: int) -> Any:
-    # Rust's syntax, where \w and \d go beyond ASCII, and $ is the very end.
+    # Rust's syntax: \w and \d match beyond ASCII, and $ matches only at the end of the text.
     return StringConstraints(pattern=f"^(?:{pattern})$", max_length=longest)
 
 
@@ -65,9 +65,9 @@ def _operator(target: str) -> str:
 
 _SYMBOL_NAME = "s[0-9]{1,9}"
 _SYMBOL = rf"Symbol\('{_SYMBOL_NAME}', positive=True, integer=True\)"
-_PART = "_?[A-Za-z0-9][A-Za-z0-9_]*"  # of a module's name; what begins with __ is Python's
+_PART = "_?[A-Za-z0-9][A-Za-z0-9_]*"  # of a module name; names with leading __ are special in Python
 
-# What the one call takes and gives, images to logits: torch imports the types that such a text names.
+# Specification of the input (images) and output (logits): torch imports the types that such a text names.
 _TENSOR = '{"type": null, "context": null, "children_spec": []}'
 _ONE_RESULT = f"[1, {_TENSOR}]"
 _ONE_ARGUMENT = (
@@ -131,14 +131,14 @@ class _TensorMeta(_TensorBase):
 
 
 class StoredMeta(_TensorBase):
-    """A tensor in a file: type, and where in its bytes."""
+    """A stored tensor: its type, and its place in the file."""
 
     sizes: Annotated[list[_AsSize], Field(max_length=8)]
     strides: Annotated[list[_AsSize], Field(max_length=8)]
 
 
 class Payload(_Strict):
-    """A parameter or buffer, and the file it is in."""
+    """A parameter or buffer, and its file."""
 
     path_name: Annotated[str, _text("weight_[0-9]{1,6}", 13)]
     is_param: bool
@@ -153,7 +153,7 @@ class Weights(_Strict):
 
 
 class Constants(_Strict):
-    """`data/constants/model_constants_config.json`: our exports have none."""
+    """`data/constants/model_constants_config.json`: our exports have no constants."""
 
     config: _Nothing
 
@@ -168,7 +168,7 @@ class Argument(_OneOf):
     as_ints: Annotated[list[_Int], Field(max_length=64)] = _entry()
     as_layout: Literal[7] = _entry()
     as_none: Literal[True] = _entry()
-    as_scalar_type: Literal[1, 5, 7, 8, 12, 13] = _entry()  # 13, bfloat16, for autocast, which is off
+    as_scalar_type: Literal[1, 5, 7, 8, 12, 13] = _entry()  # 13, bfloat16, occurs for autocast, which is off
     as_string: Literal["constant", "cpu", "tanh"] = _entry()
     as_sym_int: _ByName = _entry()
     as_sym_ints: Annotated[list[_SymInts], Field(max_length=64)] = _entry()
@@ -249,13 +249,13 @@ class _InputOrBody(_Strict):
 
 
 class _CallOfBody(_Call):
-    target: Literal[tuple(sorted(WITH_A_BODY))]  # type: ignore[valid-type]
+    target: Literal[tuple(sorted(HIGHER_ORDER))]  # type: ignore[valid-type]
     inputs: Annotated[list[_InputOrBody], Field(max_length=1000)]  # type: ignore[assignment]
     is_hop_single_tensor_return: Literal[False]  # type: ignore[assignment]
 
 
 def _has_body(call: Any) -> str:
-    return "body" if isinstance(call, dict) and call.get("target") in WITH_A_BODY else "plain"
+    return "body" if isinstance(call, dict) and call.get("target") in HIGHER_ORDER else "plain"
 
 
 class _Graph(_GraphBase):

@@ -1,4 +1,4 @@
-"""How much memory a program will take, found without taking it: a file may ask for tensors of any size."""
+"""Estimate the memory and operations of a program without running it: a file may require tensors of any size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch.utils._pytree import tree_leaves
 from clca.models.cost import flop_counter
 
 _LEAST, _PER_PIXEL, _MOST = 256 * 2**20, 8 * 2**10, 16 * 2**30
-"""Bytes at one time, beside the weights, that a program may take for an image. Most is needed where all pairs of tokens
-are compared: ViT-B with patches of 8 pixels has 12 × 3137² scores a block at 448 × 448, 450 MiB, of 1.8 GiB allowed."""
+"""Bytes of memory, besides the weights, that a program may need for an image. The peak is where all pairs of tokens are
+compared: ViT-B with patches of 8 pixels has 12 × 3137² scores per block at 448 × 448, 450 MiB of 1.8 GiB allowed."""
 
 _PER_ELEMENT = 10
 _OPERATIONS = 3 * 10**13
-"""Work that a program may do for an image: multiply-accumulates of products and convolutions, and `_PER_ELEMENT` for
-each element that any operator reads or writes. Of timm's backbones, counted in this way on tensors without content:
+"""Operations that a program may need for an image: multiply-accumulates of matrix products and convolutions, plus
+`_PER_ELEMENT` for each element that any operator reads or writes. For some backbones of timm, the counts are:
 
-| backbone | pixels | products | elements |
+| backbone | pixels | multiply-accumulates | elements |
 | --- | --- | --- | --- |
 | deit3_small_patch16_224 | 448 | 2.3e10 | 9.4e8 |
 | vit_large_patch14_clip_336 | 518 | 5.1e11 | 1.2e10 |
@@ -33,15 +33,15 @@ each element that any operator reads or writes. Of timm's backbones, counted in 
 | vit_base_patch8_224 | 1024 | 6.3e12 | 4.0e11 |
 """
 
-_BATCHES = (2, 64)  # what grows faster than the batch shows
+_BATCHES = (2, 64)  # two sizes show what grows faster than the batch
 
 
 class TooLarge(Exception):
-    """A program asks for more than its images explain, or gives something else than logits."""
+    """A program needs more than a model on such images does, or does not return logits."""
 
 
 class _Counter(TorchDispatchMode):
-    """Bytes of the tensors alive at one time, and elements read and written."""
+    """Counts the bytes of live tensors, and the elements read and written."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Counter(TorchDispatchMode):
         written = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         for value in written:
             self._count(value)
-        # A pool reads its window for each element.
+        # A pooling operator reads a window for each element.
         times = math.prod(args[1]) if func is torch.ops.aten.avg_pool2d.default else 1
         read = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
         self.elements += times * sum(value.numel() for value in written) + sum(value.numel() for value in read)
@@ -63,7 +63,7 @@ class _Counter(TorchDispatchMode):
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         size, key = storage.nbytes(), storage._cdata
-        # An operator may copy what is expanded on the way to its result.
+        # An operator may copy an expanded tensor temporarily.
         if max(self._now + size, tensor.numel() * tensor.element_size()) > self._limit:
             raise TooLarge(f"tensors of {max(size, tensor.numel() * tensor.element_size()):.2g} bytes")
         self._now += 0 if key in self._users else size
@@ -78,43 +78,43 @@ class _Counter(TorchDispatchMode):
 
 
 def memory_limit(shape: tuple[int, ...]) -> int:
-    """Bytes at one time, beside the weights, that a program may take for an image of shape [C, H, W]."""
+    """Bytes of memory, besides the weights, that a program may need for an image of shape [C, H, W]."""
     return min(_LEAST + _PER_PIXEL * shape[1] * shape[2], _MOST)
 
 
-def check_operations(products: int, elements: int, batch: int) -> None:
-    """Refuse work that takes longer than a model's.
+def check_operations(macs: int, elements: int, batch: int) -> None:
+    """Refuse a program that needs many more operations than a model does.
 
     Args:
-        products: Multiply-accumulates of matrix products and convolutions.
-        elements: That all operators read and write.
-        batch: Images that take it.
+        macs: Multiply-accumulates of matrix products and convolutions.
+        elements: Elements that all operators read and write.
+        batch: Number of images.
 
     Raises:
-        TooLarge: It is more than the images explain.
+        TooLarge: It needs more than a model on such images does.
     """
-    found = (products + _PER_ELEMENT * elements) / batch
-    if found > _OPERATIONS:
-        raise TooLarge(f"{found:.2g} operations an image")
+    operations = (macs + _PER_ELEMENT * elements) / batch
+    if operations > _OPERATIONS:
+        raise TooLarge(f"{operations:.2g} operations per image")
 
 
 def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -> None:
-    """Run a program on tensors without content, and refuse one that takes more memory than such a model does.
+    """Run a program on fake tensors, and refuse it if it needs more memory or operations than such a model does.
 
     Args:
         program: A program on images.
-        shape: Of an image, [C, H, W].
-        outputs: Of logits; 0 if they are not counted.
+        shape: Shape of an image, [C, H, W].
+        outputs: Number of logits; 0 if any number is accepted.
 
     Raises:
-        TooLarge: It takes too much memory or time for its images.
-        Exception: What is raised by an operator on arguments that do not go together.
+        TooLarge: It needs too much memory or time for its images.
+        Exception: An operator was called with inconsistent arguments.
     """
     limit = memory_limit(shape)
     weights = program.state_dict
     for batch in _BATCHES:
         mode = FakeTensorMode()
-        given = [
+        inputs = [
             mode.from_tensor(
                 torch.zeros(1).expand(batch, *shape)
                 if spec.kind is InputKind.USER_INPUT
@@ -123,7 +123,7 @@ def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -
             for spec in program.graph_signature.input_specs
         ]
         with torch.no_grad(), mode, flop_counter() as flops, _Counter(batch * limit) as counter:
-            (logits,) = torch.fx.Interpreter(program.graph_module).run(*given)
+            (logits,) = torch.fx.Interpreter(program.graph_module).run(*inputs)
         check_operations(flops.get_total_flops() // 2, counter.elements, batch)
         if logits.dtype != torch.float32 or logits.ndim != 2 or logits.shape[0] != batch:
             raise TooLarge(f"logits {[*logits.shape]} for {batch} images")

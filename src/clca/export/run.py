@@ -1,4 +1,4 @@
-"""`export_run(run)`: a run in one file, checked against PyTorch on images before it takes its place."""
+"""`export_run(run)`: export a run to one file, which is compared with PyTorch on images before it is kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from clca.errors import ClcaError, WorkError
 from clca.export.check import Agreement, check_exported
+from clca.export.check_images import CheckImages, find_check_images
 from clca.export.load import Exported, load_exported
 from clca.export.metadata import TRUST
-from clca.export.onnx_file import build_onnx, need_onnx, save_onnx
-from clca.export.pictures import Pictures, find_pictures
-from clca.export.program import called, capture, save_pt2
+from clca.export.onnx_file import build_onnx, require_onnx, save_onnx
+from clca.export.program import capture, model_name, save_pt2
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import replacing
 from clca.system.timing import Spread, interleaved
@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 KINDS = ("onnx", "pt2")
 INT8_AGREEMENT = 0.9
-"""Share of photographs whose most likely class int8 must leave as it is; less is taken for damage."""
+"""Least share of photographs for which int8 must predict the same class as float32."""
 
 _TIMED_BATCH, _TIMED_ROUNDS = 8, 7
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """One file: its bytes, how it agrees with PyTorch, and images per second (int8 exports only)."""
+    """Size of a file in bytes, its agreement with PyTorch, and images per second (int8 exports only)."""
 
     size: int
     agreement: Agreement
@@ -42,43 +42,43 @@ class FileResult:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export came to.
+    """The result of an export.
 
     Attributes:
         path: The file.
         kind: "onnx" or "pt2".
-        pictures: What it was checked on, in words.
-        files: "float32", and where it was asked for "int8".
-        refusal: Why `load_exported` does not load the file without `trusted=True`; empty if it does. A reduction that
-            does not come with clca may use operators that are not on its lists.
+        checked_on: Description of the images on which it was checked.
+        files: Results for "float32" and, if requested, "int8".
+        refusal: Why `load_exported` refuses the file without `trusted=True`; empty if it does not. A reduction that is
+            not part of clca may use operators that are not on its lists.
     """
 
     path: Path
     kind: str
-    pictures: str
+    checked_on: str
     files: dict[str, FileResult]
     refusal: str = ""
 
     def lines(self) -> list[str]:
-        """To print."""
+        """The report as lines of text."""
         agreement = next(iter(self.files.values())).agreement
         batches = ", ".join(map(str, agreement.batches))
-        told = [f"checked against PyTorch on {agreement.images} images ({self.pictures}), in batches of {batches}"]
-        told += [f"  {_line(name, result)}" for name, result in self.files.items()]
+        lines = [f"checked against PyTorch on {agreement.images} images ({self.checked_on}), in batches of {batches}"]
+        lines += [f"  {_line(name, result)}" for name, result in self.files.items()]
         if self.refusal:
-            told.append(f"load_exported loads this file only with trusted=True: {self.refusal}")
-        return [*told, f"written to {self.path}"]
+            lines.append(f"load_exported loads this file only with trusted=True: {self.refusal}")
+        return [*lines, f"written to {self.path}"]
 
 
 def _line(name: str, result: FileResult) -> str:
-    found = result.agreement
+    agreement = result.agreement
     parts = [
         f"{name:<7}  {result.size / 1e6:.1f} MB",
-        f"logits differ by at most {found.largest:.1e} (largest {found.scale:.1f})",
-        f"same class {found.top1:.1%}",
+        f"logits differ by at most {agreement.largest:.1e} (largest {agreement.scale:.1f})",
+        f"same class {agreement.top1:.1%}",
     ]
-    if not math.isnan(found.accuracy):
-        parts.append(f"right {found.accuracy:.1%} (PyTorch {found.reference_accuracy:.1%})")
+    if not math.isnan(agreement.accuracy):
+        parts.append(f"top-1 {agreement.accuracy:.1%} (PyTorch {agreement.reference_accuracy:.1%})")
     if result.speed is not None:
         parts.append(f"{result.speed.median:.1f} images/s ({result.speed.p10:.1f} to {result.speed.p90:.1f})")
     return ", ".join(parts)
@@ -93,57 +93,58 @@ def export_run(
     int8: bool = False,
     images: Sequence[str | Path] = (),
 ) -> ExportReport:
-    """Export a run, check the file, and only then put it in its place.
+    """Export a run and check the file; it is written to its place only if the check succeeds.
 
     Args:
-        run: Run folder, or a saved model's folder or hub id.
+        run: Run folder, or folder or hub id of a saved model.
         to: "onnx" or "pt2".
-        out: The file; None: `model.onnx`, `model-int8.onnx` or `model.pt2` in the run folder, or here for a hub id.
-        keep_rate: Keep this share of tokens, or one a location, instead of what the run was trained with.
-        int8: Quantise the linear layers (ONNX only); what it costs is measured beside the float file.
-        images: What to check on; empty: the run's test images, else synthetic ones. At most 256 are looked at.
+        out: The file; None: `model.onnx`, `model-int8.onnx` or `model.pt2` in the run folder, or in the current folder
+            for a hub id.
+        keep_rate: Keep rate, or one per location, instead of that with which the run was trained.
+        int8: Quantise the linear layers (ONNX only); the loss is measured against a float32 file.
+        images: Images for the check, at most 256 of which are used; empty: the test images of the run, else synthetic
+            ones.
 
     Raises:
-        ClcaError: There is no such run or image, what is asked for does not go together, or `out` is one of the files
-            that a run is made of.
-        WorkError: The model cannot be exported, or the file does not agree with PyTorch; nothing is left of it.
+        ClcaError: The run or an image does not exist, the arguments are inconsistent, or `out` is a file that belongs
+            to the run.
+        WorkError: The model cannot be exported, or the file does not agree with PyTorch and is removed.
     """
     if to not in KINDS:
         raise ClcaError(f"cannot export to {to!r}: choose from {', '.join(KINDS)}")
     if int8 and to != "onnx":
-        raise ClcaError(f"int8 is made for ONNX only: export to onnx, or to {to} without int8")
+        raise ClcaError(f"int8 requires ONNX: export to onnx, or to {to} without int8")
     if to == "onnx":
-        need_onnx()
+        require_onnx()
     trained = RunFolder(run)
     folder = trained.path if trained.exists else Path()
     path = Path(out) if out is not None else folder / f"model{'-int8' if int8 else ''}.{to}"
     refuse_run_file(path, folder)
     model = trained.load_model()
     if model.classes is None or model.preprocess is None:
-        raise ClcaError(
-            f"{run}: the saved model does not say its classes and preprocessing: set both and save it again"
-        )
+        raise ClcaError(f"{run}: the saved model has no classes or preprocessing: set both and save it again")
     if keep_rate is not None:
         model.keep_rate = keep_rate
-    pictures = find_pictures(model, trained, images)
+    check_images = find_check_images(model, trained, images)
     with replacing(path, in_own_folder=True) as temporary:
         _log.info("exporting to %s …", to)
         if to == "pt2":
             files = {"float32": temporary}
-            save_pt2(model, capture(model, called(model)), temporary)
+            save_pt2(model, capture(model, model_name(model)), temporary)
         else:
             proto = build_onnx(model)
             files = {"float32": temporary.with_name(f"{temporary.name}.float32") if int8 else temporary}
             files |= {"int8": temporary} if int8 else {}
             for name, file in files.items():
                 save_onnx(model, proto, file, int8=name == "int8")
-        _log.info("checking on %d images (%s) …", len(pictures), pictures.what)
-        loaded, refusal = _loaded(files)
-        return ExportReport(path, to, pictures.what, _examined(model, files, loaded, pictures), refusal)
+        _log.info("checking on %d images (%s) …", len(check_images), check_images.description)
+        loaded, refusal = _load_files(files)
+        results = _check_files(model, files, loaded, check_images)
+        return ExportReport(path, to, check_images.description, results, refusal)
 
 
-def _loaded(files: dict[str, Path]) -> tuple[dict[str, Exported], str]:
-    """Each file as others load it, or as trusted where they cannot; and why they cannot."""
+def _load_files(files: dict[str, Path]) -> tuple[dict[str, Exported], str]:
+    """Load each file untrusted or, if that is refused, trusted; also return the reason of the refusal."""
     loaded, refusal = {}, ""
     for name, file in files.items():
         try:
@@ -154,26 +155,26 @@ def _loaded(files: dict[str, Path]) -> tuple[dict[str, Exported], str]:
 
 
 def _reason(error: ClcaError, file: Path) -> str:
-    """A refusal without the name of a file that is there for a moment, and without how to go past it."""
+    """The message without the path of the temporary file and without the advice to trust it."""
     return str(error).removeprefix(f"{file}: ").removesuffix(f"; {TRUST}")
 
 
-def _examined(
-    model: TokenReducedViT, files: dict[str, Path], loaded: dict[str, Exported], pictures: Pictures
+def _check_files(
+    model: TokenReducedViT, files: dict[str, Path], loaded: dict[str, Exported], images: CheckImages
 ) -> dict[str, FileResult]:
-    """Check every file, and where there are two time them too."""
-    agreements = dict(zip(loaded, check_exported(model, list(loaded.values()), pictures), strict=True))
+    """Check all files and, if there are two, measure their speed."""
+    agreements = dict(zip(loaded, check_exported(model, list(loaded.values()), images), strict=True))
     agreements["float32"].require("the exported file")
     if "int8" in agreements:
-        found = agreements["int8"]
-        if not math.isfinite(found.largest) or (pictures.real and found.top1 < INT8_AGREEMENT):
+        int8 = agreements["int8"]
+        if not math.isfinite(int8.largest) or (images.real and int8.top1 < INT8_AGREEMENT):
             raise WorkError(
-                f"int8 leaves the class of only {found.top1:.1%} of {found.images} images as it was, so it was not "
-                "kept: export without int8"
+                f"int8 predicts the same class for only {int8.top1:.1%} of {int8.images} images, so it was not kept: "
+                "export without int8"
             )
     speeds: dict[str, Spread] = {}
     if len(files) > 1:
-        batch = torch.stack([pictures.read(i % len(pictures)) for i in range(_TIMED_BATCH)])
+        batch = torch.stack([images.read(i % len(images)) for i in range(_TIMED_BATCH)])
         times = interleaved({name: lambda file=file: file(batch) for name, file in loaded.items()}, _TIMED_ROUNDS)  # type: ignore[misc]
         speeds = {name: Spread.of([_TIMED_BATCH / t for t in seconds]) for name, seconds in times.items()}
     sizes = {name: file.stat().st_size for name, file in files.items()}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from clca.data.decoding import Decoders
 from clca.data.image_formats import Code, UnreadableImage
-from clca.data.transforms import Transform, transformed
+from clca.data.transforms import Transform, apply_transform
 from clca.errors import ClcaError
 from clca.serve.errors import Refusal
 
@@ -16,7 +16,7 @@ _STATUS: dict[Code, int] = {
 
 
 def decode(data: bytes, transform: Transform, decoders: Decoders) -> Tensor:
-    """`decode_image`, transformed.
+    """Decode an image and apply the transform.
 
     Args:
         data: The image file.
@@ -27,7 +27,7 @@ def decode(data: bytes, transform: Transform, decoders: Decoders) -> Tensor:
         Refusal: As `decode_image`.
     """
     try:
-        return transformed(transform, lambda resize: decoders.image(data, resize)[0])
+        return apply_transform(transform, lambda resize: decoders.image(data, resize)[0])
     except ClcaError as error:
         raise _refusal(error) from None
 

@@ -12,7 +12,7 @@ import timm
 import torch
 
 from clca import data
-from clca.data.cache.fill import served_resize, use_cache
+from clca.data.cache.fill import cacheable_resize, use_cache
 from clca.data.checks.decode import BadImage
 from clca.data.checks.decode import verify_images as decode_images
 from clca.data.transforms import (
@@ -206,7 +206,7 @@ def verify_images(splits: Splits, progress: bool) -> None:
                 images.image(index)
         elif images is not None:
             files += images.paths
-            if not splits.cache or served_resize(images) is None:
+            if not splits.cache or cacheable_resize(images) is None:
                 undecoded += images.paths
     if splits.cache:
         outcome = use_cache(_both(splits), gigabytes=splits.cache_gb, progress=progress)

@@ -16,6 +16,8 @@ from clca.cli import serving
 from clca.cli.commands import app
 from clca.errors import ClcaError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("options", "told"),

@@ -13,6 +13,8 @@ from clca.cli.main import main
 from clca.errors import ClcaError
 from clca.serve import loading, server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("options", "told"),

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 from small_study import BASE, SMALL
 
 from clca.cli.main import main
+
+pytestmark = pytest.mark.slow
 
 
 def write_study(folder, **changes):

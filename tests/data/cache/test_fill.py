@@ -20,9 +20,9 @@ from torchvision import tv_tensors
 
 from clca import data
 from clca.cli.main import main
-from clca.data.cache import fill as resized_cache
-from clca.data.cache import limits as resized_room
-from clca.data.cache import row_file as resized_file
+from clca.data.cache import fill as cache_fill
+from clca.data.cache import limits as cache_limits
+from clca.data.cache import row_file as row_file
 from clca.data.cache.fill import use_cache
 from clca.data.cache.limits import cache_folder, cached_sets, clear_cache
 from clca.data.cache.row_file import SUFFIX, UNFINISHED, read_row_file
@@ -94,8 +94,8 @@ def opened(root: Path, split: str = "train", transform=None) -> ImageDataset:
 
 def cached(root: Path, split: str = "train", transform=None) -> ImageDataset:
     dataset = opened(root, split, transform)
-    outcome = use_cache([dataset], progress=False)
-    assert (outcome.bad, outcome.unread, outcome.problem) == ([], [], None)
+    result = use_cache([dataset], progress=False)
+    assert (result.bad, result.unread, result.problem) == ([], [], None)
     return dataset
 
 
@@ -191,8 +191,8 @@ def test_what_cannot_be_cached_is_left_as_it_is(photos, cache):
     medium = opened(photos, transform=train_transform(SIZE, "medium"))
     oblong = opened(photos, transform=from_preprocess({**preprocess_dict(SIZE), "square": False}))
     leaves = data.open("leaves:cultivars=2,images=5,size=32", transform=train_transform(SIZE))
-    outcome = use_cache([medium, oblong, leaves])
-    assert outcome.problem is None
+    result = use_cache([medium, oblong, leaves])
+    assert result.problem is None
     assert not cache.exists()
 
 
@@ -217,9 +217,9 @@ def test_another_size_and_another_library_are_other_rows(photos, reads, monkeypa
     cached(photos)
     cached(photos, transform=eval_transform(2 * SIZE))
     assert len(reads) == 16
-    monkeypatch.setattr(resized_cache, "READING", resized_cache.READING + 1)
+    monkeypatch.setattr(cache_fill, "READER_VERSION", cache_fill.READER_VERSION + 1)
     cached(photos)
-    monkeypatch.setattr(resized_cache, "version", lambda name: "0.1")
+    monkeypatch.setattr(cache_fill, "version", lambda name: "0.1")
     cached(photos)
     assert len(reads) == 32
 
@@ -254,7 +254,7 @@ def test_a_changed_file_never_gives_a_stale_pixel(photos, reads, how):
     assert len(reads) == (8 if how == "folders swapped" else 1)
 
 
-def test_files_written_in_quick_succession_are_told_apart(tmp_path):
+def test_files_written_in_quick_succession_are_distinguished(tmp_path):
     """Two writes within one tick of the file system's clock, of one size: only the second may be seen."""
     root = draw(tmp_path / "quick", images=3)
     path = root / "train" / "class0" / "0.bmp"
@@ -375,8 +375,8 @@ def test_unreadable_images_are_named_and_the_others_kept(photos, reads):
     bad[0].write_bytes(b"")
     bad[1].write_text("hello")
     dataset = opened(photos)
-    outcome = use_cache([dataset], progress=False)
-    assert [(one.path, one.reason) for one in outcome.bad] == [
+    result = use_cache([dataset], progress=False)
+    assert [(one.path, one.reason) for one in result.bad] == [
         (bad[0], "the file is empty (0 bytes)"),
         (bad[1], "is text, not an image"),
     ]
@@ -462,20 +462,20 @@ def test_what_a_killed_process_left_of_another_set_is_removed_and_what_is_being_
 def test_a_full_disk_is_said_and_all_images_are_still_looked_at(photos, cache, monkeypatch, after):
     bad = photos / "train" / "class1" / "3.png"
     bad.write_text("hello")
-    write, count = resized_file.RowWriter._write, iter(range(100))
+    write, count = row_file.RowWriter._write, iter(range(100))
 
     def full(self, content: bytes) -> None:
         if next(count) >= after:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, content)
 
-    monkeypatch.setattr(resized_file.RowWriter, "_write", full)
+    monkeypatch.setattr(row_file.RowWriter, "_write", full)
     dataset = opened(photos)
     bad.write_text("hello") if after < 8 else noise(1).save(bad)
-    outcome = use_cache([dataset], progress=False)
-    assert outcome.problem == (f"the resized images are not cached: {cache} cannot be written (no space left)")
-    assert [one.path for one in outcome.bad] == ([bad] if after < 8 else [])
-    assert outcome.unread == []
+    result = use_cache([dataset], progress=False)
+    assert result.problem == (f"the resized images are not cached: {cache} cannot be written (no space left)")
+    assert [one.path for one in result.bad] == ([bad] if after < 8 else [])
+    assert result.unread == []
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
     assert dataset[0][0].shape == (3, SIZE, SIZE)
 
@@ -489,8 +489,8 @@ def test_a_file_system_without_locks_is_said_and_not_waited_for(photos, cache, m
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
     dataset = opened(photos)
-    outcome = use_cache([dataset], progress=False)
-    assert outcome.problem == (
+    result = use_cache([dataset], progress=False)
+    assert result.problem == (
         f"the resized images are not cached: {cache} cannot be written ({os.strerror(error).lower()})"
     )
     assert torch.equal(all_of(dataset), all_of(opened(photos)))
@@ -500,29 +500,29 @@ def test_a_folder_that_cannot_be_written_is_said(photos, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "file"))
     dataset = opened(photos)
-    outcome = use_cache([dataset], progress=False)
-    assert outcome.problem is not None
-    assert "file/resized cannot be written (not a directory)" in outcome.problem
-    assert outcome.unread == dataset.paths
+    result = use_cache([dataset], progress=False)
+    assert result.problem is not None
+    assert "file/resized cannot be written (not a directory)" in result.problem
+    assert result.unread == dataset.paths
     assert torch.equal(all_of(dataset), all_of(opened(photos)))
 
 
-@pytest.mark.parametrize("told", ["~no_such_user_here/x", None])
-def test_without_a_home_folder_it_is_said_and_nothing_is_kept(photos, monkeypatch, told, capsys):
+@pytest.mark.parametrize("setting", ["~no_such_user_here/x", None])
+def test_without_a_home_folder_nothing_is_cached_and_the_result_gives_the_reason(photos, monkeypatch, setting, capsys):
     monkeypatch.delenv("CLCA_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    if told:
-        monkeypatch.setenv("CLCA_CACHE", told)
+    if setting:
+        monkeypatch.setenv("CLCA_CACHE", setting)
     else:
         monkeypatch.setattr(Path, "home", lambda: Path("~no_such_user_here").expanduser())
     dataset = opened(photos)
 
-    outcome = use_cache([dataset], progress=False)
+    result = use_cache([dataset], progress=False)
 
-    where = f"CLCA_CACHE is {told!r}" if told else "CLCA_CACHE is not set"
+    where = f"CLCA_CACHE is {setting!r}" if setting else "CLCA_CACHE is not set"
     line = f"{where} and there is no such home folder: set it to a folder"
-    assert outcome.problem == f"the resized images are not cached: {line}"
-    assert outcome.unread == dataset.paths
+    assert result.problem == f"the resized images are not cached: {line}"
+    assert result.unread == dataset.paths
     assert torch.equal(all_of(dataset), all_of(opened(photos)))
     assert use_cache([]).problem is None
     assert main(["data", "cache"]) == 2
@@ -551,10 +551,10 @@ def test_a_limit_may_be_none(photos, monkeypatch, capsys):
 
 def test_a_disk_that_is_nearly_full_is_left_alone(photos, cache, monkeypatch):
     usage = type("usage", (), {"free": 10**9})
-    monkeypatch.setattr(resized_room.shutil, "disk_usage", lambda _: usage)
-    outcome = use_cache([opened(photos)], progress=False)
-    assert outcome.problem is not None
-    assert "is too full" in outcome.problem
+    monkeypatch.setattr(cache_limits.shutil, "disk_usage", lambda _: usage)
+    result = use_cache([opened(photos)], progress=False)
+    assert result.problem is not None
+    assert "is too full" in result.problem
     assert row_files(cache) == []
 
 
@@ -565,10 +565,10 @@ def test_a_set_above_the_limit_is_not_cached_and_removes_nothing(photos, tmp_pat
     other = draw(tmp_path / "other", images=2)
     cached(other)
     monkeypatch.setenv("CLCA_CACHE_GB", "0.00002")
-    outcome = use_cache([opened(photos)], progress=False)
-    assert outcome.problem is not None
-    assert "the limit (CLCA_CACHE_GB) is 2e-05" in outcome.problem
-    assert len(outcome.unread) == 8
+    result = use_cache([opened(photos)], progress=False)
+    assert result.problem is not None
+    assert "the limit (CLCA_CACHE_GB) is 2e-05" in result.problem
+    assert len(result.unread) == 8
     assert [one.root for one in cached_sets()] == [str(other)]
 
 
@@ -599,14 +599,14 @@ def test_rows_of_other_splits_do_not_keep_a_set_out(photos, monkeypatch):
     assert torch.equal(all_of(cached(photos)), all_of(opened(photos)))
 
 
-@pytest.mark.parametrize("told", ["lots", "-1", "nan"])
-def test_a_limit_that_is_no_number_is_refused(photos, monkeypatch, told):
-    monkeypatch.setenv("CLCA_CACHE_GB", told)
-    with pytest.raises(ClcaError, match=f"CLCA_CACHE_GB is '{told}': give a number"):
+@pytest.mark.parametrize("setting", ["lots", "-1", "nan"])
+def test_a_limit_that_is_no_number_is_refused(photos, monkeypatch, setting):
+    monkeypatch.setenv("CLCA_CACHE_GB", setting)
+    with pytest.raises(ClcaError, match=f"CLCA_CACHE_GB is '{setting}': give a number"):
         use_cache([opened(photos)])
 
 
-def test_a_told_limit_is_refused_by_its_own_name(photos):
+def test_an_invalid_limit_argument_is_named_in_the_error(photos):
     with pytest.raises(ClcaError, match=r"^cache_gb is -1: give a number"):
         use_cache([opened(photos)], gigabytes=-1.0)
 

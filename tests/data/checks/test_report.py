@@ -1,4 +1,4 @@
-"""The check of a data set: what is in it, what is broken, what is there twice."""
+"""The check of a data set: its contents, damaged files and duplicates."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def test_a_sound_set_has_nothing_to_complain_about(tmp_path):
     assert report.kinds == {"PNG RGB": 24}
     text = rendered(report)
     assert "train 12, val 6, test 6" in text
-    assert "Nothing to complain about" in text
+    assert "No problems found" in text
     assert json.loads(json.dumps(report.to_dict()))["counts"]["test"] == [2, 2, 2]
 
 
@@ -83,7 +83,7 @@ def test_everything_wrong_is_found_and_named(tmp_path):
         "occur more than once within a split",
     ]
     text = rendered(report)
-    for part in ("cut[1].jpg", "zero.png", "blank.png", "same picture, across test and train, labelled b and c"):
+    for part in ("cut[1].jpg", "zero.png", "blank.png", "same image, across test and train, labelled b and c"):
         assert part in text
 
 
@@ -115,7 +115,7 @@ def test_classes_are_compared(tmp_path):
 
     report = check(tmp_path)
 
-    assert report.errors == [f"{tmp_path}: test holds 1 class(es) that train lacks: 'unknown'"]
+    assert report.errors == [f"{tmp_path}: test contains 1 class(es) that train lacks: 'unknown'"]
     assert "1 class(es) with fewer than 3 training images: few" in report.warnings
     assert "classes are uneven: 60 training images in the largest, 1 in the smallest" in report.warnings
     assert "2 class(es) without images in test: few, some" in report.warnings
@@ -155,7 +155,7 @@ def test_what_training_refuses_is_an_error_in_the_table(tmp_path, capsys):
     assert "empty" in rendered(gap)
     assert gap.errors == [f"{tmp_path}/gap/train/empty: no images in this class folder: add some or remove the folder"]
     assert [line.split(":")[0] for line in untrained.errors] == [
-        "no images in split train, so there is nothing to learn from"
+        "no images in split train, so there is nothing to train on"
     ]
     assert not any("split train" in line for line in untrained.warnings)
     codes = [main(["data", "check", str(tmp_path / name)]) for name in ("gap", "untrained")]
@@ -179,7 +179,7 @@ def test_different_leaves_are_no_duplicates(tmp_path):
     assert exact_duplicates(images) == near_duplicates(images) == []
 
 
-def test_near_empty_images_are_told_from_small_things_on_plain_ground(tmp_path):
+def test_near_empty_images_are_distinguished_from_small_objects_on_plain_ground(tmp_path):
     grain = Image.new("RGB", (640, 480), "black")
     grain.paste((200, 190, 150), (300, 200, 360, 230))
     dust = Image.new("RGB", (640, 480), "white")

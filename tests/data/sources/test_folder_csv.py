@@ -1,4 +1,4 @@
-"""Folders and CSV files: what is found, how it is split where nobody said how, and what is refused."""
+"""Folders and CSV files: what is found, how it is split by rule, and what is refused."""
 
 import io
 import os
@@ -170,7 +170,7 @@ def test_csv_without_splits_follows_the_rule_of_folders(tmp_path):
         ("path,label\na.png,x\nb.png,y\nno.png,y\n", "1 file(s) missing, relative to the CSV file: no.png"),
         ("path,label\na.png,x\nb.png,x\n", "only one class ('x')"),
         ("path,label\na.png,x\na.png,y\n", "listed more than once"),
-        ("path,label,split\na.png,x,train\nb.png,y,test\n", "test holds 1 class(es) that train lacks: 'y'"),
+        ("path,label,split\na.png,x,train\nb.png,y,test\n", "test contains 1 class(es) that train lacks: 'y'"),
         ("path,label\n", "no images"),
         ("", "needs the columns path, label; has none"),
     ],
@@ -206,10 +206,10 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     assert "no class folders" in refused(tmp_path / "flat")
     assert "only one class ('only')" in refused(tmp_path / "one")
     assert "no images in this class folder" in refused(tmp_path / "gap")
-    assert "test holds 1 class(es) that train lacks: 'fresh'" in refused(tmp_path / "new")
-    assert f"give {tmp_path / 'zip' / 'leaves'}" in refused(tmp_path / "zip")
+    assert "test contains 1 class(es) that train lacks: 'fresh'" in refused(tmp_path / "new")
+    assert f"use {tmp_path / 'zip' / 'leaves'}" in refused(tmp_path / "zip")
     assert "both mean 'val'" in refused(tmp_path / "both")
-    assert "no images in split 'test'; there are: train (8 images), val (2 images)" in refused(
+    assert "no images in split 'test'; available: train (8 images), val (2 images)" in refused(
         tmp_path / "untested", "test"
     )
     assert "no such file or folder" in refused(tmp_path / "nowhere")
@@ -247,12 +247,13 @@ def test_links_to_elsewhere_are_followed(tmp_path):
     assert len(found) == 3 + 2 + 2
 
 
-def test_folders_that_cannot_be_read_are_told_of():
+def test_folders_that_cannot_be_read_are_reported():
     with readable_folder() as parent:
         root = folder(parent / "set", {"": {"merlot": 4, "pinot": 4}})
         put(root / "merlot" / "sub" / "a.png")
         with forbidden(root / "merlot" / "sub"):
-            line = f"{root}/merlot/sub: this folder cannot be read (permission denied): allow it, or move it away"
+            line = f"{root}/merlot/sub: this folder cannot be read (permission denied): change its permissions, or "
+            line += "move it away"
             assert refused(root) == line
             assert check(root).errors == [line]
             assert len(read_listing(root).samples("train_val")) == 6
@@ -332,10 +333,10 @@ def test_one_name_in_two_forms_of_unicode_is_no_two_classes(tmp_path: Path) -> N
         read_listing(tmp_path)
 
 
-def test_an_image_in_training_and_in_test_is_told_also_where_all_is_accepted(tmp_path: Path) -> None:
+def test_an_image_in_training_and_in_test_causes_a_warning_with_strict_false(tmp_path: Path) -> None:
     for number in range(4):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     rows = ["0.png,a,train", "1.png,b,train", "2.png,a,val", "3.png,b,test", "0.png,a,test"]
     (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]))
-    with pytest.warns(UserWarning, match=r"1 image\(s\) are in training and in test too \(0\.png\)"):
+    with pytest.warns(UserWarning, match=r"1 image\(s\) are in training and in test \(0\.png\)"):
         clca.data.open(tmp_path / "images.csv", "test", strict=False)

@@ -1,4 +1,4 @@
-"""Images that lie in the folder of a data set and are left out are told of, and nothing else is."""
+"""Images that lie in the folder of a data set and are left out are warning of, and nothing else is."""
 
 import os
 import warnings
@@ -37,7 +37,7 @@ def warned(root: Path, split: str = "train", **options) -> list[str]:
     return [str(one.message) for one in caught]
 
 
-def test_formats_that_are_not_read_are_counted_and_told_to_convert(tmp_path):
+def test_formats_that_are_not_read_are_counted_in_a_warning(tmp_path):
     photos(tmp_path, "train", "test")
     class_folder = tmp_path / "train" / "a"
     touch(*(class_folder / "phone" / f"{i}.HEIC" for i in range(3)), class_folder / "y.CR2")
@@ -62,18 +62,18 @@ def test_formats_that_are_not_read_are_counted_and_told_to_convert(tmp_path):
         (("train", "test"), ["a/0.png", "a/deep/1.png"]),  # a class folder beside train and test
     ],
 )
-def test_images_outside_the_class_folders_are_told_of(tmp_path, splits, strays):
+def test_images_outside_the_class_folders_are_reported(tmp_path, splits, strays):
     photos(tmp_path, *splits)
     touch(*(tmp_path / name for name in strays))
 
     listing = read_listing(tmp_path)
     assert listing.unused == [tmp_path / name for name in strays]
     assert not set(listing.unused) & {path for samples in listing.splits.values() for path, _ in samples}
-    told = warned(tmp_path)
-    assert len(told) == 1
-    assert f"{len(strays)} image(s) are left out because they lie outside the class folders: " in told[0]
-    assert f"such as {strays[0]}; move them" in told[0]
-    assert told[0].removeprefix(f"{tmp_path}: ") in check(tmp_path).warnings
+    warning = warned(tmp_path)
+    assert len(warning) == 1
+    assert f"{len(strays)} image(s) are left out because they are outside the class folders: " in warning[0]
+    assert f"such as {strays[0]}; move them" in warning[0]
+    assert warning[0].removeprefix(f"{tmp_path}: ") in check(tmp_path).warnings
 
 
 def test_what_is_no_image_or_hidden_is_left_alone(tmp_path):
@@ -91,20 +91,20 @@ def test_what_is_no_image_or_hidden_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("splits", [(), ("train", "test")])
-def test_folders_that_are_set_aside_are_told_of(tmp_path, splits):
+def test_folders_with_a_leading_underscore_are_reported(tmp_path, splits):
     photos(tmp_path, *splits)
     class_folder = tmp_path / (splits[0] if splits else "") / "a"
     before = read_listing(tmp_path).splits
     touch(tmp_path / "_aside" / "0.png", class_folder / "_raw" / "deep" / "1.jpg", class_folder / "_raw" / "2.heic")
 
     assert read_listing(tmp_path).splits == before
-    [told] = warned(tmp_path)
-    assert "3 image(s) are left out because they lie in folders whose names begin with _: " in told
-    assert told.endswith("such as _aside/0.png; rename the folders if they belong to the set")
-    assert told.removeprefix(f"{tmp_path}: ") in check(tmp_path).warnings
+    [warning] = warned(tmp_path)
+    assert "3 image(s) are left out because they are in folders whose names begin with _: " in warning
+    assert warning.endswith("such as _aside/0.png; rename the folders if they belong to the set")
+    assert warning.removeprefix(f"{tmp_path}: ") in check(tmp_path).warnings
 
 
-def test_photographs_without_an_ending_are_told_of(tmp_path):
+def test_photographs_without_an_extension_are_reported(tmp_path):
     photos(tmp_path, "train")
     (tmp_path / "train" / "a" / "README").write_text("BM, not a bitmap")
     if hasattr(os, "mkfifo"):
@@ -112,10 +112,13 @@ def test_photographs_without_an_ending_are_told_of(tmp_path):
     for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
         Image.new("RGB", (6, 5)).save(tmp_path / "train" / "a" / f"IMG_{kind}", kind)
 
-    [told] = warned(tmp_path)
+    [warning] = warned(tmp_path)
 
-    assert "4 image(s) are left out because their names do not end in .jpg or the like: 4 without an ending, " in told
-    assert told.endswith("such as train/a/IMG_JPEG; rename them")
+    assert (
+        "4 image(s) are left out because their names have no extension such as .jpg: 4 without an extension, "
+        in warning
+    )
+    assert warning.endswith("such as train/a/IMG_JPEG; rename them")
 
 
 def test_only_who_opens_it_to_learn_from_is_warned(tmp_path):

@@ -144,7 +144,7 @@ def test_where_no_image_is_found_it_is_said_where_they_belong(tmp_path):
     with pytest.raises(ClcaError) as caught:
         read_ultra_fgvc(tmp_path, "soylocal", SMALL)
     assert str(caught.value) == (
-        f"{tmp_path}: none of the 72 images of soylocal is there: put 1_1_train.png … in {tmp_path / 'images'}"
+        f"{tmp_path}: none of the 72 images of soylocal exists: put 1_1_train.png … into {tmp_path / 'images'}"
     )
 
 
@@ -155,7 +155,7 @@ def test_a_set_one_level_further_down_is_pointed_at(tmp_path, annotated):
         annotate(tmp_path / "SoyLocal", NUMERIC)
     with pytest.raises(ClcaError) as caught:
         read_listing(tmp_path)
-    assert str(caught.value) == (f"{tmp_path}: holds the data set one level further down: give {tmp_path / 'SoyLocal'}")
+    assert str(caught.value) == (f"{tmp_path}: contains the data set one level down: use {tmp_path / 'SoyLocal'}")
 
 
 def test_several_sets_in_a_folder_are_no_classes(tmp_path):
@@ -166,8 +166,7 @@ def test_several_sets_in_a_folder_are_no_classes(tmp_path):
     with pytest.raises(ClcaError) as caught:
         read_listing(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: holds the data sets Cotton80, SoyAgeing, SoyLocal one level further down: "
-        f"give {tmp_path / 'Cotton80'}"
+        f"{tmp_path}: contains the data sets Cotton80, SoyAgeing, SoyLocal one level down: use {tmp_path / 'Cotton80'}"
     )
 
 
@@ -268,7 +267,7 @@ def test_missing_files_are_named_with_the_counts(tmp_path, layout):
 
     problem = read_ultra_fgvc(tmp_path, "cotton80", SMALL).problems[0]
 
-    assert "cotton80 has 12 classes, 36 training and 36 test images, but here are 12, 35 and 35" in problem
+    assert "cotton80 has 12 classes, 36 training and 36 test images, but found 12, 35 and 35" in problem
     assert "missing: 12_6_test.png, 3_1_train.png" in problem or "missing: 3_1_train.png, 12_6_test.png" in problem
 
 
@@ -283,7 +282,7 @@ def test_the_whole_of_cotton80_is_found_out_and_opened(tmp_path):
     assert [len(clca.data.open(tmp_path, split)) for split in clca.data.SPLITS] == [160, 80, 240, 240]
 
     (tmp_path / "images" / "41_4_test.png").unlink()
-    with pytest.raises(ClcaError, match=r"240 test images, but here are 80, 240 and 239; missing: 41_4_test\.png"):
+    with pytest.raises(ClcaError, match=r"240 test images, but found 80, 240 and 239; missing: 41_4_test\.png"):
         clca.data.open(tmp_path)
     assert len(clca.data.open(tmp_path, "test", strict=False)) == 239
 
@@ -328,12 +327,12 @@ def test_mistakes_in_the_layout_are_named(tmp_path):
         read_ultra_fgvc(tmp_path, "cotton80")
 
     put(tmp_path / "wrong" / "images", ["1_1_test.png"])
-    with pytest.raises(ClcaError, match="odd numbers are training"):
+    with pytest.raises(ClcaError, match="odd numbers must be training"):
         read_ultra_fgvc(tmp_path / "wrong", "cotton80")
 
     put(tmp_path / "unnamed" / "images", [name for name in NUMERIC if label_of(name) < 5])
-    with pytest.raises(ClcaError, match="4 classes fit none of them: name it with source="):
+    with pytest.raises(ClcaError, match="no set has 4 classes: name the set with source="):
         clca.data.open(tmp_path / "unnamed")
 
-    with pytest.raises(ClcaError, match=r"not laid out as soygene: expected anno/train\.txt"):
+    with pytest.raises(ClcaError, match=r"does not have the layout of soygene: expected anno/train\.txt"):
         clca.data.open(tmp_path / "unnamed", source="soygene")

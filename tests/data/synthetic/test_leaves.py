@@ -1,4 +1,4 @@
-"""Synthetic leaves: the same pixels every time, nothing told by colour, everything told by veins and margin."""
+"""Synthetic leaves: reproducible, with no information in colour and all of it in veins and margin."""
 
 import hashlib
 import json
@@ -212,10 +212,10 @@ def test_written_leaves_are_those_in_memory(tmp_path):
         assert set(by_path) == set(drawn.paths)
         for i, path in enumerate(drawn.paths):
             assert np.array_equal(np.asarray(written[by_path[path]][0]), np.asarray(drawn[i][0]))
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".*"))  # no temporary file is left
 
 
-def test_writing_again_goes_on_and_enlarges(tmp_path):
+def test_writing_again_continues_and_enlarges(tmp_path):
     out = write_leaves(tmp_path, cultivars=2, images=4, size=32)
     lost, kept = sorted(out.rglob("*.png"))[:2]
     lost.unlink()
@@ -226,15 +226,15 @@ def test_writing_again_goes_on_and_enlarges(tmp_path):
     assert lost.exists()
     assert kept.stat().st_mtime_ns == before
     assert len(list(out.rglob("*.png"))) == 15
-    with pytest.raises(ClcaError, match="made with cultivars 3, not 2; give a new folder"):
+    with pytest.raises(ClcaError, match="with cultivars 3, not 2; choose a new folder"):
         write_leaves(tmp_path, cultivars=2, images=5, size=32)
-    with pytest.raises(ClcaError, match="made with seed 0, not 1"):
+    with pytest.raises(ClcaError, match="with seed 0, not 1"):
         write_leaves(tmp_path, cultivars=3, images=5, size=32, seed=1)
 
 
-def test_other_peoples_folders_are_left_alone(tmp_path):
+def test_folders_with_other_files_are_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("do not lose")
-    with pytest.raises(ClcaError, match="not empty and holds no synthetic leaves"):
+    with pytest.raises(ClcaError, match="not empty and contains no synthetic leaves"):
         write_leaves(tmp_path, cultivars=2, images=3, size=16)
     with pytest.raises(ClcaError, match="is a file"):
         write_leaves(tmp_path / "thesis.txt", cultivars=2, images=3, size=16)
@@ -245,9 +245,9 @@ def test_a_failing_disk_is_reported_and_leaves_no_half_file(tmp_path, monkeypatc
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clca.data.synthetic.leaves.os.replace", full)
+    monkeypatch.setattr("clca.system.files.os.replace", full)
 
-    with pytest.raises(WorkError, match=r"\(no space left\); run it again to go on"):
+    with pytest.raises(WorkError, match=r"\(no space left\); run the command again to continue"):
         write_leaves(tmp_path / "out", cultivars=2, images=3, size=16)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 

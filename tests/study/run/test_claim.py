@@ -19,6 +19,8 @@ import clca.study.run.claim as module
 from clca.errors import ClcaError, WorkError
 from clca.study.run.claim import LOST, Claim, Watch, claim, holder
 
+pytestmark = pytest.mark.slow
+
 processes = multiprocessing.get_context("fork")  # plain functions without torch; a new start of Python loads it
 long_ago = time.time() - 2 * 86400
 

@@ -27,6 +27,8 @@ from clca.study.run.executors import LocalProcesses
 from clca.study.run.job import Outcome, perform
 from clca.study.run.status import study_status
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"work": "fake_work:note", "quiet": True}
 
 
@@ -350,7 +352,7 @@ def test_a_signal_lets_runs_save_themselves_and_ends_the_study(tmp_path):
     one.send_signal(signal.SIGTERM)
     _, error = one.communicate(timeout=120)
     assert one.returncode == 143, error
-    assert "the same command goes on" in error
+    assert "the same command continues" in error
     states = Counter(state_of(run_folder(tmp_path / "out", name)) for name in begun_runs(tmp_path / "out"))
     assert states["failed"] == 0
     assert states["finished"] < 12

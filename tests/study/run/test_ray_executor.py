@@ -16,6 +16,8 @@ from clca.study.results.folder import begun_runs, run_folder, state_of
 from clca.study.run.driver import run_study
 from clca.study.run.ray_executor import OnRay
 
+pytestmark = pytest.mark.slow
+
 # As OnRay sets them; Ray reads them when it is imported, which is here.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -1,1 +1,1 @@
-"""Resized images kept on disk."""
+"""A cache of resized images on disk."""

@@ -1,4 +1,4 @@
-"""Room for resized images: where they are kept, how much they may take, what goes first, and the lock on it all."""
+"""Location, size limit, eviction and locking of the resized-image cache."""
 
 import logging
 import math
@@ -18,14 +18,14 @@ from clca.system.numbers import decimal_number
 _log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT = 20.0
-"""Gigabytes (10⁹ bytes) that the cache takes in all."""
+"""Size limit of the whole cache in gigabytes (10⁹ bytes)."""
 
-_SPARE = 10**9  # bytes of the disk that are left to others
+_KEEP_FREE = 10**9  # bytes of the disk that the cache leaves free
 
 
 @dataclass(frozen=True)
 class CachedSet:
-    """One data set at one size: its folder or file, side in pixels, images, bytes, and when it was used (Unix time)."""
+    """One data set at one size: its folder or file, side in pixels, images, bytes, and time of last use (Unix time)."""
 
     root: str
     side: int
@@ -34,29 +34,29 @@ class CachedSet:
     used: float
 
 
-class NoRoom(Exception):
-    """Why something does not fit, in a line."""
+class CacheFull(Exception):
+    """New images do not fit into the cache; the message is the reason, in one line."""
 
 
 def cache_folder() -> Path:
-    """Where the resized images are kept; the folder need not exist yet.
+    """The folder of the resized images, which need not exist yet.
 
     Raises:
-        ClcaError: There is no home folder that it could be in, neither one's own nor the one that `$CLCA_CACHE` names.
+        ClcaError: The home folder, of the user or in `$CLCA_CACHE`, does not exist.
     """
-    told = os.environ.get("CLCA_CACHE")
+    setting = os.environ.get("CLCA_CACHE")
     try:
-        if told:
-            return Path(told).expanduser().absolute() / "resized"
+        if setting:
+            return Path(setting).expanduser().absolute() / "resized"
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(caches).absolute() / "clca" / "resized"
     except RuntimeError:
-        where = f"CLCA_CACHE is {told!r}" if told else "CLCA_CACHE is not set"
+        where = f"CLCA_CACHE is {setting!r}" if setting else "CLCA_CACHE is not set"
         raise ClcaError(f"{where} and there is no such home folder: set it to a folder") from None
 
 
 def beside_cache(name: str) -> Path | None:
-    """A file of what else can be worked out again; None where there is no folder for it."""
+    """Path of another file that can be recomputed, beside the images; None if there is no folder for it."""
     try:
         return cache_folder().parent / name
     except ClcaError:
@@ -64,24 +64,25 @@ def beside_cache(name: str) -> Path | None:
 
 
 def cache_limit(gigabytes: float | None = None) -> float:
-    """Bytes that the cache may take: as told, else `$CLCA_CACHE_GB`, else 20 GB.
+    """Size limit of the cache in bytes: `gigabytes`, else `$CLCA_CACHE_GB`, else 20 GB.
 
     Raises:
-        ClcaError: What is told, or what the variable holds, is no number of gigabytes.
+        ClcaError: The argument, or the variable, is not a number of gigabytes.
     """
-    told = os.environ.get("CLCA_CACHE_GB") or str(DEFAULT_LIMIT)
+    setting = os.environ.get("CLCA_CACHE_GB") or str(DEFAULT_LIMIT)
     try:
-        limit = decimal_number(told) if gigabytes is None else float(gigabytes)
+        given = math.inf if setting == "inf" else decimal_number(setting)
+        limit = given if gigabytes is None else float(gigabytes)
     except ValueError:
         limit = -1.0
-    if not 0 <= limit < math.inf:
-        where = f"CLCA_CACHE_GB is {told!r}" if gigabytes is None else f"cache_gb is {gigabytes:g}"
+    if not limit >= 0:
+        where = f"CLCA_CACHE_GB is {setting!r}" if gigabytes is None else f"cache_gb is {gigabytes:g}"
         raise ClcaError(f"{where}: give a number of gigabytes, such as 50")
     return limit * 1e9
 
 
 def cached_sets() -> list[CachedSet]:
-    """What is in the cache, last used first."""
+    """The data sets in the cache, most recently used first."""
     sets: dict[str, CachedSet] = {}
     for path in cache_folder().glob(f"*{SUFFIX}"):
         file = read_row_file(path)
@@ -98,7 +99,7 @@ def cached_sets() -> list[CachedSet]:
 
 
 def clear_cache() -> int:
-    """Remove all resized images but those that are being written; who reads them now can read on.
+    """Remove all resized images except those being written; processes that read them can continue.
 
     Returns:
         Bytes removed.
@@ -109,13 +110,13 @@ def clear_cache() -> int:
             size = path.stat().st_size
             path.unlink()
             removed += size
-    sweep(folder)
+    remove_unfinished(folder)
     return removed
 
 
 @contextmanager
 def locked(path: Path, progress: bool) -> Iterator[None]:
-    """Hold a lock file; the system releases it when the process ends in whatever way."""
+    """Hold a lock file; the system releases it when the process ends, even if it is killed."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=2)
@@ -129,20 +130,20 @@ def locked(path: Path, progress: bool) -> Iterator[None]:
         lock.release()
 
 
-def make_room(folder: Path, size: int, keep: set[Path], limit: float, name: str = "") -> None:
-    """Remove the files used least recently until `size` bytes more fit into the limit and on the disk.
+def free_space(folder: Path, size: int, keep: set[Path], limit: float, name: str = "") -> None:
+    """Evict the least recently used files until `size` more bytes fit into the limit and on the disk.
 
     Args:
-        folder: The cache.
-        size: Bytes that are to be written.
-        keep: Files that stay.
-        limit: Bytes that the whole cache may take.
-        name: Of the set that is being filled, whose unfinished file is not looked into.
+        folder: The cache folder.
+        size: Bytes to be written.
+        keep: Files that must not be evicted.
+        limit: Size limit of the whole cache in bytes.
+        name: Name of the set that is being added, whose unfinished file is kept.
 
     Raises:
-        NoRoom: They do not fit in any case.
+        CacheFull: They do not fit even then.
     """
-    sweep(folder, name)
+    remove_unfinished(folder, name)
     found = []
     for path in folder.iterdir():
         if path.suffix in (SUFFIX, UNFINISHED):
@@ -150,26 +151,30 @@ def make_room(folder: Path, size: int, keep: set[Path], limit: float, name: str 
                 found.append((path.stat().st_mtime, path.stat().st_size, path))
     total = sum(each for _, each, _ in found)
     evictable = sorted(one for one in found if one[2].suffix == SUFFIX and one[2] not in keep)
-    to_gain = sum(each for _, each, _ in evictable)
-    if total - to_gain + size > limit:
-        least = (total - to_gain + size) / 1e9
-        raise NoRoom(f"with what is in use they take {least:.3g} GB, and the limit (CLCA_CACHE_GB) is {limit / 1e9:g}")
-    too_full = f"they take {size / 1e9:.3g} GB and the disk of {folder} is too full"
-    if shutil.disk_usage(folder).free + to_gain < size + _SPARE:
-        raise NoRoom(too_full)
+    evictable_bytes = sum(each for _, each, _ in evictable)
+    if total - evictable_bytes + size > limit:
+        needed = (total - evictable_bytes + size) / 1e9
+        raise CacheFull(
+            f"with the files in use they need {needed:.3g} GB, and the limit (CLCA_CACHE_GB) is {limit / 1e9:g} GB"
+        )
+    too_full = f"they need {size / 1e9:.3g} GB and the disk of {folder} is too full"
+    if shutil.disk_usage(folder).free + evictable_bytes < size + _KEEP_FREE:
+        raise CacheFull(too_full)
     for _, each, path in evictable:
-        if total + size <= limit and shutil.disk_usage(folder).free >= size + _SPARE:
+        if total + size <= limit and shutil.disk_usage(folder).free >= size + _KEEP_FREE:
             return
         path.unlink(missing_ok=True)
         total -= each
-    if shutil.disk_usage(folder).free < size + _SPARE:  # removed files that others still read hold their space
-        raise NoRoom(too_full)
+    if (
+        shutil.disk_usage(folder).free < size + _KEEP_FREE
+    ):  # the space of a removed file is not free while a process reads it
+        raise CacheFull(too_full)
 
 
-def sweep(folder: Path, but: str = "") -> None:
-    """Remove unfinished files that nobody is writing."""
+def remove_unfinished(folder: Path, keep: str = "") -> None:
+    """Remove unfinished files that no process is writing, except those of the set named `keep`."""
     for path in folder.glob(f"*{UNFINISHED}"):
         name = path.name.partition(".")[0]
-        if name != but:
+        if name != keep:
             with suppress(OSError, Timeout, NotImplementedError), FileLock(folder / f"{name}.lock", timeout=0):
                 path.unlink(missing_ok=True)

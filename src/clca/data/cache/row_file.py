@@ -1,12 +1,12 @@
-"""One file of resized images: rows of equal shape, and behind them an index of what each was read from.
+"""A file of resized images: rows of equal shape, followed by an index of their source files.
 
-    rows        [count, 3, side, side] uint8, channels first: a crop is a view, and arithmetic on it runs along lines
-    index       JSON: format, root, how the images were read, side, and for every row its source (null: an empty row)
-                and its CRC-32
+    rows        [count, 3, side, side] uint8, channels first: a crop is a view with contiguous lines
+    index       JSON: format, root, settings of reading, side, and for each row its source (null: an empty row) and
+                its CRC-32
     trailer     CRC-32 and length of the index, and the magic bytes
 
-The trailer is written last and the file then gets its name, so what lacks it is not taken for whole. A file with a name
-never changes: to change something, another one is written and this one unlinked, which leaves it to those who read it.
+The trailer is written last and the file is then renamed, so a file without it counts as incomplete. A renamed file is
+immutable: to change it, another file is written and this one unlinked, so processes that read it are not disturbed.
 """
 
 import json
@@ -32,12 +32,12 @@ _MAGIC = b"CLCAROWS"
 _FORMAT = "clca-resized-2"  # 1 had no checksums of rows
 _TRAILER = struct.Struct("<IQ8s")
 MOST_INDEX_BYTES = 2**29
-"""Of the index: enough for a million images with long paths."""
-_MOST_CONTAINERS = 2**22  # lists and objects of the index, one an image; an empty one of two bytes takes 56 in memory
+"""Largest index that is read: enough for a million images with long paths."""
+_MOST_CONTAINERS = 2**22  # lists and objects in the index, one per image; two bytes of JSON take 56 in memory
 
 
 class Source(NamedTuple):
-    """An image file as it was when it was read; what git compares too to find out whether a file has changed."""
+    """The identity of an image file when it was read; git uses the same fields to detect changes."""
 
     path: str
     size: int
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, path: str | Path) -> "Source | None":
-        """The file as it is now; None where there is none."""
+        """The current identity of a file; None if there is no file."""
         try:
             found = os.stat(path)
         except OSError:
@@ -57,16 +57,16 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class RowFile:
-    """A whole file of rows.
+    """The index of a complete file of rows.
 
     Attributes:
         path: The file.
-        root: The data set that the images belong to.
-        reading: How they were read and resized.
+        root: The data set of the images.
+        reading: The settings with which they were read and resized.
         side: Height and width of a row in pixels.
-        count: Rows, empty ones too.
+        count: Number of rows, including empty ones.
         row_of: Source of an image → number of its row.
-        checksums: CRC-32 of every row.
+        checksums: CRC-32 of each row.
     """
 
     path: Path
@@ -78,22 +78,22 @@ class RowFile:
     checksums: list[int]
 
     def reader(self) -> "RowReader":
-        """Of its rows.
+        """Open the file to read its rows.
 
         Raises:
-            OSError: The file is gone.
+            OSError: The file no longer exists.
         """
         return RowReader(self.path, self.side, self.checksums)
 
 
 class RowReader:
-    """Reads rows of a file that it maps into memory, from several threads; it stays readable when its name is gone.
+    """Reads rows of a memory-mapped file, from several threads; an unlinked file stays readable.
 
     Args:
-        path, side, checksums: As of `RowFile`.
+        path, side, checksums: As in `RowFile`.
 
     Raises:
-        OSError: The file is gone.
+        OSError: The file no longer exists.
         ValueError: It is empty.
     """
 
@@ -101,19 +101,19 @@ class RowReader:
         self._path, self._side, self._checksums = path, side, checksums
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Rows found to be as written: to look at every read would cost a third of the rate.
-        self._sound = bytearray(len(checksums))
+        # Rows whose checksum was verified once: checking every read would cost a third of the speed.
+        self._verified = bytearray(len(checksums))
 
     def read(self, row: int) -> NDArray[np.uint8] | None:
-        """Row number `row`, [3, side, side]; None where it is no longer what was written.
+        """Read a row, [3, side, side]; None if it is damaged.
 
-        The file then loses its name, so that the next run makes it anew.
+        A damaged file is unlinked, so that the next run creates it again.
         """
         size = row_bytes(self._side)
-        if self._map.size() >= (row + 1) * size:  # to read where a file was cut off would end the process
+        if self._map.size() >= (row + 1) * size:  # reading beyond the end of a truncated file would crash the process
             pixels = np.frombuffer(self._map, np.uint8, size, row * size).copy()
-            if self._sound[row] or zlib.crc32(pixels.data) == self._checksums[row]:
-                self._sound[row] = True
+            if self._verified[row] or zlib.crc32(pixels.data) == self._checksums[row]:
+                self._verified[row] = True
                 return pixels.reshape(3, self._side, self._side)
         with suppress(OSError):
             self._path.unlink()
@@ -125,9 +125,9 @@ def row_bytes(side: int) -> int:
 
 
 def read_row_file(path: Path) -> RowFile | None:
-    """The index of a file of rows; None for one that is truncated, damaged or no such file."""
+    """Read the index of a file of rows; None if the file is truncated, damaged or of another kind."""
     try:
-        if not path.is_file():  # opening a FIFO would wait for its writer
+        if not path.is_file():  # opening a FIFO would block
             return None
         with open(path, "rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -139,19 +139,19 @@ def read_row_file(path: Path) -> RowFile | None:
             text = file.read(length)
         if zlib.crc32(text) != checksum or text.count(b"[") + text.count(b"{") > _MOST_CONTAINERS:
             return None
-        return _checked_index(path, json.loads(text), end - _TRAILER.size - length)
+        return _parse_index(path, json.loads(text), end - _TRAILER.size - length)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
         return None
 
 
-def _checked_index(path: Path, index: Any, size: int) -> RowFile | None:
-    """The file of rows that an index describes; None if the index has wrong types, or does not fit `size` bytes."""
+def _parse_index(path: Path, index: Any, size: int) -> RowFile | None:
+    """Validate an index; None if it has wrong types, or does not match `size` bytes of rows."""
     side, images, checksums = index["side"], index["images"], index["checksums"]
     if index["format"] != _FORMAT or not isinstance(index["root"], str) or not isinstance(index["reading"], dict):
         return None
-    if not (_are_counts([side]) and 1 <= side <= 2 * LARGEST_SIDE and isinstance(images, list)):
+    if not (_are_uint32([side]) and 1 <= side <= 2 * LARGEST_SIDE and isinstance(images, list)):
         return None
-    if not isinstance(checksums, list) or len(checksums) != len(images) or not _are_counts(checksums):
+    if not isinstance(checksums, list) or len(checksums) != len(images) or not _are_uint32(checksums):
         return None
     if len(images) * row_bytes(side) != size:
         return None
@@ -166,21 +166,22 @@ def _checked_index(path: Path, index: Any, size: int) -> RowFile | None:
     return RowFile(path, index["root"], index["reading"], side, len(images), row_of, checksums)
 
 
-def _are_counts(values: list[Any]) -> bool:
+def _are_uint32(values: list[Any]) -> bool:
     return all(type(value) is int and 0 <= value < 2**32 for value in values)
 
 
 class RowWriter:
-    """Writes a new file of rows, in any order and from several threads; `finish` gives it its name.
+    """Writes a new file of rows, in any order and from several threads; `finish` renames it.
 
     Args:
-        folder: Where it is to be.
-        name: What its name begins with.
-        count: Rows that there is room for; the file has its full size (not its disk space) from the start, so that
-            another process that adds sizes up sees what is coming.
+        folder: The cache folder.
+        name: Start of the file name.
+        side: Height and width of a row in pixels.
+        count: Number of rows. The file is created at its full (sparse) size, so that other processes count it when they
+            compute the size of the cache.
 
     Raises:
-        OSError: From every method, where the disk is full or the folder not writable.
+        OSError: From every method, if the disk is full or the folder not writable.
     """
 
     def __init__(self, folder: Path, name: str, side: int, count: int) -> None:
@@ -192,7 +193,7 @@ class RowWriter:
         self._file.truncate(count * row_bytes(side))
 
     def put(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        """Write row number `row`, [3, side, side]."""
+        """Write a row, [3, side, side]."""
         content = np.ascontiguousarray(pixels).tobytes()
         self._checksums[row] = zlib.crc32(content)
         with self._lock:
@@ -200,11 +201,11 @@ class RowWriter:
             self._write(content)
 
     def finish(self, root: str, reading: dict[str, Any], images: Sequence[Source | None]) -> Path:
-        """Add the index and give the file its name.
+        """Write the index and rename the file.
 
         Args:
-            root, reading: As of `RowFile`.
-            images: The source of every row; None for one that was not written.
+            root, reading: As in `RowFile`.
+            images: The source of each row; None for rows that were not written.
         """
         index = {"format": _FORMAT, "root": root, "reading": reading, "side": self.side, "images": images}
         index["checksums"] = self._checksums
@@ -218,11 +219,11 @@ class RowWriter:
         return final
 
     def discard(self) -> None:
-        """Remove what was written, unless it is finished."""
+        """Remove the file, unless `finish` renamed it."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 
     def _write(self, content: bytes) -> None:
         rest = memoryview(content)
-        while rest:  # an unbuffered file may take a part, and refuses only the next when the disk is full
+        while rest:  # an unbuffered write may be partial; only the next one fails if the disk is full
             rest = rest[self._file.write(rest) :]

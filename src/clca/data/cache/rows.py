@@ -1,4 +1,4 @@
-"""The resized images of a data set, from files of rows, as torch wants them."""
+"""Read the resized images of a data set from files of rows, as torch tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from clca.data.transforms import SquareResize
 
 
 class ResizedRows:
-    """The resized images of a data set, by their index in it, from files of rows.
+    """The resized images of a data set, by index, from files of rows.
 
-    Goes to reading processes with its data set; each maps the files itself.
+    It can be pickled with its data set; each worker process then maps the files itself.
 
     Args:
-        resize: What was done to the images.
-        files: Where rows may be.
-        paths: The image files of the data set, in its order.
+        resize: The resize that was applied to the images.
+        files: Files that may contain the images.
+        paths: The image files, in the order of the data set.
     """
 
     def __init__(self, resize: SquareResize, files: Sequence[RowFile], paths: Sequence[Path]) -> None:
@@ -31,17 +31,17 @@ class ResizedRows:
         self.files = {number: file.path for number, file in enumerate(files) if number in used}
         self._checksums = {number: files[number].checksums for number in used}
         self._readers: dict[int, RowReader | None] = {}
-        for number in used:  # held from now on, whatever becomes of the name
+        for number in used:  # open now: an open file stays readable when it is unlinked
             self._reader(number)
 
     def __len__(self) -> int:
-        """Images that have a row."""
+        """Number of images that have a row."""
         return sum(place is not None for place in self._places)
 
     def read(self, index: int) -> tv_tensors.Image | None:
-        """The resized image [3, side, side], uint8; None where it has to be read from its file.
+        """The resized image [3, side, side], uint8; None if it must be read from its file.
 
-        That is so where it was not stored, or its file has changed since, or the file of rows is gone or damaged.
+        That is the case if it is not in the cache, if its file has changed, or if the file of rows is lost or damaged.
         """
         place = self._places[index]
         if place is None:
@@ -58,7 +58,7 @@ class ResizedRows:
         if number not in self._readers:
             try:
                 self._readers[number] = RowReader(self.files[number], self.resize.size, self._checksums[number])
-            except (OSError, ValueError):  # evicted before this process came to it, or cut off
+            except (OSError, ValueError):  # evicted in the meantime, or truncated
                 self._readers[number] = None
         return self._readers[number]
 

@@ -1,1 +1,1 @@
-"""`clca data check`: classes, counts, unreadable and duplicate images."""
+"""Checks of a data set (`clca data check`): classes, counts, unreadable and duplicate images."""

@@ -1,4 +1,4 @@
-"""Looking into every image file once, in parallel: can it be decoded, how large is it, what does it roughly show."""
+"""Decode all image files in parallel, to verify them or to collect size, format and a thumbnail."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from clca.errors import ClcaError
 
 __all__ = ["THUMBNAIL", "BadImage", "Inspection", "in_parallel", "inspect_images", "track", "verify_images"]
 
-_PROGRESS_AFTER = 2.0  # seconds: what is over sooner needs no bar
+_PROGRESS_AFTER = 2.0  # seconds
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,7 +36,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one look into a sound image file found.
+    """Properties of a readable image file.
 
     Attributes:
         path: The file.
@@ -44,7 +44,7 @@ class Inspection:
         kind: Format and mode, as in "JPEG RGB".
         digest: SHA-256 of the file's bytes.
         thumbnail: Mean grey levels of 16 × 16 cells, uint8.
-        near_empty: Whether hardly a pixel differs from the image's median grey.
+        near_empty: Whether almost all pixels have the median grey of the image.
     """
 
     path: Path
@@ -56,17 +56,16 @@ class Inspection:
 
 
 def verify_images(paths: Sequence[Path], workers: int | None = None, *, progress: bool = True) -> list[BadImage]:
-    """Decode every image completely, so that a damaged one is found before training and not in its seventh epoch.
+    """Decode all images completely, to find damaged ones before training starts.
 
     Args:
-        paths: The files, in any order; one that occurs twice is read once.
-        workers: Processes (`clca.data.decoding`); None takes one a processor, at most 16.
+        paths: The files, in any order; duplicates are read once.
+        workers: Number of processes (`clca.data.decoding`); None: one per processor, at most 16.
         progress: Show a progress bar on a terminal if it takes longer than two seconds.
 
     Returns:
-        The files that cannot be read, with reasons, in the order given. Empty where all is well.
+        The files that cannot be read, with reasons, in the given order.
     """
-
     paths = list(dict.fromkeys(paths))
 
     def verify(path: Path) -> BadImage | None:
@@ -84,7 +83,7 @@ def verify_images(paths: Sequence[Path], workers: int | None = None, *, progress
 def inspect_images(
     paths: Sequence[Path], workers: int | None = None, *, progress: bool = True
 ) -> list[Inspection | BadImage]:
-    """Inspect every image file; as `verify_images`, in the order given."""
+    """Inspect all image files, in the given order; arguments as for `verify_images`."""
 
     def inspect(path: Path) -> Inspection | BadImage:
         try:
@@ -108,16 +107,16 @@ def _without_path(error: ClcaError, path: Path) -> str:
 def in_parallel(
     work: Callable[[T], R], items: Sequence[T], workers: int | None = None, description: str | None = None
 ) -> Iterator[R]:
-    """Results of `work` in the order of `items`, from threads; with a bar where there is a description."""
+    """Map `work` over `items` in threads, in order; show a progress bar if there is a description."""
     executor = ThreadPoolExecutor(decoding_workers(workers))
     try:
         yield from track(executor.map(work, items), len(items), description)
-    finally:  # on Ctrl-C do not decode the rest first
+    finally:  # on Ctrl-C, cancel the remaining images
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 def decoding_workers(workers: int | None = None) -> int:
-    """How many images are decoded at the same time: `workers`, or one per processor, at most 16."""
+    """Number of images decoded in parallel: `workers`, or one per processor, at most 16."""
     workers = workers or min(16, os.cpu_count() or 1)
     if workers < 1:
         raise ClcaError(f"workers is {workers}: needs at least 1")
@@ -125,7 +124,7 @@ def decoding_workers(workers: int | None = None) -> int:
 
 
 def track(items: Iterable[T], total: int, description: str | None) -> Iterator[T]:
-    """Pass items through, with a progress bar on stderr once they have taken two seconds and stderr is a terminal."""
+    """Yield the items, with a progress bar on stderr after two seconds if stderr is a terminal."""
     console = Console(stderr=True)
     if description is None or not console.is_terminal:
         yield from items

@@ -1,4 +1,4 @@
-"""`clca data check`: everything about a data set that one wants to know before training on it."""
+"""`clca data check`: a report on a data set, to read before training on it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from rich.console import Console
 from clca.data.checks.decode import BadImage, Inspection, inspect_images, verify_images
 from clca.data.checks.duplicates import exact_duplicates, near_duplicates
 from clca.data.sources.folder_csv import read_listing
-from clca.data.sources.listing import Listing
+from clca.data.sources.listing import Listing, first_few
 from clca.data.sources.skipped import describe_unused
 from clca.system.paths import shown
 from clca.system.tables import Column, Table, words
@@ -20,9 +20,9 @@ from clca.system.tables import Column, Table, words
 __all__ = ["CheckReport", "Duplicates", "check", "verify_images"]
 
 FEW_IMAGES = 3
-"""Classes with fewer training and validation images than this are warned of (the smallest published sets have 3)."""
+"""Classes with fewer training and validation images cause a warning (the smallest published sets have 3)."""
 IMBALANCE = 10
-"""So many times more images in the largest class than in the smallest are warned of."""
+"""A larger ratio between the image counts of the largest and the smallest class causes a warning."""
 
 _SHOWN = 20  # rows of a table of files
 
@@ -35,10 +35,10 @@ class Duplicates(_Frozen):
     """Files that show the same image.
 
     Attributes:
-        paths: The files, relative to the set's folder where they lie in it.
-        exact: Equal byte for byte, rather than the same picture saved another time.
-        splits: The splits they are in. More than one, and a test no longer tests what was not seen.
-        classes: The classes they are in. More than one, and some label is wrong.
+        paths: The files, relative to the folder of the set if they are in it.
+        exact: Whether the files are identical, rather than the same image saved differently.
+        splits: The splits they are in. If there are several, evaluation is not on unseen images.
+        classes: The classes they are in. If there are several, at least one label is wrong.
     """
 
     paths: list[str]
@@ -48,20 +48,20 @@ class Duplicates(_Frozen):
 
 
 class CheckReport(_Frozen):
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         root: The set's folder or file.
-        source: Name of the source that read it.
+        source: Name of the source with which it was read.
         classes: Class names.
-        counts: For each split, how many images each class has.
+        counts: For each split, the number of images of each class.
         sizes: Smallest, median and largest width and height in pixels.
-        kinds: How many files have which format and mode.
+        kinds: Number of files by format and mode.
         unreadable: Files that cannot be decoded, with the reason.
-        near_empty: Files in which hardly a pixel differs from the rest.
+        near_empty: Files in which almost all pixels are equal.
         duplicates: Groups of files that show the same image.
-        errors: What has to be mended before training, a line each.
-        warnings: What should be looked at, a line each.
+        errors: Problems that prevent training, one line each.
+        warnings: Further problems, one line each.
     """
 
     root: str
@@ -77,7 +77,7 @@ class CheckReport(_Frozen):
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         return self.model_dump(mode="json")
 
     def render(self, console: Console) -> None:
@@ -86,7 +86,7 @@ class CheckReport(_Frozen):
         _print(console, *_class_table(self))
         for title, rows in (
             ("Unreadable files", list(self.unreadable.items())),
-            ("Near-empty images", [(path, "hardly a pixel differs from the rest") for path in self.near_empty]),
+            ("Near-empty images", [(path, "almost all pixels are equal") for path in self.near_empty]),
             ("Same image more than once", [_duplicate_row(group) for group in self.duplicates]),
         ):
             if rows:
@@ -96,63 +96,63 @@ class CheckReport(_Frozen):
         for line in self.warnings:
             console.print(shown(f"warning: {line}"), style="yellow", markup=False, highlight=False, soft_wrap=True)
         if not self.errors and not self.warnings:
-            console.print("Nothing to complain about.", style="green")
+            console.print("No problems found.", style="green")
 
 
 def check(
     root: str | Path, source: str | None = None, *, workers: int | None = None, progress: bool = True
 ) -> CheckReport:
-    """Read every image of a data set and report what is in it and what is wrong with it.
+    """Read every image of a data set and report its contents and problems.
 
     Args:
         root: As for `clca.data.open`.
-        source: The same.
-        workers: Threads that decode; None takes one a processor, at most 16.
+        source: As for `clca.data.open`.
+        workers: Number of images decoded in parallel; None: one per processor, at most 16.
         progress: Show a progress bar on a terminal if it takes longer than two seconds.
 
     Raises:
-        ClcaError: Where `root` is no data set at all. What is wrong within one is in the report's `errors`.
+        ClcaError: `root` is not a data set. Problems within a data set are in `errors` of the report.
     """
     listing = read_listing(root, source)
     base = listing.root if listing.root.is_dir() else listing.root.parent
     place = {path: (split, label) for split, samples in listing.splits.items() for path, label in samples}
-    looked = inspect_images(list(place), workers, progress=progress)
-    sound = [image for image in looked if isinstance(image, Inspection)]
-    bad = [image for image in looked if isinstance(image, BadImage)]
+    results = inspect_images(list(place), workers, progress=progress)
+    readable = [image for image in results if isinstance(image, Inspection)]
+    bad = [image for image in results if isinstance(image, BadImage)]
 
     def name(path: Path) -> str:
         return shown(path.relative_to(base) if path.is_relative_to(base) else path)
 
     duplicates = [
         Duplicates(
-            paths=[name(sound[i].path) for i in group],
+            paths=[name(readable[i].path) for i in group],
             exact=exact,
-            splits=sorted({place[sound[i].path][0] for i in group}),
-            classes=sorted({listing.classes[place[sound[i].path][1]] for i in group}),
+            splits=sorted({place[readable[i].path][0] for i in group}),
+            classes=sorted({listing.classes[place[readable[i].path][1]] for i in group}),
         )
-        for exact, groups in ((True, exact_duplicates(sound)), (False, near_duplicates(sound)))
+        for exact, groups in ((True, exact_duplicates(readable)), (False, near_duplicates(readable)))
         for group in groups
     ]
     counts = {
         split: np.bincount([label for _, label in samples], minlength=len(listing.classes)).tolist()
         for split, samples in listing.splits.items()
     }
-    near_empty = [name(image.path) for image in sound if image.near_empty]
+    near_empty = [name(image.path) for image in readable if image.near_empty]
     errors = list(listing.problems)
     if not any(counts.get("train", [])):
         errors.append(
-            "no images in split train, so there is nothing to learn from: add them, in a folder called train or, in a "
+            "no images in split train, so there is nothing to train on: add them, in a folder called train or, in a "
             "CSV file, in rows with split train"
         )
     if bad:
-        errors.append(f"{len(bad)} file(s) cannot be read: {_some([name(image.path) for image in bad])}")
+        errors.append(f"{len(bad)} file(s) cannot be read: {first_few([name(image.path) for image in bad])}")
     return CheckReport(
         root=str(listing.root),
         source=listing.source,
         classes=listing.classes,
         counts=counts,
-        sizes=_sizes(sound),
-        kinds=dict(Counter(image.kind for image in sound).most_common()),
+        sizes=_sizes(readable),
+        kinds=dict(Counter(image.kind for image in readable).most_common()),
         unreadable={name(image.path): image.reason for image in bad},
         near_empty=near_empty,
         duplicates=duplicates,
@@ -183,38 +183,34 @@ def _class_warnings(listing: Listing, counts: Mapping[str, Sequence[int]]) -> li
     warnings = []
     few = [name for name, count in zip(listing.classes, learned, strict=True) if 0 < count < FEW_IMAGES]
     if few:
-        warnings.append(f"{len(few)} class(es) with fewer than {FEW_IMAGES} training images: {_some(few)}")
+        warnings.append(f"{len(few)} class(es) with fewer than {FEW_IMAGES} training images: {first_few(few)}")
     if learned.any() and learned.max() > IMBALANCE * max(1, learned[learned > 0].min()):
         most, least = int(learned.max()), int(learned[learned > 0].min())
         warnings.append(f"classes are uneven: {most} training images in the largest, {least} in the smallest")
     for split in ("train", "test"):
         if not any(counts.get(split, [])):
-            if split == "test":  # without images to learn from nothing can be trained: that is an error
+            if split == "test":  # no training images is an error, reported elsewhere
                 warnings.append("no images in split test")
             continue
         lacking = [name for name, count in zip(listing.classes, counts[split], strict=True) if count == 0]
         if lacking:
-            warnings.append(f"{len(lacking)} class(es) without images in {split}: {_some(lacking)}")
+            warnings.append(f"{len(lacking)} class(es) without images in {split}: {first_few(lacking)}")
     return warnings
 
 
 def _image_warnings(near_empty: Sequence[str], duplicates: Sequence[Duplicates]) -> list[str]:
     warnings = []
     if near_empty:
-        warnings.append(f"{len(near_empty)} image(s) are nearly empty: {_some(near_empty)}")
+        warnings.append(f"{len(near_empty)} image(s) are nearly empty: {first_few(near_empty)}")
     across = [group for group in duplicates if len(group.splits) > 1]
     if across:
-        warnings.append(f"{len(across)} image(s) occur in more than one split: results there are too good")
+        warnings.append(f"{len(across)} image(s) occur in more than one split: test results are too optimistic")
     mislabelled = [group for group in duplicates if len(group.classes) > 1]
     if mislabelled:
         warnings.append(f"{len(mislabelled)} image(s) occur in more than one class: a label is wrong")
     if len(duplicates) > len(across):
         warnings.append(f"{len(duplicates) - len(across)} image(s) occur more than once within a split")
     return warnings
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -243,7 +239,7 @@ def _overview(report: CheckReport) -> Table:
 
 
 def _class_table(report: CheckReport) -> tuple[str, Table]:
-    """Images of each class; of very many classes the smallest and the largest."""
+    """Number of images per class; if there are many classes, only of the smallest and the largest."""
     totals = np.sum(list(report.counts.values()), axis=0)
     order = list(range(len(report.classes)))
     title = "Images of each class"
@@ -258,7 +254,7 @@ def _class_table(report: CheckReport) -> tuple[str, Table]:
 
 
 def _duplicate_row(group: Duplicates) -> tuple[str, str]:
-    kind = "same bytes" if group.exact else "same picture"
+    kind = "same bytes" if group.exact else "same image"
     across = f", across {' and '.join(group.splits)}" if len(group.splits) > 1 else ""
     mixed = f", labelled {' and '.join(map(shown, group.classes))}" if len(group.classes) > 1 else ""
     return "\n".join(group.paths[:6]) + ("\n…" if len(group.paths) > 6 else ""), kind + across + mixed

@@ -1,1 +1,1 @@
-"""Where images come from: folders, CSV files, the Ultra-FGVC sets."""
+"""Readers of data sets: folders, CSV files, the Ultra-FGVC sets."""

@@ -1,4 +1,4 @@
-"""Image folders and CSV files, and the registry of everything that `clca.data.open` can read."""
+"""Image folders and CSV files, and the registry of all sources that `clca.data.open` can read."""
 
 import csv
 import os
@@ -8,12 +8,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from clca.data.images import EXTENSIONS
-from clca.data.sources.listing import Listing, check_classes, with_validation
-from clca.data.sources.skipped import NOT_READ, describe_empty_class, describe_unused, is_set_aside
+from clca.data.image_formats import EXTENSIONS, UNREAD_EXTENSIONS, has_photo_signature
+from clca.data.sources.listing import Listing, check_classes, first_few, with_validation
+from clca.data.sources.skipped import describe_empty_class, describe_unused, in_underscore_folder
 from clca.data.sources.splits import Samples, split_by_rule
-from clca.data.sources.ultra_fgvc import ULTRA_FGVC, looks_like_ultra_fgvc, read_ultra_fgvc, recognise, sets_below
-from clca.data.sources.walk import Identity, enclosing, identity, is_hidden, visible_files
+from clca.data.sources.ultra_fgvc import (
+    ULTRA_FGVC,
+    identify_set,
+    looks_like_ultra_fgvc,
+    read_ultra_fgvc,
+    sets_in_subfolders,
+)
+from clca.data.sources.walk import FolderId, folder_id, is_hidden, visible_files, with_parents
 from clca.errors import ClcaError, brief, reason
 from clca.system.numbers import is_whole_number
 from clca.system.paths import expanded, shown
@@ -23,9 +29,9 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""Names of split folders (and values of a CSV's split column), in lower case, and the split each means."""
+"""Names of split folders, and values of the split column of a CSV file, in lower case → split."""
 
-# Limits of a CSV file, far beyond those of any list of images that one process reads.
+# Limits of a CSV file, far beyond any real list of images.
 MOST_BYTES = 256 << 20
 MOST_ROWS = 1_000_000
 LONGEST_LINE = 1 << 16
@@ -33,15 +39,12 @@ MOST_COLUMNS = 1_000
 LONGEST_LABEL = 1_000
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
-_PHOTOGRAPH = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
-
 
 def read_listing(root: str | Path, source: str | None = None) -> Listing:
-    """List the images under `root` with the named source, or with the one whose layout it has.
+    """List the images under `root` with the named source, or with the source that matches its layout.
 
     Raises:
-        ClcaError: For a path that does not exist or cannot be read, an unknown source, or a layout that is none of
-            those known.
+        ClcaError: The path does not exist or cannot be read, or the source or layout is unknown.
     """
     root = expanded(root)
     if source is not None and source not in SOURCES:
@@ -55,24 +58,24 @@ def read_listing(root: str | Path, source: str | None = None) -> Listing:
 
 
 def find_source(root: Path) -> str:
-    """The name of the source whose layout `root` has."""
+    """The name of the source that matches the layout of `root`."""
     if root.is_file():
         if root.suffix.lower() == ".csv":
             return "csv"
-        raise ClcaError(f"{root}: is a file; give a folder of images or a .csv file")
+        raise ClcaError(f"{root}: is a file; choose a folder of images or a .csv file")
     if _split_folders(root):
         return "folder"
     if looks_like_ultra_fgvc(root):
-        return recognise(root)
+        return identify_set(root)
     return "csv" if _csv_in(root) is not None and not _folders(root) else "folder"
 
 
 def read_folder(root: Path) -> Listing:
-    """`root/{train,val,test}/class/*`, or `root/class/*` with the splits made by rule.
+    """Read `root/{train,val,test}/class/*`, or `root/class/*` with splits made by a fixed rule.
 
-    Classes are the folder names in plain sorted order, as torchvision has them; images lie at any depth below. Split
-    folders may also be called training, valid, validation, dev or testing. Without a validation folder, validation is
-    one training image in five of each class, by rule.
+    Classes are the sorted folder names, as in torchvision; images may be at any depth below. Split folders may also be
+    named training, valid, validation, dev or testing. Without a validation folder, one training image in five of each
+    class is held out for validation by a fixed rule.
     """
     if not root.is_dir():
         raise ClcaError(f"{root}: is not a folder")
@@ -80,22 +83,22 @@ def read_folder(root: Path) -> Listing:
     problems: list[str] = []
     if not split_folders:
         classes = _class_folders(root)
-        apart = _apart(root, {root: classes})
+        excluded = _excluded_folders(root, {root: classes})
         unused = list(_images_beside(root, classes))
-        splits = split_by_rule(_images_of(root, classes, apart, unused, problems))
+        splits = split_by_rule(_images_of(root, classes, excluded, unused, problems))
     else:
         names = {split: _class_folders(folder) for split, folder in split_folders.items()}
         classes = sorted(set().union(*names.values()))
-        apart = _apart(root, {folder: names[split] for split, folder in split_folders.items()})
+        excluded = _excluded_folders(root, {folder: names[split] for split, folder in split_folders.items()})
         index = {name: label for label, name in enumerate(classes)}
         splits = {}
         unused = list(_images_beside(root, [folder.name for folder in split_folders.values()]))
         for split, folder in split_folders.items():
             unused.extend(_images_beside(folder, names[split]))
-            found = _images_of(folder, names[split], apart, unused, problems, may_be_empty=split != "train")
+            found = _images_of(folder, names[split], excluded, unused, problems, may_be_empty=split != "train")
             splits[split] = [(path, index[names[split][label]]) for path, label in found]
     if unused and not any(splits.values()):
-        raise ClcaError(f"{root}: no images to use: {'; '.join(describe_unused(root, unused))}")
+        raise ClcaError(f"{root}: no usable images: {'; '.join(describe_unused(root, unused))}")
     if problems and not any(splits.values()):
         raise ClcaError(problems[0])
     problems += check_classes(root, classes, splits)
@@ -103,43 +106,42 @@ def read_folder(root: Path) -> Listing:
 
 
 def read_csv(root: Path) -> Listing:
-    r"""A CSV file (or a folder with exactly one) with columns path, label and, if there are splits, split.
+    r"""Read a CSV file (or a folder with exactly one) with columns path, label and, optionally, split.
 
-    Paths are relative to the CSV file or absolute. Labels may be any text; classes are in sorted order, by value where
-    every label is a whole number. Semicolons between columns, as spreadsheets write them where the comma is a decimal
-    point, and Windows' \ in paths are understood too. Without a split column, or without validation rows, the rule of
-    folders holds.
+    Paths are relative to the CSV file or absolute. Labels may be any text; classes are sorted, numerically if all
+    labels are integers. Semicolons as separators, as spreadsheets write them in some locales, and \ in paths, as on
+    Windows, are accepted too. Without a split column, or without validation rows, the same rules hold as for folders.
 
     Raises:
-        ClcaError: It is no such file, or exceeds a limit: 256 MiB, a million rows, 65,536 characters a line, 1,000
-            columns, 1,000 characters a label.
+        ClcaError: It is not such a file, or exceeds a limit: 256 MiB, a million rows, 65,536 characters per line, 1,000
+            columns, 1,000 characters per label.
     """
     file = _csv_in(root) if root.is_dir() else root
     if file is None:
-        raise ClcaError(f"{root}: holds no or several .csv files: name the one with columns path,label[,split]")
+        raise ClcaError(f"{root}: contains no .csv file or several: choose the one with columns path,label[,split]")
     if not file.is_file():
         raise ClcaError(f"{file}: is not a regular file")
     rows, missing = [], 0
     first_missing: list[str] = []
     for line, row in _rows(file, required=("path", "label")):
         path = file.parent / row["path"]
-        if "\\" in row["path"] and not os.path.isfile(path):  # as Windows writes it
+        if "\\" in row["path"] and not os.path.isfile(path):  # a Windows path
             path = file.parent / row["path"].replace("\\", "/")
-        if not os.path.isfile(path):  # of a name that is too long, Path's own would raise an error
+        if not os.path.isfile(path):  # Path.is_file raises an error for names that are too long
             missing += 1
             if len(first_missing) < 5:
                 first_missing.append(brief(shown(row["path"])))
             continue
-        given = (row.get("split") or "").lower()
-        if given and given not in SPLIT_NAMES:
-            raise ClcaError(f"{file}, line {line}: unknown split {brief(repr(given), 60)}: use train, val or test")
-        rows.append((path, row["label"], SPLIT_NAMES.get(given, "")))
+        split_name = (row.get("split") or "").lower()
+        if split_name and split_name not in SPLIT_NAMES:
+            raise ClcaError(f"{file}, line {line}: unknown split {brief(repr(split_name), 60)}: use train, val or test")
+        rows.append((path, row["label"], SPLIT_NAMES.get(split_name, "")))
     problems = []
     if missing:
         problems.append(f"{file}: {missing} file(s) missing, relative to the CSV file: {', '.join(first_missing)}")
-    twice = [str(path) for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
-    if twice:
-        problems.append(f"{file}: {len(twice)} file(s) listed more than once: {', '.join(twice[:5])}")
+    repeated = [str(path) for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
+    if repeated:
+        problems.append(f"{file}: {len(repeated)} file(s) listed more than once: {first_few(repeated)}")
     labels = {label for _, label, _ in rows}
     numeric = all(map(is_whole_number, labels))
     classes = sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
@@ -157,7 +159,7 @@ def read_csv(root: Path) -> Listing:
 
 
 def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and stripped values of a CSV file, after a check that the required columns are there and filled."""
+    """Line numbers and stripped values of a CSV file whose required columns must exist and not be empty."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             head = stream.readline(LONGEST_LINE)
@@ -180,7 +182,7 @@ def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
                 _check_label(values.get("label", ""), f"{file}, line {reader.line_num}")
                 yield reader.line_num, values
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): save it as that") from None
+        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): save it as UTF-8") from None
 
 
 def _check_label(label: str, where: str) -> None:
@@ -191,7 +193,7 @@ def _check_label(label: str, where: str) -> None:
 
 
 def _lines(stream: TextIO, file: Path) -> Iterator[str]:
-    """The lines of a file, each of which, and all together, stay within the limits."""
+    """The lines of a file, within the limits of line length and file size."""
     read = 0
     while line := stream.readline(LONGEST_LINE + 1):
         read += len(line)
@@ -210,7 +212,7 @@ def _csv_in(folder: Path) -> Path | None:
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Sub-folders that may be classes or splits, in sorted order: none that is hidden or set aside by a leading _."""
+    """Sorted subfolders that may be classes or splits: those that are not hidden and do not start with _."""
     return [path for path in _visible_folders(parent) if not path.name.startswith("_")]
 
 
@@ -235,86 +237,93 @@ def _class_folders(folder: Path) -> list[str]:
     if not names:
         raise ClcaError(f"{folder}: no class folders with images: expected one folder a class")
     if len(names) == 1 and _split_folders(folder / names[0]):
-        raise ClcaError(f"{folder}: holds the data set one level further down: give {folder / names[0]}")
-    if sets := sets_below(folder, names):
+        raise ClcaError(f"{folder}: contains the data set one level down: use {folder / names[0]}")
+    if sets := sets_in_subfolders(folder, names):
         these = "the data set" if len(sets) == 1 else f"the data sets {', '.join(sets)}"
-        raise ClcaError(f"{folder}: holds {these} one level further down: give {folder / sets[0]}")
+        raise ClcaError(f"{folder}: contains {these} one level down: use {folder / sets[0]}")
     return names
 
 
-def _apart(root: Path, classes: dict[Path, list[str]]) -> set[Identity]:
-    """What no link in a class folder leads into: the class folders, all that they lie in, and what that lies in."""
+def _excluded_folders(root: Path, classes: dict[Path, list[str]]) -> set[FolderId]:
+    """Folders that links in a class folder must not enter: all class folders, and all folders above them."""
     folders = [path for parent, names in classes.items() for path in (parent, *(parent / name for name in names))]
-    return enclosing(root) | {found for path in folders if (found := identity(path)) is not None}
+    return with_parents(root) | {found for path in folders if (found := folder_id(path)) is not None}
 
 
 def _images_of(
     folder: Path,
     classes: list[str],
-    apart: Collection[Identity],
+    excluded: Collection[FolderId],
     unused: list[Path],
     problems: list[str],
     *,
     may_be_empty: bool = False,
 ) -> Samples:
-    """The images of each class.
+    """List the images of each class.
 
     Args:
-        folder: Holds the class folders.
-        classes: Their names.
-        apart: Folders that no link in them leads into.
-        unused: Is given the images that are left out.
-        problems: Is given a line for each folder that cannot be listed and each class without images.
-        may_be_empty: A class without images is no problem.
+        folder: The parent of the class folders.
+        classes: Names of the class folders.
+        excluded: Folders that links must not enter.
+        unused: Images that are left out are appended to it.
+        problems: A line is appended for each folder that cannot be listed and each class without images.
+        may_be_empty: Whether classes without images are accepted.
     """
 
-    def failed(error: OSError) -> None:
-        problems.append(f"{error.filename}: this folder cannot be read ({reason(error)}): allow it, or move it away")
+    def on_error(error: OSError) -> None:
+        problems.append(
+            f"{error.filename}: this folder cannot be read ({reason(error)}): change its permissions, or move it away"
+        )
 
     samples: Samples = []
     for label, name in enumerate(classes):
         before = len(problems)
-        files = visible_files(folder / name, followlinks=True, apart=apart, failed=failed)
+        files = visible_files(folder / name, followlinks=True, excluded=excluded, on_error=on_error)
         images = sorted(path for path in files if _is_image(path))
-        left = [path for path in images if not _is_read(path) or is_set_aside(path.relative_to(folder / name))]
-        unused += left
-        if len(left) == len(images) and len(problems) == before and not may_be_empty:
-            problems.append(describe_empty_class(folder / name, left))
-        out = set(left)
-        samples.extend((path, label) for path in images if path not in out)
+        left_out = [
+            path
+            for path in images
+            if not _has_read_extension(path) or in_underscore_folder(path.relative_to(folder / name))
+        ]
+        unused += left_out
+        if len(left_out) == len(images) and len(problems) == before and not may_be_empty:
+            problems.append(describe_empty_class(folder / name, left_out))
+        skipped = set(left_out)
+        samples.extend((path, label) for path in images if path not in skipped)
     return samples
 
 
 def _images_beside(folder: Path, known: Iterable[str]) -> Iterator[Path]:
-    """The images in `folder` that lie in none of the known sub-folders."""
+    """The images in `folder` that are not in one of the known subfolders."""
     beside = (path for path in sorted(folder.iterdir()) if not is_hidden(path.name))
     yield from (path for path in beside if path.is_file() and _is_image(path))
     for other in _visible_folders(folder):
-        if other.name not in known and not other.is_symlink():  # which may lead anywhere
+        if other.name not in known and not other.is_symlink():  # a link may lead anywhere
             yield from sorted(path for path in visible_files(other, followlinks=False) if _is_image(path))
 
 
-def _is_read(path: Path) -> bool:
+def _has_read_extension(path: Path) -> bool:
     return os.path.splitext(path.name)[1].lower() in EXTENSIONS
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file is an image by its name, of a format that is read or not; without an ending, by its content."""
-    ending = os.path.splitext(path.name)[1].lower()
-    return ending in EXTENSIONS or ending in NOT_READ or (not ending and _begins_as_a_photograph(path))
+    """Return whether a file is an image, by its extension or, if it has none, by its first bytes."""
+    extension = os.path.splitext(path.name)[1].lower()
+    known = extension in EXTENSIONS or extension in UNREAD_EXTENSIONS
+    return known or (not extension and _is_unnamed_photo(path))
 
 
-def _begins_as_a_photograph(path: Path) -> bool:
+def _is_unnamed_photo(path: Path) -> bool:
     try:
-        if not path.is_file():  # a FIFO would be waited for
+        if not path.is_file():  # opening a FIFO would block
             return False
         with path.open("rb") as file:
-            return _PHOTOGRAPH.match(file.read(12)) is not None
+            return has_photo_signature(file.read(12))
     except OSError:
         return False
 
 
 SOURCES: dict[str, Callable[[Path], Listing]] = {"folder": read_folder, "csv": read_csv}
-"""Every source of image files by name; each lists the images under a path."""
+"""All sources of image files by name; each lists the images under a path."""
 for _name in ULTRA_FGVC:
     SOURCES[_name] = lambda root, name=_name: read_ultra_fgvc(root, name)  # type: ignore[misc]

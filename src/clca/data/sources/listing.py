@@ -1,4 +1,4 @@
-"""What every source of images produces: the class names, and which file with which label is in which split."""
+"""`Listing`, the common result of all sources: class names, and the files and labels of each split."""
 
 import os
 import shlex
@@ -15,17 +15,17 @@ SPLITS = ("train", "val", "train_val", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a data set, without decoding one.
+    """All images of a data set, not decoded.
 
     Attributes:
         root: Where it was read from.
-        source: Name of the source that read it.
+        source: Name of the source with which it was read.
         classes: Class names; a label is an index into them.
-        splits: Image files and labels of "train", "val" and "test" (whichever there are); no image is in two of them
-            unless `problems` says so.
-        problems: What keeps it from being used as it is, a line each: files missing, counts that do not fit.
-        unused: Images that lie there and are in no split: of formats that are not read, without an ending, outside the
-            class folders, or in folders whose names begin with _.
+        splits: Image files and labels of those of "train", "val" and "test" that exist. They do not overlap, except as
+            `leaked` reports.
+        problems: Reasons why the set cannot be used as it is, one line each: missing files, wrong counts.
+        unused: Images in the folder that are in no split: with a format that is not read, without an extension, outside
+            the class folders, or in folders whose names begin with _.
     """
 
     root: Path
@@ -36,7 +36,7 @@ class Listing:
     unused: list[Path] = field(default_factory=list)
 
     def leaked(self) -> list[Path]:
-        """Test images that are learned from or validated with too: no accuracy on them means anything."""
+        """Test images that are also in training or validation, which makes test results invalid."""
         tested = {path for path, _ in self.splits.get("test", [])}
         return sorted({path for name in ("train", "val") for path, _ in self.splits.get(name, [])} & tested)
 
@@ -44,20 +44,25 @@ class Listing:
         """The images of a split; "train_val" is train and val together.
 
         Raises:
-            ClcaError: For a split that does not exist, or one without images.
+            ClcaError: The split does not exist or has no images.
         """
         if split not in SPLITS:
             raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
         parts = ("train", "val") if split == "train_val" else (split,)
         found = [sample for part in parts for sample in self.splits.get(part, [])]
         if not found:
-            there = ", ".join(f"{name} ({len(part)} images)" for name, part in self.splits.items() if part)
-            raise ClcaError(f"{self.root}: no images in split {split!r}; there are: {there or 'none'}")
+            available = ", ".join(f"{name} ({len(part)} images)" for name, part in self.splits.items() if part)
+            raise ClcaError(f"{self.root}: no images in split {split!r}; available: {available or 'none'}")
         return found
 
 
+def first_few(names: Sequence[str]) -> str:
+    """Format a list for a message: the first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def with_validation(splits: dict[str, Samples]) -> dict[str, Samples]:
-    """Take validation images from training by rule where a set names none."""
+    """If a set has no validation images, take some from training by a fixed rule."""
     if splits.get("val") or not splits.get("train"):
         return splits
     train, val = take_every_fifth(splits["train"])
@@ -65,14 +70,14 @@ def with_validation(splits: dict[str, Samples]) -> dict[str, Samples]:
 
 
 def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]) -> list[str]:
-    """Refuse what no classifier can be trained on.
+    """Refuse classes on which no classifier can be trained.
 
     Returns:
-        A line for each of val and test that holds classes which training lacks.
+        A line for val and for test if they contain classes that training lacks.
 
     Raises:
-        ClcaError: For no images at all, a single class, a class whose name no file of a run could hold, or two whose
-            names differ in the form of Unicode only.
+        ClcaError: There are no images, there is a single class, a class name is not valid UTF-8, or two names differ
+            only in Unicode normalisation.
     """
     if not any(splits.values()):
         raise ClcaError(f"{root}: no images found")
@@ -82,24 +87,24 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
         try:
             name.encode()
         except UnicodeEncodeError:
-            all_at_once = f"convmv -f latin1 -t utf8 -r --notest {shlex.quote(str(root))}"
+            command = f"convmv -f latin1 -t utf8 -r --notest {shlex.quote(str(root))}"
             raise ClcaError(
                 f"{root}: the name of the class {os.fsencode(name)!r} is not UTF-8: rename it, or all names of an old "
-                f"disk at once: {all_at_once}"
+                f"disk at once: {command}"
             ) from None
-    spelled: dict[str, str] = {}
+    normalized: dict[str, str] = {}
     for name in classes:
-        if spelled.setdefault(unicodedata.normalize("NFC", name), name) != name:
-            how = f"convmv -f utf8 -t utf8 --nfc -r --notest {shlex.quote(str(root))}"
+        if normalized.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            command = f"convmv -f utf8 -t utf8 --nfc -r --notest {shlex.quote(str(root))}"
             raise ClcaError(
-                f"{root}: two classes look the same, {name!r}: one has its accents as letters of their own, as macOS "
-                f"writes names; {'write it in one way' if root.is_file() else f'rename all at once: {how}'}"
+                f"{root}: two classes look the same, {name!r}: one has accents as separate characters, as on macOS; "
+                f"{'use one form' if root.is_file() else f'rename all at once: {command}'}"
             )
     problems = []
     trained = {label for _, label in splits.get("train", [])}
     for name in ("val", "test"):
         unknown = sorted({label for _, label in splits.get(name, [])} - trained)
         if unknown and trained:
-            names = ", ".join(repr(classes[label]) for label in unknown[:5]) + (" …" if len(unknown) > 5 else "")
-            problems.append(f"{root}: {name} holds {len(unknown)} class(es) that train lacks: {names}")
+            names = first_few([repr(classes[label]) for label in unknown])
+            problems.append(f"{root}: {name} contains {len(unknown)} class(es) that train lacks: {names}")
     return problems

@@ -1,4 +1,4 @@
-"""The rules that choose validation and test images where a data set does not: stable, from file names alone."""
+"""Rules that choose validation and test images for data sets without them; they depend only on file names."""
 
 import hashlib
 from collections import defaultdict
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 Samples = list[tuple[Path, int]]
-"""Image files with their labels, the labels being indices into the class names."""
+"""Image files with labels, which are indices into the class names."""
 
 
 def _by_name_hash(paths: Sequence[Path]) -> list[int]:
-    """Positions in the order of the SHA-256 of file names: looks random, and is the same on every machine."""
+    """Positions ordered by the SHA-256 of file names: pseudo-random, and the same on every machine."""
     return sorted(range(len(paths)), key=lambda i: (_digest(paths[i].name), paths[i].as_posix()))
 
 
 def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()  # the bytes of one that is not UTF-8
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()  # keeps the bytes of names that are not UTF-8
 
 
 def _per_class(samples: Samples) -> dict[int, list[int]]:
@@ -26,24 +26,24 @@ def _per_class(samples: Samples) -> dict[int, list[int]]:
 
 
 def take_every_fifth(samples: Samples) -> tuple[Samples, Samples]:
-    """Set aside about one in five images of every class, the first ones by the hash of their file name.
+    """Hold out about one in five images of each class: the first ones by the hash of their file name.
 
-    At least one image of a class of two or more is taken and none of a class of one, so training keeps every class.
+    At least one image of a class with two or more is taken, and none of a class with one, so training has all classes.
 
     Returns:
-        The images that stay and those set aside, each in the order given.
+        The remaining images and those held out, each in the given order.
     """
-    aside: set[int] = set()
+    held_out: set[int] = set()
     for members in _per_class(samples).values():
         if len(members) >= 2:
             order = _by_name_hash([samples[i][0] for i in members])
-            aside.update(members[i] for i in order[: max(1, round(len(members) / 5))])
-    stay = [sample for i, sample in enumerate(samples) if i not in aside]
-    return stay, [sample for i, sample in enumerate(samples) if i in aside]
+            held_out.update(members[i] for i in order[: max(1, round(len(members) / 5))])
+    rest = [sample for i, sample in enumerate(samples) if i not in held_out]
+    return rest, [sample for i, sample in enumerate(samples) if i in held_out]
 
 
 def split_by_rule(samples: Samples) -> dict[str, Samples]:
-    """Train, validation and test parts of a set that comes in one piece.
+    """Split a data set without splits into training, validation and test.
 
     Test is one image in five of every class (`take_every_fifth`), validation one in five of the rest.
     """

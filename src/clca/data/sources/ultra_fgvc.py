@@ -1,8 +1,9 @@
 """The five ultra-fine-grained leaf sets of Yu et al. (ICCV 2021): Cotton80, SoyLocal, SoyGlobal, SoyGene, SoyAgeing.
 
-Each comes in several layouts. Tried in this order: `anno/train.txt` and `test.txt` (lines `name label`, labels from 1,
-images in `images/`), CSV files `train.csv`, `val.csv`, `train_val.csv`, `test.csv` (columns class_id, from 0, and dir),
-and, for the three sets with numeric names, the file names alone. SoyAgeing repeats the layout in a folder per stage.
+They are distributed in several layouts, which are tried in this order: `anno/train.txt` and `test.txt` (lines
+`name label`, labels from 1, images in `images/`), CSV files `train.csv`, `val.csv`, `train_val.csv`, `test.csv`
+(columns class_id, from 0, and dir), and, for the three sets with numeric names, the file names alone. SoyAgeing has the
+layout in one folder per stage.
 """
 
 import csv
@@ -13,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clca.data.images import EXTENSIONS
-from clca.data.sources.listing import Listing, check_classes
+from clca.data.image_formats import EXTENSIONS
+from clca.data.sources.listing import Listing, check_classes, first_few
 from clca.data.sources.splits import Samples
 from clca.errors import ClcaError
 from clca.system.numbers import is_whole_number
@@ -22,7 +23,7 @@ from clca.system.numbers import is_whole_number
 
 @dataclass(frozen=True)
 class Published:
-    """Counts of a published set."""
+    """Numbers of classes and images of a published set."""
 
     classes: int
     train: int
@@ -39,7 +40,7 @@ ULTRA_FGVC: Mapping[str, Published] = {
     "soyageing": Published(198, 4950, 4950),
     **{f"soyageing-{stage}": Published(198, 990, 990) for stage in STAGES},
 }
-"""Source names with the published counts of classes, training and test images."""
+"""Names of the sources, with the published counts."""
 
 NUMERIC = ("cotton80", "soylocal", "soyglobal")
 IMAGE_FOLDERS = (
@@ -47,7 +48,7 @@ IMAGE_FOLDERS = (
 )  # fmt: skip
 _IMAGE_NAME = re.compile(r"(?P<cultivar>.+?)(?:_(?P<stage>R\d))?_(?P<number>[0-9]{1,9})_(?P<split>train|test)")
 _NUMERIC_NAME = re.compile(r"0*(?P<cultivar>[1-9][0-9]{0,4})_0*(?P<number>[1-9][0-9]{0,8})_(?P<split>train|test)")
-_MOST_CLASSES = 100_000  # far more than in any of the sets
+_MOST_CLASSES = 100_000  # far more than in any set
 _FOLDER_HINTS = {
     "cotton": "cotton80", "local": "soylocal", "soybean2000": "soyglobal", "soybean200": "soylocal",
     "global": "soyglobal", "gene": "soygene", "age": "soyageing",
@@ -55,25 +56,25 @@ _FOLDER_HINTS = {
 
 
 def looks_like_ultra_fgvc(root: Path) -> bool:
-    """Whether `root` has one of the sets' layouts."""
+    """Return whether `root` has a layout of these sets."""
     parts = [root, *(root / stage for stage in STAGES)]
     if any(_annotations(part) or _csv_files(part) for part in parts):
         return True
     return any(_NUMERIC_NAME.fullmatch(Path(name).stem) for name in _Images(root).names)
 
 
-def sets_below(root: Path, names: Sequence[str]) -> list[str]:
-    """Which of the folders in `root` hold one of the sets, by its annotations or, of a single one, by its layout."""
+def sets_in_subfolders(root: Path, names: Sequence[str]) -> list[str]:
+    """The subfolders that contain a set, detected by its annotations or, if there is one subfolder, by its layout."""
     if len(names) == 1:
         return [name for name in names if looks_like_ultra_fgvc(root / name)]
     return [name for name in names if any(os.path.isfile(root / name / part / "anno/train.txt") for part in ("", "R1"))]
 
 
-def recognise(root: Path) -> str:
-    """The set that lies at `root`: by its stage folders, by its counts, else by the name of the folder.
+def identify_set(root: Path) -> str:
+    """Identify the set at `root` by its stage folders, by its number of classes, or by the name of the folder.
 
     Raises:
-        ClcaError: Where none of these tells.
+        ClcaError: None of these identifies a set.
     """
     if any((root / stage).is_dir() for stage in STAGES):
         return "soyageing"
@@ -89,27 +90,27 @@ def recognise(root: Path) -> str:
         if hint in root.resolve().name.lower():
             return name
     raise ClcaError(
-        f"{root}: laid out like an Ultra-FGVC set, but {classes} classes fit none of them: name it with source="
+        f"{root}: laid out like an Ultra-FGVC set, but no set has {classes} classes: name the set with source="
     )
 
 
 def read_ultra_fgvc(root: Path, name: str, published: Published | None = None) -> Listing:
-    """List one of the sets, in whichever layout it lies there.
+    """List one of the sets, in any of its layouts.
 
-    There is no official validation split. Where no `val.csv` gives one, the rule is: of Cotton80, SoyLocal and
-    SoyGlobal the last training image of each class (one of three); of SoyGene every fifth training image of a class,
-    at least one; of SoyAgeing image 5 of each stage. A class with a single training image gives none.
+    There is no official validation split. Unless `val.csv` defines one, validation is: for Cotton80, SoyLocal and
+    SoyGlobal, the last training image of each class (one of three); for SoyGene, every fifth training image of a class,
+    at least one; for SoyAgeing, image 5 of each stage. No image is taken from a class with a single training image.
 
     Args:
-        root: The set's folder; for one stage of SoyAgeing the set's or the stage's.
+        root: The folder of the set; for one stage of SoyAgeing, that of the set or of the stage.
         name: A key of `ULTRA_FGVC`.
-        published: Counts to check against; None takes those of `ULTRA_FGVC`.
+        published: Expected counts; None uses those of `ULTRA_FGVC`.
 
     Returns:
-        The listing, with a line in `problems` for missing files and for counts that differ.
+        The listing, with a line in `problems` for missing files and for wrong counts.
 
     Raises:
-        ClcaError: Where no layout is found, or labels are not what the layout says.
+        ClcaError: No layout matches, or labels do not have the format of the layout.
     """
     published = published or ULTRA_FGVC[name]
     family, _, stage = name.partition("-")
@@ -131,33 +132,33 @@ def read_ultra_fgvc(root: Path, name: str, published: Published | None = None) -
                     samples[split].append((path, label))
         if not labelled:
             layouts = "anno/train.txt and test.txt, or train.csv and test.csv" + (
-                ", or images named like 1_1_train.png" if name in NUMERIC else ""
+                ", or images named as 1_1_train.png" if name in NUMERIC else ""
             )
-            raise ClcaError(f"{part}: not laid out as {name}: expected {layouts}")
+            raise ClcaError(f"{part}: does not have the layout of {name}: expected {layouts}")
     if missing and not any(samples.values()):
         place = parts[0] / IMAGE_FOLDERS[0]
-        raise ClcaError(f"{root}: none of the {len(missing)} images of {name} is there: put {missing[0]} … in {place}")
+        raise ClcaError(f"{root}: none of the {len(missing)} images of {name} exists: put {missing[0]} … into {place}")
     classes = _class_names(entry for entries in names.values() for entry in entries)
-    splits = _three_way(samples, family)
+    splits = _split(samples, family)
     problems = _count_problems(root, name, published, classes, samples, missing) + check_classes(root, classes, splits)
     listing = Listing(root, name, classes, splits, problems)
     if leaked := [path.name for path in listing.leaked()]:
         problems.append(
-            f"{root}: {len(leaked)} image(s) are listed for training and for test: "
-            f"{', '.join(leaked[:5])}{_more(leaked)}; take them out of one list"
+            f"{root}: {len(leaked)} image(s) are listed for both training and test: {first_few(leaked)}; remove them "
+            "from one list"
         )
     return listing
 
 
 def _stage_folders(root: Path, stage: str) -> list[Path]:
-    """The folders of SoyAgeing that hold the images of one stage or, with an empty `stage`, of all."""
+    """The folders of SoyAgeing with the images of one stage or, if `stage` is empty, of all stages."""
     wanted = [stage] if stage else list(STAGES)
     found = [root / one for one in wanted if _annotations(root / one) or _csv_files(root / one)]
     return found or [root]  # CSV files over all stages, or one stage's own folder
 
 
 def _labelled(root: Path, *, numeric: bool) -> tuple[dict[str, list[tuple[str, int]]], "_Images"]:
-    """File names with labels from 0 of "train", "test" and, where CSV files tell them, "val" and "train_val"."""
+    """File names with labels from 0 of "train", "test" and, if there are CSV files for them, "val" and "train_val"."""
     images = _Images(root)
     if annotations := _annotations(root):
         return {split: _read_annotation(file) for split, file in annotations.items()}, images
@@ -174,7 +175,7 @@ def _annotations(root: Path) -> dict[str, Path]:
 
 
 def _csv_files(root: Path) -> dict[str, Path]:
-    """The CSV files of the published layout at `root`; others of the same name have other columns."""
+    """The CSV files of the published layout in `root`; files of the same name with other columns do not count."""
     files = {split: root / f"{split}.csv" for split in ("train", "val", "train_val", "test")}
     found = {split: file for split, file in files.items() if file.is_file()}
     return {split: file for split, file in found.items() if {"class_id", "dir"} <= set(_header(file))}
@@ -184,7 +185,7 @@ def _header(file: Path) -> list[str]:
     with file.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         try:
             return [column.strip() for column in next(csv.reader(stream), [])]
-        except csv.Error:  # no table at all
+        except csv.Error:  # not a CSV file
             return []
 
 
@@ -192,7 +193,7 @@ def _read_annotation(file: Path) -> list[tuple[str, int]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ClcaError(f"{file}: is not a text in UTF-8 ({error})") from None
+        raise ClcaError(f"{file}: is not UTF-8 text ({error})") from None
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -225,19 +226,19 @@ def _from_names(root: Path, images: "_Images") -> dict[str, list[tuple[str, int]
     for name in images.names:
         if match := _NUMERIC_NAME.fullmatch(Path(name).stem):
             if (int(match["number"]) % 2 == 1) != (match["split"] == "train"):
-                raise ClcaError(f"{root}: {name}: odd numbers are training images and even ones test images")
+                raise ClcaError(f"{root}: {name}: odd numbers must be training images, and even ones test images")
             entries[match["split"]].append((name, int(match["cultivar"]) - 1))
     order = lambda entry: (entry[1], _number(entry[0]))  # noqa: E731
     return {split: sorted(entries[split], key=order) for split in ("train", "test") if entries[split]}
 
 
 class _Images:
-    """The image folder of a set: found under any of its known names, and listed once."""
+    """The image folder of a set: searched under its known names, and listed once."""
 
     def __init__(self, root: Path) -> None:
         self.folders = [folder for name in IMAGE_FOLDERS if (folder := root / name).is_dir()] + [root]
         self.listed: dict[Path, set[str]] = {}
-        self.pictures: dict[Path, dict[str, str]] = {}
+        self.by_stem: dict[Path, dict[str, str]] = {}
 
     def _files(self, folder: Path) -> set[str]:
         if folder not in self.listed:
@@ -245,33 +246,33 @@ class _Images:
             self.listed[folder] = {entry.name for entry in entries if entry.is_file()}
         return self.listed[folder]
 
-    def _pictures(self, folder: Path) -> dict[str, str]:
-        """Names of image files in a folder by what precedes their ending, in lower case."""
-        if folder not in self.pictures:
+    def _by_stem(self, folder: Path) -> dict[str, str]:
+        """Names of the image files in a folder by their stem in lower case."""
+        if folder not in self.by_stem:
             names = sorted(name for name in self._files(folder) if Path(name).suffix.lower() in EXTENSIONS)
-            self.pictures[folder] = {Path(name).stem.lower(): name for name in reversed(names)}
-        return self.pictures[folder]
+            self.by_stem[folder] = {Path(name).stem.lower(): name for name in reversed(names)}
+        return self.by_stem[folder]
 
     @property
     def names(self) -> list[str]:
-        """Names of the image files that lie directly in the first folder that has any."""
+        """Names of the image files in the first folder that has any."""
         for folder in self.folders:
             if found := sorted(name for name in self._files(folder) if Path(name).suffix.lower() in EXTENSIONS):
                 return found
         return []
 
     def find(self, name: str) -> Path | None:
-        """The file of a name in a list: as it is there, else without its folders, else with another image's ending.
+        """Find the file of a list entry: by its path, else by its name, else with another image extension.
 
-        Lists are made on other machines: they hold their paths, and images were converted or renamed to `.PNG` since.
+        Lists come from other machines: they contain paths there, and images may have been converted or renamed.
         """
         slashed = name.replace("\\", "/")
-        paths = [folder / wanted for wanted in (name, slashed, Path(slashed).name) for folder in self.folders]
+        paths = [folder / entry for entry in (name, slashed, Path(slashed).name) for folder in self.folders]
         for path in paths:
             if path.name in self._files(path.parent):
                 return path
         for path in paths:
-            if found := self._pictures(path.parent).get(path.stem.lower()):
+            if found := self._by_stem(path.parent).get(path.stem.lower()):
                 return path.with_name(found)
         return None
 
@@ -282,7 +283,7 @@ def _number(name: str) -> int:
 
 
 def _class_names(entries: Iterable[tuple[str, int]]) -> list[str]:
-    """Cultivars as the file names have them where these agree with the labels, else the published label (from 1)."""
+    """Cultivars from the file names if these agree with the labels, else the published labels (from 1)."""
     seen: dict[int, set[str]] = defaultdict(set)
     for name, label in entries:
         match = _IMAGE_NAME.fullmatch(Path(name).stem)
@@ -292,15 +293,15 @@ def _class_names(entries: Iterable[tuple[str, int]]) -> list[str]:
     return names if len(set(names)) == len(numbers) == len(seen) else numbers
 
 
-def _three_way(samples: Mapping[str, Samples], family: str) -> dict[str, Samples]:
-    """Train, val and test without overlap, from what the layout gives; val by the rule where it gives none."""
+def _split(samples: Mapping[str, Samples], family: str) -> dict[str, Samples]:
+    """Train, val and test without overlap; val is chosen by the rule if the layout has none."""
     val = samples.get("val", [])
     everything = {**dict(samples.get("train", [])), **dict(val), **dict(samples.get("train_val", []))}
     ordered = sorted(everything.items(), key=lambda sample: (sample[1], _sort_key(sample[0])))
-    aside = {path for path, _ in val} or _validation_by_rule(ordered, family)
+    held_out = {path for path, _ in val} or _validation_by_rule(ordered, family)
     return {
-        "train": [sample for sample in ordered if sample[0] not in aside],
-        "val": [sample for sample in ordered if sample[0] in aside],
+        "train": [sample for sample in ordered if sample[0] not in held_out],
+        "val": [sample for sample in ordered if sample[0] in held_out],
         "test": list(samples.get("test", [])),
     }
 
@@ -314,13 +315,13 @@ def _validation_by_rule(ordered: Samples, family: str) -> set[Path]:
     groups: dict[tuple[int, str], list[Path]] = defaultdict(list)
     for path, label in ordered:
         groups[label, _sort_key(path)[0] if family == "soyageing" else ""].append(path)
-    aside: set[Path] = set()
+    held_out: set[Path] = set()
     for paths in groups.values():
         if family == "soyageing":
-            aside.update(path for path in paths if _number(path.name) == 5)
+            held_out.update(path for path in paths if _number(path.name) == 5)
         elif len(paths) >= 2:
-            aside.update((family == "soygene" and paths[4::5]) or paths[-1:])
-    return aside
+            held_out.update((family == "soygene" and paths[4::5]) or paths[-1:])
+    return held_out
 
 
 def _count_problems(
@@ -330,27 +331,23 @@ def _count_problems(
     tested = {path for path, _ in samples.get("test", [])}
     counts = Published(len(classes), len(trained), len(tested))
     problems = []
-    if name in NUMERIC and not missing:  # their names are known, so what is missing can be named without annotations
-        there = {path.stem for path in trained | tested}
+    if name in NUMERIC and not missing:  # missing images can be named without annotations, as the file names are known
+        existing = {path.stem for path in trained | tested}
         expected = (
             f"{cultivar}_{number}_{'train' if number % 2 else 'test'}"
             for cultivar in range(1, published.classes + 1)
             for number in range(1, 2 * published.train // published.classes + 1)
         )
-        missing = [f"{stem}.png" for stem in expected if stem not in there] if counts != published else []
+        missing = [f"{stem}.png" for stem in expected if stem not in existing] if counts != published else []
     if missing:
         unique = sorted(set(missing))
-        problems.append(f"{root}: {len(unique)} image(s) of {name} missing: {', '.join(unique[:5])}{_more(unique)}")
+        problems.append(f"{root}: {len(unique)} image(s) of {name} missing: {first_few(unique)}")
     if counts != published:
         problems.insert(
             0,
             f"{root}: {name} has {published.classes} classes, {published.train} training and {published.test} test "
-            f"images, but here are {counts.classes}, {counts.train} and {counts.test}"
-            + (f"; missing: {', '.join(sorted(set(missing))[:5])}{_more(sorted(set(missing)))}" if missing else "")
+            f"images, but found {counts.classes}, {counts.train} and {counts.test}"
+            + (f"; missing: {first_few(sorted(set(missing)))}" if missing else "")
             + "; complete it (or, in Python, open it with strict=False)",
         )
     return problems
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -1,15 +1,15 @@
-"""The files in a folder at any depth, without what is hidden or left by archivers, and without going in circles."""
+"""Walk a folder without hidden files, leftovers of archivers, or cycles of links."""
 
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-Identity = tuple[int, int]
-"""Device and inode: what is one folder, by whatever name."""
+FolderId = tuple[int, int]
+"""Device and inode, which identify a folder whatever its path."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is nobody's photograph: `.thumbs`, `._leaf.jpg`, `__MACOSX`."""
+    """Return whether a file or folder is hidden or made by a system: `.thumbs`, `._leaf.jpg`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -17,39 +17,39 @@ def visible_files(
     folder: Path,
     *,
     followlinks: bool,
-    apart: Collection[Identity] = (),
-    failed: Callable[[OSError], None] | None = None,
+    excluded: Collection[FolderId] = (),
+    on_error: Callable[[OSError], None] | None = None,
 ) -> Iterator[Path]:
-    """All files in a folder and below that are not hidden, in any order.
+    """All files below a folder that are not hidden, in arbitrary order.
 
     Args:
-        folder: Where to begin.
-        followlinks: Enter folders that are links, too. None that lies above, as `ln -s ..` has it, is entered again.
-        apart: Folders that are not entered, wherever they are met.
-        failed: Is given the error for each folder that cannot be listed.
+        folder: The top folder.
+        followlinks: Enter links to folders too, except links to a folder above (`ln -s ..`).
+        excluded: Folders that are not entered.
+        on_error: Called with the error for each folder that cannot be listed.
     """
-    above = {str(folder): enclosing(folder)}
-    for parent, folders, files in os.walk(folder, onerror=failed, followlinks=followlinks):
-        line = above.pop(parent)
+    above = {str(folder): with_parents(folder)}
+    for parent, folders, files in os.walk(folder, onerror=on_error, followlinks=followlinks):
+        ancestors = above.pop(parent)
         entered = []
         for name in folders:
             path = os.path.join(parent, name)
-            found = identity(path)
-            if not is_hidden(name) and found not in line and found not in apart:
+            found = folder_id(path)
+            if not is_hidden(name) and found not in ancestors and found not in excluded:
                 entered.append(name)
-                above[path] = line | ({found} if found else set())
+                above[path] = ancestors | ({found} if found else set())
         folders[:] = entered
         yield from (Path(parent, name) for name in files if not is_hidden(name))
 
 
-def enclosing(folder: Path) -> set[Identity]:
-    """A folder and all that it lies in."""
+def with_parents(folder: Path) -> set[FolderId]:
+    """The identities of a folder and of all folders above it."""
     real = folder.resolve()
-    return {found for path in (real, *real.parents) if (found := identity(path)) is not None}
+    return {found for path in (real, *real.parents) if (found := folder_id(path)) is not None}
 
 
-def identity(path: str | Path) -> Identity | None:
-    """Which folder it is; None where the system does not say."""
+def folder_id(path: str | Path) -> FolderId | None:
+    """Device and inode of a folder; None if they cannot be read."""
     try:
         found = os.stat(path)
     except OSError:

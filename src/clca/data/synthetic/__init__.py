@@ -1,1 +1,1 @@
-"""Leaves drawn by a program: cultivars that differ by almost nothing."""
+"""Synthetic leaves: cultivars that differ only in fine detail."""

@@ -1,8 +1,8 @@
-"""One synthetic leaf, drawn from its traits: outline, teeth, lobes and veins, then colour, light and damage.
+"""Draw one synthetic leaf from its traits: outline, teeth, lobes and veins, then colour, light and damage.
 
 Geometry is built in leaf coordinates: y runs along the midrib from the base (0) to the tip (1), x across. Shapes are
-drawn as supersampled masks and reduced, colour is mixed at the final size. Everything random comes from the generator
-that is passed in, and nothing but the last noise depends on the size: the same leaf comes out at every size.
+drawn as supersampled masks and downsampled; colour is mixed at the final size. All randomness comes from the generator
+passed in, and only the final noise depends on the size: the same leaf is drawn at every size.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Traits:
-    """The fine detail that tells one cultivar from another.
+    """The fine detail that distinguishes cultivars.
 
     Attributes:
         vein_angle: Angle between midrib and secondary veins, in degrees.
-        vein_density: Secondary veins on each side of a leaf.
-        tertiary_density: Tertiary veins between two neighbouring secondary veins.
-        tooth_density: Teeth along each side of the margin.
+        vein_density: Number of secondary veins on each side of the leaf.
+        tertiary_density: Number of tertiary veins between two neighbouring secondary veins.
+        tooth_density: Number of teeth along each side of the margin.
         tooth_depth: Height of a tooth as a fraction of the leaf's length.
-        lobe_depth: Depth of the lobes as a fraction of the half width.
+        lobe_depth: Depth of the lobes as a fraction of the half-width.
     """
 
     vein_angle: float
@@ -47,13 +47,13 @@ class _Shape:
 
 
 def draw_leaf(traits: Traits, rng: np.random.Generator, size: int, turn: float = np.pi) -> Image.Image:
-    """Draw a leaf as a scanner would see it, in RGB.
+    """Draw a leaf in RGB, as a scanner would see it.
 
     Args:
-        traits: Its fine detail.
-        rng: Source of everything else: pose, colour, light, damage, background, slight variation of the shape.
+        traits: The fine detail of the leaf.
+        rng: Source of the rest: pose, colour, light, damage, background, slight variation of the shape.
         size: Side of the square image, in pixels.
-        turn: Largest angle, either way, between the leaf and upright, in radians.
+        turn: Largest rotation from upright in either direction, in radians.
     """
     shape, length = _pose(_grow(traits, rng), rng, size, turn)
     blade, veins, petiole, holes = _masks(shape, rng, size, length)
@@ -61,9 +61,9 @@ def draw_leaf(traits: Traits, rng: np.random.Generator, size: int, turn: float =
 
 
 def leaf_detail(traits: Traits, rng: np.random.Generator, size: int, turn: float = np.pi) -> NDArray[np.bool_]:
-    """Where `draw_leaf`, with the same arguments, draws what the traits decide. Boolean, [size, size].
+    """Where `draw_leaf`, with the same arguments, draws what the traits determine. Boolean, [size, size].
 
-    That is the veins, and a band along the margin about as wide as the teeth are high.
+    These are the veins, and a band along the margin about as wide as the teeth are high.
     """
     shape, length = _pose(_grow(traits, rng), rng, size, turn)
     blade, veins, _, _ = _masks(shape, rng, size, length)
@@ -121,7 +121,7 @@ def _smooth_noise(rng: np.random.Generator, y: Array, amplitude: float) -> Array
 
 
 def _secondary_starts(traits: Traits, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Where the secondary veins of one side leave the midrib, and at which angles (radians)."""
+    """Positions on the midrib where the secondary veins of one side start, and their angles (radians)."""
     spacing = 0.9 / traits.vein_density
     evenly = 0.03 + spacing * (np.arange(int(np.ceil(traits.vein_density))) + rng.uniform(0, 1))
     evenly = evenly + rng.normal(0, 0.08 * spacing, evenly.size)
@@ -140,7 +140,7 @@ def _secondary_curves(starts: Array, angles: Array, curl: float, reach: Array) -
 
 
 def _reach(y: Array, half: Array, starts: Array, angles: Array, curl: float) -> tuple[Array, Array]:
-    """How far each secondary vein runs before it meets the margin, and at which height it does."""
+    """Length of each secondary vein up to the margin, and the height at which it meets the margin."""
     along: Array = np.linspace(0, 1.0, 160)
     across = along * np.sin(angles)[:, None]
     height = starts[:, None] + along * np.cos(angles)[:, None] + curl * along**2
@@ -151,7 +151,7 @@ def _reach(y: Array, half: Array, starts: Array, angles: Array, curl: float) -> 
 
 
 def _lobes(y: Array, ends: Array) -> Array:
-    """A wave along the margin whose rounded crests are where every other vein ends."""
+    """A wave along the margin with a rounded crest at the end of every other vein."""
     phase = np.interp(y, np.sort(ends), np.arange(ends.size) / 2)
     envelope = np.clip(y / 0.12, 0, 1) * np.clip((1 - y) / 0.15, 0, 1)
     wave = (np.cos(np.pi * phase) ** 2) ** 0.75
@@ -160,7 +160,7 @@ def _lobes(y: Array, ends: Array) -> Array:
 
 def _toothed(y: Array, half: Array, lobed: Array, traits: Traits, rng: np.random.Generator) -> Array:
     margin = np.stack([lobed, y], axis=1)
-    step = np.gradient(np.stack([half, y], axis=1), axis=0)  # of the smooth outline: across a hollow teeth would cross
+    step = np.gradient(np.stack([half, y], axis=1), axis=0)  # of the smooth outline: in a hollow, teeth would cross
     length = np.hypot(step[:, 0], step[:, 1])
     tangent = step / length[:, None]
     arc = np.cumsum(length) / length.sum()
@@ -178,7 +178,7 @@ def _ends(arc: Array) -> Array:
 
 
 def _ladder(curves: Array, traits: Traits, rng: np.random.Generator) -> Array:
-    """Tertiary veins: slightly kinked rungs between neighbouring secondary veins. [rungs, points, 2]"""
+    """Tertiary veins: slightly kinked rungs between neighbouring secondary veins, [rungs, points, 2]."""
     rungs = np.arange(0.5, max(2.0, traits.tertiary_density)) / traits.tertiary_density
     pairs = max(len(curves) - 1, 0)
     place = rungs + rng.normal(0, 0.15 / traits.tertiary_density, (pairs, rungs.size))
@@ -202,7 +202,7 @@ def _along(curves: Array, place: Array) -> Array:
 
 
 def _pose(shape: _Shape, rng: np.random.Generator, size: int, turn: float) -> tuple[_Shape, float]:
-    """Turn, scale and place a leaf in pixels; also its length in pixels. Area does not depend on the traits."""
+    """Rotate, scale and place a leaf in pixels; also return its length. Its area does not depend on the traits."""
     angle = np.pi + turn * rng.uniform(-1, 1)  # image rows run downwards
     stretch = rng.uniform(0.93, 1.07)
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * [[stretch], [1 / stretch]]
@@ -231,7 +231,7 @@ def _pose(shape: _Shape, rng: np.random.Generator, size: int, turn: float) -> tu
 
 
 def _masks(shape: _Shape, rng: np.random.Generator, size: int, length: float) -> tuple[Array, Array, Array, Array]:
-    """Coverage, 0 … 1, [size, size] each, of blade, veins (by strength), petiole and holes."""
+    """Coverage (0 … 1) of blade, veins (by strength), petiole and holes, each [size, size]."""
     factor = 4 if size <= 128 else 3 if size <= 256 else 2
     stout = rng.uniform(0.8, 1.25)
     unit = length * factor * stout
@@ -266,7 +266,7 @@ def _masks(shape: _Shape, rng: np.random.Generator, size: int, length: float) ->
 
 
 def _ribbon(line: Array, start: float, end: float) -> list[float]:
-    """The polygon around a line whose width in pixels runs from `start` to `end`."""
+    """The polygon of a line whose width in pixels changes from `start` to `end`."""
     step = np.gradient(line, axis=0)
     normal = np.stack([-step[:, 1], step[:, 0]], axis=1) / (np.hypot(step[:, 0], step[:, 1])[:, None] + 1e-9)
     half = np.linspace(max(start, 1.0), max(end, 1.0), len(line))[:, None] / 2
@@ -283,7 +283,7 @@ def _colour(blade: Array, veins: Array, petiole: Array, rng: np.random.Generator
     light_x, light_y = np.cos(direction), np.sin(direction)
     ramp = light_x * grid[None, :] + light_y * grid[:, None]
 
-    # Blade: two tones mixed by slow clouds, relief where veins sink in, light falling off to one side.
+    # Blade: two tones mixed by low-frequency noise, relief at the veins, light falling off to one side.
     tone = _hsv(rng.uniform(0.17, 0.40), rng.uniform(0.30, 0.75), rng.uniform(0.30, 0.68))
     second = np.clip(tone * rng.uniform(0.75, 1.3) + rng.normal(0, 0.03, 3), 0, 1)
     clouds = _clouds(rng, size, 5) * 0.6 + _clouds(rng, size, 12) * 0.4
@@ -301,7 +301,7 @@ def _colour(blade: Array, veins: Array, petiole: Array, rng: np.random.Generator
     for spot, colour in _blemishes(rng, size):
         leaf += (colour - leaf) * spot[..., None]
 
-    # Paper: a light tint with its own light, grain and, under the leaf, a soft shadow.
+    # Paper: a light tint, with separate lighting and grain, and a soft shadow under the leaf.
     paper = np.array([1.0, 1.0, 1.0]) * rng.uniform(0.78, 0.97) + rng.normal(0, 0.012, 3)
     texture = 1 + rng.uniform(-0.12, 0.12) * ramp + 0.03 * (_clouds(rng, size, 40) - 0.5)
     covered = np.maximum(blade, petiole)

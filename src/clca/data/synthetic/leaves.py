@@ -1,13 +1,11 @@
-"""Synthetic leaves, the embedded data set: cultivars that differ in fine detail only, on images that differ in all.
+"""Synthetic leaves, the built-in data set: cultivars differ only in fine detail, images in everything.
 
-A cultivar is a point in the space of traits (`leaf_drawing.Traits`): angle and density of the veins, frequency and
-depth of the teeth, depth of the lobes. Its leaves scatter a little around it, and vary widely in pose, colour, light,
-damage and background, which carry no information on the cultivar.
+A cultivar is a point in the space of traits (`drawing.Traits`): angle and density of the veins, frequency and depth of
+the teeth, depth of the lobes. Its leaves scatter slightly around that point, and vary widely in pose, colour, light,
+damage and background, which carry no information about the cultivar.
 """
 
-import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +17,7 @@ from PIL import Image
 from clca.data.checks.decode import track
 from clca.data.synthetic.drawing import Traits, draw_leaf, leaf_detail
 from clca.errors import ClcaError, WorkError, reason
-from clca.system.files import read_json
+from clca.system.files import read_json, temporary_beside
 from clca.system.paths import expanded
 
 TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -30,20 +28,20 @@ TRAIT_RANGES: Mapping[str, tuple[float, float]] = {
     "tooth_depth": (0.004, 0.05),
     "lobe_depth": (0.0, 0.55),
 }
-"""Lowest and highest value of every trait over all cultivars."""
+"""Lowest and highest value of each trait over all cultivars."""
 
 _FORMAT = "clca-leaves-1"
 _PARAMETERS_FILE = "leaves.json"
 _JITTER = 0.035  # standard deviation of a trait within a cultivar, as a fraction of its range
-_HARDEST_GAP = 0.12  # at difficulty 1 the cultivars' traits span this fraction of the ranges
-_SPLIT_OF = ("train", "test", "val", "train", "train")  # by image number modulo 5: already three images fill each split
+_HARDEST_GAP = 0.12  # at difficulty 1 the traits of the cultivars span this fraction of the ranges
+_SPLIT_OF = ("train", "test", "val", "train", "train")  # by image number modulo 5: three images fill all splits
 
 
 def cultivar_traits(cultivar: int, seed: int = 0, difficulty: float = 0.5) -> Traits:
     """The traits at the centre of a cultivar.
 
     Cultivars follow a low-discrepancy sequence (Roberts' generalised golden ratio) that starts at a point given by the
-    seed, so they stay apart however many there are, and more of them leave the earlier ones as they are.
+    seed, so any number of them is well separated, and adding cultivars does not change the earlier ones.
     """
     ratio = 1.0
     for _ in range(60):  # the root of x^(d+1) = x + 1
@@ -52,7 +50,9 @@ def cultivar_traits(cultivar: int, seed: int = 0, difficulty: float = 0.5) -> Tr
     start = np.random.default_rng([seed, 6]).random(len(TRAIT_RANGES))
     gap = 1 - (1 - _HARDEST_GAP) * difficulty
     offset = (start + cultivar * steps) % 1 * 2 - 1
-    outward = np.sign(offset) * np.abs(offset) ** 0.6  # few cultivars lie in the middle, where they would be alike
+    outward = (
+        np.sign(offset) * np.abs(offset) ** 0.6
+    )  # keep cultivars away from the middle, where they would be similar
     return _traits(0.5 + gap * outward / 2)
 
 
@@ -64,9 +64,9 @@ def _traits(fractions: NDArray[np.float64]) -> Traits:
 
 
 class DrawnLeaves:
-    """The leaves of a split, drawn when first asked for; the arguments are those of `clca.data.Leaves`.
+    """The leaves of a split, drawn on first access; the arguments are those of `clca.data.Leaves`.
 
-    That is the same as a torch Dataset; this one needs no torch.
+    `clca.data.Leaves` is the same as a torch Dataset; this class does not need torch.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class DrawnLeaves:
         if not set(wanted) <= set(_SPLIT_OF):
             raise ClcaError(f"unknown split {split!r}: choose from train, val, train_val, test, all")
         self.size, self.seed, self.difficulty, self.split = size, seed, difficulty, split
-        self._turn = np.pi * min(1.0, 1 / 12 + 11 / 6 * difficulty)  # from 0.5 on a leaf may lie any way round
+        self._turn = np.pi * min(1.0, 1 / 12 + 11 / 6 * difficulty)  # from 0.5 on, leaves have any orientation
         self.transform = transform
         self.classes = [f"cultivar-{cultivar + 1:03d}" for cultivar in range(cultivars)]
         self._leaves = [
@@ -103,10 +103,10 @@ class DrawnLeaves:
 
     @classmethod
     def from_text(cls, text: str, split: str = "train", transform: Callable[[Image.Image], Any] | None = None) -> Self:
-        """From "leaves" or "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
+        """Parse "leaves" or "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
 
         Raises:
-            ClcaError: For an unknown or unreadable parameter.
+            ClcaError: A parameter is unknown or not a number.
         """
         types = {"cultivars": int, "images": int, "size": int, "seed": int, "difficulty": float}
         values: dict[str, Any] = {}
@@ -136,11 +136,11 @@ class DrawnLeaves:
         return self._cache[index].copy()
 
     def detail_mask(self, index: int) -> NDArray[np.bool_]:
-        """Where the detail that decides the cultivar is: veins and margin. Boolean, [size, size]."""
+        """Mask of the detail that determines the cultivar: veins and margin. Boolean, [size, size]."""
         return leaf_detail(*self._traits_and_rng(index), self.size, self._turn)
 
     def traits(self, index: int) -> Traits:
-        """The traits that this very leaf was drawn from."""
+        """The traits from which this leaf was drawn."""
         return self._traits_and_rng(index)[0]
 
     def _traits_and_rng(self, index: int) -> tuple[Traits, np.random.Generator]:
@@ -157,11 +157,11 @@ def _check(cultivars: int, images: int, size: int, seed: int, difficulty: float)
     if not 2 <= cultivars <= 999:
         raise ClcaError(f"cultivars is {cultivars}: needs 2 to 999")
     if not 3 <= images <= 9999:
-        raise ClcaError(f"images is {images}: needs 3 to 9999 a cultivar, so that each split has some")
+        raise ClcaError(f"images is {images}: needs 3 to 9999 per cultivar, so that each split has some")
     if not 16 <= size <= 2048:
         raise ClcaError(f"size is {size}: needs 16 to 2048 pixels")
     if seed < 0:
-        raise ClcaError(f"seed is {seed}: needs a whole number from 0")
+        raise ClcaError(f"seed is {seed}: needs a non-negative integer")
     if not 0 <= difficulty <= 1:
         raise ClcaError(f"difficulty is {difficulty}: needs 0 (easy) to 1 (hard)")
 
@@ -178,21 +178,21 @@ def write_leaves(
 ) -> Path:
     """Write synthetic leaves as `out/{train,val,test}/cultivar-001/0000.png` …, and their parameters as leaves.json.
 
-    An interrupted run is taken up where it stopped, and a set can be enlarged by asking for more cultivars or images;
-    files that are there are kept.
+    Existing files are kept: an interrupted call continues where it stopped, and a set can be enlarged with more
+    cultivars or images.
 
     Args:
-        out: A folder that is new, empty, or holds leaves with the same size, seed and difficulty.
+        out: A folder that is new, empty, or contains leaves of the same size, seed and difficulty.
         cultivars, images, size, seed, difficulty: As for `clca.data.Leaves`.
-        progress: Show a progress bar on a terminal if it takes longer than two seconds; or what is told how many leaves
-            are there, and of how many, after each.
+        progress: True shows a progress bar on a terminal after two seconds. A function is called after each leaf, with
+            the number of leaves written so far and the total.
 
     Returns:
         The folder.
 
     Raises:
-        ClcaError: For parameters out of range, or a folder that holds anything else.
-        WorkError: Where the folder cannot be written.
+        ClcaError: A parameter is out of range, or the folder contains something else.
+        WorkError: The folder cannot be written.
     """
     out = expanded(out)
     leaves = DrawnLeaves(cultivars, images, size, seed, difficulty, split="all", cache=False)
@@ -200,44 +200,34 @@ def write_leaves(
         "format": _FORMAT, "cultivars": cultivars, "images": images, "size": size, "seed": seed,
         "difficulty": difficulty,
     }  # fmt: skip
-    _check_ours(out, parameters)
+    _check_folder(out, parameters)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / _PARAMETERS_FILE, (json.dumps(parameters, indent=2) + "\n").encode())
+        with temporary_beside(out / _PARAMETERS_FILE) as temporary:
+            temporary.write_text(json.dumps(parameters, indent=2) + "\n")
         for index in track(range(len(leaves)), len(leaves), "drawing leaves" if progress is True else None):
             path = out / leaves.paths[index]
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                buffer = io.BytesIO()
-                leaves.image(index).save(buffer, "PNG")
-                _write(path, buffer.getvalue())
+                with temporary_beside(path) as temporary:
+                    leaves.image(index).save(temporary, "PNG")
             if callable(progress):
                 progress(index + 1, len(leaves))
     except OSError as error:
-        raise WorkError(f"{out}: cannot write ({reason(error)}); run it again to go on") from error
+        raise WorkError(f"{out}: cannot write ({reason(error)}); run the command again to continue") from error
     return out
 
 
-def _check_ours(out: Path, parameters: Mapping[str, Any]) -> None:
-    """Refuse a folder in which new leaves would lie among other files, or among leaves of another kind."""
+def _check_folder(out: Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse a folder that contains other files, or leaves with other parameters."""
     if out.exists() and not out.is_dir():
-        raise ClcaError(f"{out}: is a file; give a folder")
+        raise ClcaError(f"{out}: is a file; choose a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     found = read_json(out / _PARAMETERS_FILE)
     if found is None or found.get("format") != _FORMAT:
-        raise ClcaError(f"{out}: is not empty and holds no synthetic leaves; give a new folder")
+        raise ClcaError(f"{out}: is not empty and contains no synthetic leaves; choose a new folder")
     for name, value in parameters.items():
         grown = name in ("cultivars", "images") and isinstance(found.get(name), int) and value >= found[name]
         if found.get(name) != value and not grown:
-            raise ClcaError(f"{out}: holds leaves made with {name} {found.get(name)}, not {value}; give a new folder")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            raise ClcaError(f"{out}: contains leaves with {name} {found.get(name)}, not {value}; choose a new folder")

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from memory_tasks import count_threads, fail, hold, in_turn
 
 from clca.errors import ClcaError, WorkError
 from clca.system.timing import (
@@ -115,27 +116,6 @@ def test_rates_are_plausible() -> None:
     # Far below and far above what any computer of these years does.
     assert 0.01 < matrix_rate(repeats=1) < 1e7
     assert 0.01 < bandwidth(repeats=1, mib=8) < 1e6
-
-
-def hold(mib: int) -> None:
-    """Two buffers of `mib` MiB at the same time, then one."""
-    first = torch.ones(mib * MIB, dtype=torch.uint8)
-    second = first + 1
-    del first
-    second.add_(1)
-
-
-def in_turn(mib: int) -> None:
-    for _ in range(3):
-        torch.ones(mib * MIB, dtype=torch.uint8)
-
-
-def fail() -> None:
-    raise ValueError("no such\nmodel")
-
-
-def count_threads(expected: int) -> None:
-    assert torch.get_num_threads() == expected, torch.get_num_threads()
 
 
 def test_peak_memory_is_that_of_the_call() -> None:

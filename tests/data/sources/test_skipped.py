@@ -129,19 +129,19 @@ def test_only_who_opens_it_to_learn_from_is_warned(tmp_path):
     assert warned(tmp_path, "val") == warned(tmp_path, "test") == warned(tmp_path, strict=False) == []
 
 
-def test_a_class_of_nothing_else_says_what_it_holds(tmp_path):
+def test_a_class_folder_with_only_unread_formats_is_an_error(tmp_path):
     photos(tmp_path, "train")
     touch(tmp_path / "train" / "phone" / "0.heic", tmp_path / "train" / "phone" / "1.heic")
 
     with pytest.raises(ClcaError) as caught:
         clca.data.open(tmp_path)
-    reason = "no images that are read in this class folder (2 .heic): convert them to JPEG or PNG"
+    reason = "this class folder has only formats that are not read (2 .heic): convert them to JPEG or PNG"
     assert str(caught.value) == f"{tmp_path / 'train' / 'phone'}: {reason}"
     assert check(tmp_path).errors == [str(caught.value)]
 
 
-def test_a_set_of_nothing_else_says_what_it_holds(tmp_path):
+def test_a_set_with_only_unread_formats_is_an_error(tmp_path):
     touch(tmp_path / "a" / "0.heic", tmp_path / "b" / "0.heic")
 
-    with pytest.raises(ClcaError, match=r"no images to use: 2 image\(s\) are left out .* 2 \.heic, such as a/0\.heic;"):
+    with pytest.raises(ClcaError, match=r"no usable images: 2 image\(s\) are left out .* 2 \.heic, such as a/0\.heic;"):
         clca.data.open(tmp_path)

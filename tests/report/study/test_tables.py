@@ -81,7 +81,7 @@ class TestResults:
         assert ours["base_difference"] == pytest.approx(ours["base_top1"] - 56)
         shown = cells(made, "base published (difference)")
         assert sum(text.startswith("≈56.0 (−") for text in shown) == 1
-        assert "which backbone" in made.caption
+        assert "does not name the backbone" in made.caption
 
     def test_where_runs_are_missing_each_cell_says_of_how_many_it_is(self):
         table = results(sizes=(64,)).iloc[1:]

@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -247,7 +249,9 @@ def test_links_to_elsewhere_are_followed(tmp_path):
     assert len(found) == 3 + 2 + 2
 
 
-def test_folders_that_cannot_be_read_are_reported():
+def test_folders_that_cannot_be_read_are_reported(monkeypatch):
+    # Decoding processes run as before: another user may not be allowed to execute this Python.
+    monkeypatch.setattr("clca.data.decoding.subprocess.Popen", partial(subprocess.Popen, user=os.getuid()))
     with readable_folder() as parent:
         root = folder(parent / "set", {"": {"merlot": 4, "pinot": 4}})
         put(root / "merlot" / "sub" / "a.png")

@@ -36,7 +36,7 @@ def test_the_token_guards_the_same_addresses(before: str) -> None:
     ["cultivars", "/cultivars/", "/", "/a//b", "/../a", "https://plants.example/a", "/a b", "/a?b", "/ä", "/a\n"],
 )
 def test_what_is_no_such_path_is_refused(path: str) -> None:
-    with pytest.raises(ClcaError, match=r"root_path .*: write the path as /cultivars"):
+    with pytest.raises(ClcaError, match=r"root_path: .* is no path: write the path as /cultivars"):
         ServeSettings(root_path=path)
 
 

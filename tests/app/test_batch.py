@@ -26,6 +26,8 @@ from clca.errors import ClcaError, WorkError
 from clca.serve.errors import Refusal
 from clca.serve.upload import Upload
 
+pytestmark = pytest.mark.slow
+
 MODEL = tiny_model()
 Files = list[tuple[str, Path]]
 

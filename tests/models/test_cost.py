@@ -12,6 +12,8 @@ from torch import nn
 import clca
 from clca.models.cost import flop_counter
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 6}
 RATES = (1.0, 0.7, 0.5, 0.25, 0.1)
 # METHOD section 6: ViT-B/16, 80 classes, GMACs an image.

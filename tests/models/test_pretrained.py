@@ -22,6 +22,8 @@ import clca.models.saving
 from clca.models import factory
 from clca.models.backbones import PAPER_BACKBONES, Backbone
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
 CLASSES = ["Merlot", "Pinot noir", "Riesling", "Syrah", "Tannat"]
 DEIT = "deit_tiny_patch16_224"

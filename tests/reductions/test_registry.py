@@ -19,6 +19,8 @@ from clca.reductions import Evidence, TokenState, reduction_class, registry
 from clca.reductions import plugins as imported
 from clca.testing import check_reduction
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
 
 

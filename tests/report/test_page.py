@@ -20,6 +20,8 @@ from clca.report.study.numbers import over_seeds
 from clca.report.study.report import report, the_answer
 from clca.study.results.table import read_table
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 

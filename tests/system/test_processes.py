@@ -10,6 +10,8 @@ import pytest
 
 from clca.system.processes import how_it_ended, usable_cores
 
+pytestmark = pytest.mark.slow
+
 FAULTS = """
 import resource, sys
 import torch

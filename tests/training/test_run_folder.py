@@ -13,6 +13,8 @@ from clca.errors import ClcaError
 from clca.training import TrainConfig, train
 from clca.training.run_folder import RunFolder, distinct, unique_labels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("folders", "names"),

@@ -11,6 +11,8 @@ from waiting import until
 
 from clca.training import TrainConfig, train, trainer
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., TrainConfig]
 
 

@@ -19,6 +19,8 @@ from clca.training import TrainConfig, device, resume, train, trainer
 from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., TrainConfig]
 
 

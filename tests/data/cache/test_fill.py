@@ -33,6 +33,8 @@ from clca.errors import ClcaError
 from clca.models.config import ModelConfig
 from clca.study.plan.cost_model import StudyCosts
 
+pytestmark = pytest.mark.slow
+
 SIZE = 28  # resized to 32 × 32: 3072 bytes a row
 
 

@@ -30,6 +30,8 @@ from clca.report.study.numbers import gain_summary, over_seeds, paired_gains
 from clca.report.study.settings import by_default, finished_runs
 from clca.study.results.table import read_table
 
+pytestmark = pytest.mark.slow
+
 
 def numbers_of(folder: Path, axes: dict[str, list[str]] | None = None) -> Numbers:
     table = read_table(folder)

@@ -27,6 +27,8 @@ from clca.study.plan.config import read_study, shipped
 from clca.study.plan.cost_model import StudyCosts, forward_gmacs, training_gmacs
 from clca.study.plan.expand import plan
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("deit_tiny_patch16_224", {}),

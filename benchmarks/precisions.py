@@ -28,7 +28,7 @@ from clca.export.onnx_file import build_onnx, save_onnx
 from clca.kernels.prepack import prepacked
 from clca.system.timing import Spread, command, interleaved, machine, versions
 from clca.training.preflight import same_classes
-from clca.training.run_folder import stored_config
+from clca.training.run_folder import RunFolder
 
 
 @dataclass
@@ -55,7 +55,7 @@ def main(args: Comparison) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model = clca.from_pretrained(args.run)
-    own = stored_config(Path(args.run)).data
+    own = RunFolder(args.run).config.data
     sets = []
     for split in args.splits:
         images = data.open(args.data or own.root, split, source=own.source if args.data is None else None)

@@ -31,7 +31,7 @@ from clca.data.datasets import ImageDataset
 from clca.data.transforms import Normalization, preprocess_dict, train_transform
 from clca.errors import ClcaError
 from clca.system import timing as measure
-from clca.training.loaders import Plan, SeededImages, reading_processes, train_loader
+from clca.training.loaders import BatchPlan, SeededImages, reading_processes, train_loader
 
 CPU = torch.device("cpu")
 PREPROCESS = preprocess_dict(1)  # mean and std, the same at every size
@@ -77,7 +77,7 @@ def open_images(settings: Settings) -> ImageDataset:
     )
 
 
-def one_by_one(images: ImageDataset, plan: Plan, steps: int) -> Callable[[], None]:
+def one_by_one(images: ImageDataset, plan: BatchPlan, steps: int) -> Callable[[], None]:
     """A pass over images as batches of one."""
     seeded, normalize = SeededImages(images, seed=0), Normalization(PREPROCESS)
 
@@ -88,7 +88,7 @@ def one_by_one(images: ImageDataset, plan: Plan, steps: int) -> Callable[[], Non
     return read
 
 
-def in_batches(images: ImageDataset, plan: Plan, steps: int, workers: int) -> Callable[[], None]:
+def in_batches(images: ImageDataset, plan: BatchPlan, steps: int, workers: int) -> Callable[[], None]:
     """A pass over training batches, read by persistent processes."""
     normalize, loader = Normalization(PREPROCESS), train_loader(images, plan, 0, 0, steps, workers, CPU)
 
@@ -112,7 +112,7 @@ def measured(settings: Settings) -> dict[str, Any]:
     one = from_files[0][0]
     torch.manual_seed(0)
     assert torch.equal(one, from_cache[0][0])  # both give the same result
-    plan = Plan.fitting(len(from_files), settings.batch_size, 1, 1, seed=0)
+    plan = BatchPlan.create(len(from_files), settings.batch_size, 1, 1, seed=0)
     steps = max(1, settings.images // plan.batch_size)
     kinds: dict[str, Callable[[ImageDataset], Callable[[], None]]] = {
         "alone": partial(one_by_one, plan=plan, steps=steps)

@@ -422,7 +422,7 @@ def test_a_run_with_a_keep_rate_a_location_is_measured_weighed_told_and_drawn(re
     assert [(row.candidate.keep_rate, row.error) for row in found.rows] == [(1.0, None), (1.0, None), (rates, None)] * 2
     found.growth = [running.Growth(found.rows[2].candidate, (4, 16), 1.0, 1.0, None)]
     found.rows[2] = replace(found.rows[2], over_own_dense=Spread(0.5, 0.5, 0.5))
-    console = Console(width=80, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
     found.render(console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
@@ -489,10 +489,10 @@ def test_wrong_settings_are_refused_by_name(field: str, value: Any, what: str) -
         ({"models": ("resnet18",)}, "resnet18"),
         ({"img_sizes": (33,)}, "33 is not a multiple"),
         ({"precisions": ("fp16",), "device": "cpu"}, "fp16 needs a GPU"),
-        ({"modes": ("eager", "cudagraph"), "device": "cpu"}, "cudagraph needs a GPU"),
-        ({"modes": ("onnx",), "precisions": ("bf16",)}, "--precisions bf16 and --modes onnx do not go together"),
-        ({"modes": ("onnx",), "training": True}, "--training and --modes onnx do not go together"),
-        ({"batch_sizes": (1,), "training": True}, "--training and --batch-sizes 1 do not go together.*--no-cla"),
+        ({"modes": ("eager", "cudagraph"), "device": "cpu"}, "cudagraph needs an NVIDIA GPU"),
+        ({"modes": ("onnx",), "precisions": ("bf16",)}, "--precisions bf16 and --modes onnx cannot be combined"),
+        ({"modes": ("onnx",), "training": True}, "--training and --modes onnx cannot be combined"),
+        ({"batch_sizes": (1,), "training": True}, "--training and --batch-sizes 1 cannot be combined.*--no-cla"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(
@@ -516,12 +516,12 @@ def test_onnx_without_its_packages_is_refused_before_anything_is_measured(monkey
         (
             {"precisions": ("bf16", "fp32"), "modes": ("eager", "onnx")},
             {("bf16", "eager", 2), ("fp32", "eager", 2), ("fp32", "onnx", 2)},
-            "left out: --precisions bf16 and --modes onnx do not go together",
+            "left out: --precisions bf16 and --modes onnx cannot be combined",
         ),
         (  # not even the dense model in bf16, which nothing would be compared with
             {"precisions": ("bf16", "fp32"), "modes": ("onnx",)},
             {("fp32", "eager", 2), ("fp32", "onnx", 2)},
-            "left out: --precisions bf16 and --modes onnx do not go together",
+            "left out: --precisions bf16 and --modes onnx cannot be combined",
         ),
         ({"batch_sizes": (2, 1), "training": True}, {("fp32", "eager", 2)}, "left out: --training and --batch-sizes 1"),
         ({"batch_sizes": (2, 1), "training": True, "cla": False}, {("fp32", "eager", 2), ("fp32", "eager", 1)}, None),

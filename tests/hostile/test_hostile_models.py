@@ -254,7 +254,7 @@ def test_preprocessing_that_is_none(preprocess: Any, tmp_path: Path) -> None:
 def test_preprocessing_that_a_use_refuses(change: dict[str, Any], tmp_path: Path) -> None:
     folder = with_top(tmp_path / "m", preprocess=PREPROCESS | change)
     image = photographs(tmp_path / "images") / "test" / "Merlot" / "0.png"
-    refused_by_command_line("predict", str(image), "--model", str(folder), memory_mib=768, cpu_seconds=30)
+    refused_by_command_line("predict", str(folder), str(image), memory_mib=768, cpu_seconds=30)
 
 
 # -- the text of config.json -----------------------------------------------------------------------------------------
@@ -330,13 +330,13 @@ def test_commands_refuse_a_strangers_folder(command: str, bad: str, tmp_path: Pa
     folder = str(_BAD[bad](tmp_path / "m"))
     images = photographs(tmp_path / "images")
     words = {
-        "predict": [str(images / "test" / "Merlot" / "0.png"), "--model", folder],
-        "evaluate": [folder, "--data", str(images)],
+        "predict": [folder, str(images / "test" / "Merlot" / "0.png")],
+        "evaluate": [folder, str(images)],
         "export": [folder, "--out", str(tmp_path / "m.onnx")],
         "serve": [folder, "--port", "0"],
         "app": [folder, "--port", "0"],
-        "tune": [folder, "--data", str(images), "--max-gmacs", "1"],
-        "benchmark": ["--model", folder],
+        "tune": [folder, "--data", str(images), "--gmacs", "1"],
+        "benchmark": ["--models", folder],
     }[command]
     line = refused_by_command_line(command, *words, memory_mib=1024, cpu_seconds=60)
     assert "config.json" in line or "model.safetensors" in line, line

@@ -67,7 +67,7 @@ def commands(folder: Path) -> dict[str, list[Any]]:
         "resume": ["train", "--resume", folder],
         "evaluate": ["evaluate", folder, "--device", "cpu"],
         "report": ["report", folder, "--out", folder.parent / "page"],
-        "predict": ["predict", _photograph(folder.parent), "--model", folder, "--device", "cpu"],
+        "predict": ["predict", folder, _photograph(folder.parent), "--device", "cpu"],
         "export": ["export", folder, "--out", folder.parent / "a.onnx"],
         "train": ["train", images, "--model", "vit_tiny_patch16_224", "--no-pretrained", "--out", folder],
     }

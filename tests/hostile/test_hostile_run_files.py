@@ -65,7 +65,7 @@ def commands(folder: Path) -> dict[str, list[Any]]:
     images = "leaves:cultivars=3,images=10,size=40"
     return {
         "resume": ["train", "--resume", folder],
-        "evaluate": ["evaluate", folder, "--device", "cpu"],
+        "evaluate": ["evaluate", folder, "--device", "cpu", "--workers", "0"],
         "report": ["report", folder, "--out", folder.parent / "page"],
         "predict": ["predict", folder, _photograph(folder.parent), "--device", "cpu"],
         "export": ["export", folder, "--out", folder.parent / "a.onnx"],

@@ -162,7 +162,7 @@ def test_a_summary_of_other_types_is_refused_in_a_line(name: str, value: Any, tm
 @pytest.mark.parametrize("value", [value for value in WRONG if value is not None], ids=lambda value: f"{value!r:.20}")
 @pytest.mark.parametrize("name", ["images", "top1", "top5", "macro", "gmacs", "images_per_second", "tokens_per_block"])
 def test_an_evaluation_of_other_types_is_made_again(name: str, value: Any, tmp_path: Path) -> None:
-    for beside in keep_rate_sweep.BESIDE:
+    for beside in keep_rate_sweep.OTHER_FILES:
         (tmp_path / beside).touch()
     (tmp_path / "evaluation.json").write_text(json.dumps(NUMBERS))
     assert keep_rate_sweep._known(tmp_path, "abc") == NUMBERS
@@ -263,7 +263,7 @@ def _fuzz_json() -> None:
         "evaluation.json": NUMBERS,
         "evaluation/test/evaluation.json": NUMBERS,
         "run/evaluation/test/evaluation.json": NUMBERS,
-        **{name: {} for name in keep_rate_sweep.BESIDE},
+        **{name: {} for name in keep_rate_sweep.OTHER_FILES},
     }
     folder = Path(tempfile.mkdtemp())
     for name, content in files.items():

@@ -165,9 +165,9 @@ def test_an_evaluation_of_other_types_is_made_again(name: str, value: Any, tmp_p
     for beside in keep_rate_sweep.OTHER_FILES:
         (tmp_path / beside).touch()
     (tmp_path / "evaluation.json").write_text(json.dumps(NUMBERS))
-    assert keep_rate_sweep._known(tmp_path, "abc") == NUMBERS
+    assert keep_rate_sweep._reusable(tmp_path, "abc") == NUMBERS
     (tmp_path / "evaluation.json").write_text(json.dumps({**NUMBERS, name: value}))
-    found = keep_rate_sweep._known(tmp_path, "abc")
+    found = keep_rate_sweep._reusable(tmp_path, "abc")
     assert found is None or (name in ("gmacs", "images_per_second") and value == 10**19)
 
 
@@ -238,7 +238,7 @@ def _read_everything(folder: Path) -> None:
         except (ClcaError, WorkError) as error:
             message = str(error)
         assert message.isprintable() or not message, message
-    keep_rate_sweep._known(folder, "abc")
+    keep_rate_sweep._reusable(folder, "abc")
     row = row_of(folder, "a-0123456789ab")
     assert all(value is None or isinstance(value, (str, int, float)) for value in row.values())
     read_json(folder / "config.json")

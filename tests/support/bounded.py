@@ -26,6 +26,7 @@ import pytest
 from clca.errors import ClcaError
 
 _MIB = 2**20
+_RESERVED = 4 << 30  # bytes of address space, such as the arenas that pyarrow and glibc reserve for each process
 _SPARE_SECONDS = 60.0  # on a busy machine, wall clock beyond the processor time that is allowed
 _PRELOAD = [
     "torch",
@@ -38,7 +39,6 @@ _PRELOAD = [
     "clca.training.trainer",
     "bounded",
 ]
-sys.path.append(str(Path(__file__).parents[2]))  # where a child finds the module of a test by its name
 
 # pytest calls a test module tests.hostile.test_…; the child imports it by that name, from the parent's search path.
 _ROOT = str(Path(__file__).parents[2])
@@ -72,7 +72,7 @@ def bounded(function: Callable[..., Any], *args: Any, memory_mib: int = 512, cpu
 
     Args:
         function: A function of a module's top level, with arguments and a result that pickle.
-        memory_mib: Address space it may take beyond what the imported library holds.
+        memory_mib: Private writable memory it may map beyond what the imported library holds.
         cpu_seconds: Processor time it may take.
 
     Raises:
@@ -139,8 +139,13 @@ def _work(answer: Connection, memory_mib: int, cpu_seconds: int, function: Calla
     spent, peak = _spent(), _peak_mib()
     soft = int(spent + cpu_seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft, soft + 2))
-    limit = _address_space() + memory_mib * _MIB
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    space, data = _memory()
+    # Allocators and thread pools reserve address space that they never write: it has a limit of its own.
+    for kind, limit in (
+        (resource.RLIMIT_DATA, data + memory_mib * _MIB),
+        (resource.RLIMIT_AS, space + memory_mib * _MIB + _RESERVED),
+    ):
+        resource.setrlimit(kind, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     value, error, message, trace = None, (), "", ""
@@ -162,6 +167,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (_MIB if sys.platform == "darwin" else 1024)
 
 
-def _address_space() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
-    return pages * resource.getpagesize()
+def _memory() -> tuple[int, int]:
+    """Address space and private writable memory that this process has mapped, in bytes; 0 where it is unknown."""
+    pages = Path("/proc/self/statm").read_text().split() if sys.platform == "linux" else ["0"] * 7
+    return int(pages[0]) * resource.getpagesize(), int(pages[5]) * resource.getpagesize()

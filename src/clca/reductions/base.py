@@ -89,21 +89,7 @@ class Reduction(ReductionRule, nn.Module):
     nothing is computed for tokens that are dropped. With `tokens_after` and `macs` the plan of a study computes its
     cost; without them it builds a model and measures it.
 
-    Class attributes:
-        place: "inside" the block, between attention and MLP, or "before" it.
-        needs: The fields of `Evidence` that `reduce` reads.
-        alters_attention: Whether later attentions need a key bias or a mask.
-        fixed_counts: Whether parameters depend on the keep rate or the number of patches, neither of which can then be
-            set at run time.
-        pads: Whether the number of tokens varies by image, so that a batch is padded.
-        fuses: Whether the result of `select` has a fused token.
-
-    Args:
-        dim: Embedding width C.
-        index: j, the position of this location among the locations, from 0.
-        num_locations: Number of locations.
-        num_patches: P at the configured image size.
-        schedule: Keep rates at construction; at run time `state.schedule` holds.
+    Class attributes and arguments are those of `ReductionRule`.
     """
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:

@@ -238,28 +238,26 @@ class DynamicViTRule(ReductionRule):
         return (num_tokens - state.prefix) * each
 
 
-class PatchMergerRule(ReductionRule):
-    """floor(P · share) queries, which attend to all candidates."""
+class _FixedCountRule(ReductionRule):
+    """The candidates become floor(P · share) tokens, a number that parameters depend on."""
 
     place = "before"
     fixed_counts = True
 
     def tokens_after(self, num_tokens: int, state: TokenCounts) -> int:
         return state.prefix + state.schedule.static_count(state.num_patches, self.index)
+
+
+class PatchMergerRule(_FixedCountRule):
+    """floor(P · share) queries, which attend to all candidates."""
 
     def macs(self, num_tokens: int, state: TokenCounts, head_dim: int) -> int:
         queries = state.schedule.static_count(state.num_patches, self.index)
         return 2 * queries * (num_tokens - state.prefix) * self.dim
 
 
-class SiTRule(ReductionRule):
+class SiTRule(_FixedCountRule):
     """floor(P · share) soft clusters, predicted from each candidate by two linear layers."""
-
-    place = "before"
-    fixed_counts = True
-
-    def tokens_after(self, num_tokens: int, state: TokenCounts) -> int:
-        return state.prefix + state.schedule.static_count(state.num_patches, self.index)
 
     def macs(self, num_tokens: int, state: TokenCounts, head_dim: int) -> int:
         clusters, half = state.schedule.static_count(state.num_patches, self.index), self.dim // 2

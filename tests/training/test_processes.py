@@ -75,7 +75,7 @@ def test_killed_and_interrupted_at_random_steps_it_ends_with_the_same_bits(make_
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].endswith(f"the same command, or clca train --resume {folder}, goes on from there")
+    assert stderr.splitlines()[-1].endswith(f"the same command, or clca train --resume {folder}, continues from there")
 
     process = start(words)
     printed, stderr = process.communicate(timeout=300)

@@ -127,7 +127,7 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(trainer._Trainer, "_one_step", stopping)
     for _ in range(4):
-        with pytest.raises(trainer.Interrupted, match="goes on from there"):
+        with pytest.raises(trainer.Interrupted, match="continues from there"):
             train(config, quiet=True)
     result = resume(tmp_path / "run", quiet=True)
     assert same(weights(result.folder), weights(whole.folder))

@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, folder: Path, step: int, signal_number: int) -> None:
         super().__init__(
-            f"stopped after step {step}; the same command, or clca train --resume {folder}, goes on from there"
+            f"stopped after step {step}; the same command, or clca train --resume {folder}, continues from there"
             if step
             else "stopped in the first step; the same command begins anew"
         )

@@ -301,6 +301,14 @@ def _slow_upload(address: str, start: bytes) -> bytes:
         return connection.recv(65536)
 
 
+def test_a_page_sets_the_upload_folder_again(vines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else runs in the process may have removed the variable by which Gradio finds the folder."""
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    with page_of([vines]) as address:
+        (path,) = upload(address, ("a.png", b"x")).json()
+    assert Path(path).is_relative_to(upload_folder().path)
+
+
 def test_old_uploads_are_deleted(tmp_path: Path) -> None:
     folder = upload_folder()
     old, new = folder.path / "old" / "a.png", folder.path / "new" / "b.png"

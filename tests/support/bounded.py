@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,18 @@ _PRELOAD = [
     "clca.training",
     "clca.evaluation",
     "clca.cli.main",
+    "clca.export.load",
+    "clca.report.run.page",
+    "clca.serve.application",
     "clca.training.settings",
     "clca.training.trainer",
+    "hypothesis",
+    "onnx",
+    "pyarrow.parquet",
     "bounded",
+    "frozen_server",  # the last: what has been imported before is left alone by the garbage collector
 ]
+_server: list[bool] = []  # whether the server of this process is ours
 
 # pytest calls a test module tests.hostile.test_…; the child imports it by that name, from the parent's search path.
 _ROOT = str(Path(__file__).parents[2])
@@ -78,8 +87,7 @@ def bounded(function: Callable[..., Any], *args: Any, memory_mib: int = 512, cpu
     Raises:
         pytest.fail.Exception: The child was ended by a limit, or by anything else than its own return.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = _forkserver()
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(theirs, memory_mib, cpu_seconds, function, args), daemon=True)
     child.start()
@@ -132,6 +140,19 @@ def refused_by_command_line(*arguments: str, memory_mib: int = 512, cpu_seconds:
     assert "Traceback" not in err
     assert err.strip(), "the refusal says nothing"
     return err.strip()
+
+
+def _forkserver() -> Any:
+    """The context of a server that has imported `_PRELOAD`: one that other tests have started is ended first."""
+    context = multiprocessing.get_context("forkserver")
+    if not _server:
+        forkserver._forkserver._stop()
+        context.set_forkserver_preload(_PRELOAD)
+        with pytest.MonkeyPatch.context() as patch:  # Python 3.11 does not tell the server where this module is
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            forkserver.ensure_running()
+        _server.append(True)
+    return context
 
 
 def _work(answer: Connection, memory_mib: int, cpu_seconds: int, function: Callable[..., Any], args: tuple) -> None:

@@ -82,11 +82,16 @@ class UploadFolder:
         return found
 
 
-@cache
 def upload_folder() -> UploadFolder:
-    """The folder of this process: Gradio asks an environment variable for it, of which there is one a process."""
-    folder = UploadFolder()
+    """The folder of this process, which Gradio finds by an environment variable; set again, should it be gone."""
+    folder = _folder()
     os.environ["GRADIO_TEMP_DIR"] = str(folder.path)
+    return folder
+
+
+@cache
+def _folder() -> UploadFolder:
+    folder = UploadFolder()
     atexit.register(folder.delete)
     return folder
 

@@ -87,7 +87,8 @@ def read_bytes(path: Path) -> bytes:
         with open(path, "rb") as file:
             data = file.read(HEAD)
             format_of(data)
-            data += file.read(MAX_BYTES + 1 - len(data))
+            size = min(os.fstat(file.fileno()).st_size, MAX_BYTES)  # Python allocates what may be read at most
+            data += file.read(max(0, size + 1 - len(data)))
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}", error.code) from None
     except ClcaError:

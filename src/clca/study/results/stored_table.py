@@ -49,7 +49,7 @@ def stored_rows(path: Path, most: int) -> list[dict[str, Any]]:
                 if len(rows) > most:
                     return []
             return rows
-    except (OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError, pyarrow.ArrowException):
+    except (OSError, ValueError, TypeError, LookupError, MemoryError, NotImplementedError, pyarrow.ArrowException):
         return []
 
 

@@ -35,7 +35,7 @@ def test_a_page_does_what_it_shows(
     copy_examples(tmp_path)
     monkeypatch.chdir(tmp_path)
     with left_as_it_was(tmp_path):
-        runner = PageRunner(session / "manual-demo", monkeypatch)
+        runner = PageRunner(shared / "manual-demo", monkeypatch)
         try:
             runner.run(page.read_text())
         finally:

@@ -51,12 +51,12 @@ SIZE, CLASSES = 32, 7
 
 
 def small(reduction: str, style: str = "deit", on: bool = True, seed: int = 0) -> clca.TokenReducedViT:
-    """A model of four narrow blocks with random weights that make attention uneven."""
+    """A model of three narrow blocks with random weights that make attention uneven."""
     backbone, extra = STYLES[style]
-    shape = {"img_size": SIZE, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4, **extra}
+    shape = {"img_size": SIZE, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 3, **extra}
     rate = {} if reduction == "none" else {"keep_rate": 0.5}
     model = clca.create_model(
-        backbone, reduction=reduction, num_classes=CLASSES, locations=[1, 2], cla=on, clc=on, **rate, **shape
+        backbone, reduction=reduction, num_classes=CLASSES, locations=[0, 1], cla=on, clc=on, **rate, **shape
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

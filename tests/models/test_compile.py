@@ -16,8 +16,8 @@ SIZES: dict[str, Any] = {
     "patch_size": 4,
     "embed_dim": 24,
     "num_heads": 3,
-    "depth": 4,
-    "locations": (1, 2),
+    "depth": 3,
+    "locations": (0, 1),
 }
 
 

@@ -21,6 +21,7 @@ import pytest
 import timm
 import torch
 import yaml
+from filelock import FileLock
 from manual_blocks import ROOT, SHELL, Block, Command, blocks, commands, hidden_commands
 from manual_scratch import MODEL, SIZE, TINY, write_study
 from manual_stand_ins import ENDS_WITH_1, NOT_RUN, NOT_RUN_PYTHON, ONLY_UNDERSTOOD, small
@@ -148,7 +149,8 @@ class PageRunner:
             Path(command.target).write_text(output.getvalue())
 
     def _small_demo(self, out: str | Path, **more: Any) -> Any:
-        result = _DEMO(self.demo, settings=SMALL_DEMO)
+        with FileLock(f"{self.demo}.lock"):  # pages in other processes show it too
+            result = _DEMO(self.demo, settings=SMALL_DEMO)
         shutil.copytree(self.demo, out, dirs_exist_ok=True)
         return dataclasses.replace(result, folder=Path(out))
 

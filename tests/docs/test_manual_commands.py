@@ -82,6 +82,27 @@ def test_benchmark_scripts_have_the_flags_that_are_shown() -> None:
             assert re.search(rf'"{flag}"|^\s+{field}: ', text, re.MULTILINE), f"{script} has no {flag}"
 
 
+FOREIGN_FLAGS = {
+    *("--data-binary", "--head", "--job-name", "--array", "--gres", "--cpus-per-task", "--time", "--signal"),
+    *("--num-processes", "--notest"),
+}
+"""Flags of curl, Ray, Slurm, accelerate and convmv that pages show; timm's have a page of their own."""
+
+
+def test_flags_in_the_manual_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (module, *_) in cli.COMMANDS.items():
+        parts = getattr(importlib.import_module(f"clca.cli.commands.{module}"), "COMMANDS", {})
+        for words in [[name], *([name, part] for part in parts)]:
+            with pytest.raises(SystemExit):
+                cli.main([*words, "--help"])
+    scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    flag = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+    known = {*flag.findall(capsys.readouterr().out), *flag.findall(scripts), *FOREIGN_FLAGS, "--help"}
+    known |= {f"--{field.replace('_', '-')}" for field in re.findall(r"^\s+(\w+): ", scripts, re.MULTILINE)}
+    shown = {page: set(flag.findall(page.read_text())) for page in pages() if page.name != "timm-scripts.md"}
+    assert {page.name: flags - known for page, flags in shown.items() if flags - known} == {}
+
+
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_the_examples_in_the_help_are_understood(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

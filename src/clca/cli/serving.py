@@ -47,6 +47,7 @@ class Serving(Arguments):
     )
     timeout: float = like(ServeSettings, "answer_seconds")
     decoders: int = like(ServeSettings, "decoders")
+    decode_seconds: float = like(ServeSettings, "decode_seconds")
     threads: int | None = like(ServeSettings, "threads")
     device: Literal["auto", "cpu"] = like(ServeSettings, "device")
     precision: Literal["auto", "no", "bf16", "fp16"] = like(ServeSettings, "precision")

@@ -34,8 +34,7 @@ class Plan(Arguments):
     gmacs_per_second: float | None = Field(
         None,
         description="Training speed of your device, in 10⁹ multiply-accumulates per second. If omitted: as measured in "
-        "the"
-        "finished runs, else by a matrix product here.",
+        "the finished runs, else by a matrix product here.",
     )
     cost: bool = Field(
         True,

@@ -95,6 +95,7 @@ def test_flags_in_the_manual_exist(capsys: pytest.CaptureFixture[str]) -> None:
         for words in [[name, part] for part in parts] or [[name]]:
             with pytest.raises(SystemExit):
                 cli.main([*words, "--help"])
+    cli.main(["--help"])
     scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
     flag = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
     known = {*flag.findall(capsys.readouterr().out), *flag.findall(scripts), *FOREIGN_FLAGS, "--help"}

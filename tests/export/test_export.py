@@ -421,7 +421,7 @@ def test_requests_that_cannot_be_met(
         ([str(run), "--images", str(empty)], "no images in this folder"),
         ([str(run), "--images", str(torn)], "torn.png"),
         ([str(run), "--keep-rate", "1.5"], "--keep-rate 1.5"),
-        ([str(nameless)], "classes and preprocessing"),
+        ([str(nameless)], "no classes or preprocessing"),
     ]:
         assert main(["export", *argv]) == 2, argv
         error = capsys.readouterr().err

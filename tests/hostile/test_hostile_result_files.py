@@ -115,13 +115,7 @@ def test_a_table_is_read_only_as_we_write_it(tmp_path: Path) -> None:
 
 
 def _read_bomb(path: str) -> int:
-    _allocate_as_needed()
     return len(stored_rows(Path(path), most=20_000))
-
-
-def _allocate_as_needed() -> None:
-    """Instead of reserving a gigabyte at first, which the limit of a child process would count."""
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
 
 
 def test_a_text_that_is_repeated_takes_memory_once(tmp_path: Path) -> None:
@@ -295,7 +289,6 @@ def test_damaged_json_is_left_out_or_refused_in_a_line() -> None:
 
 
 def _fuzz_table() -> int:
-    _allocate_as_needed()
     path = Path("results.parquet")
     wholes = []
     for codec in ("snappy", "none"):

@@ -150,6 +150,7 @@ def _forkserver() -> Any:
         context.set_forkserver_preload(_PRELOAD)
         with pytest.MonkeyPatch.context() as patch:  # Python 3.11 does not tell the server where this module is
             patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            patch.setenv("ARROW_DEFAULT_MEMORY_POOL", "system")  # the default one maps a gigabyte at once
             forkserver.ensure_running()
         _server.append(True)
     return context

@@ -22,6 +22,15 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("CLCA_CACHE_GB", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _server_of_processes(request: pytest.FixtureRequest) -> None:
+    """Slow tests fork dozens of processes from a server; one that has imported the library saves seconds for each."""
+    if request.config.getoption("-m") == "slow":
+        from bounded import start_server
+
+        start_server()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     folder = shared_folder()

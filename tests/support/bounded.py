@@ -87,7 +87,8 @@ def bounded(function: Callable[..., Any], *args: Any, memory_mib: int = 512, cpu
     Raises:
         pytest.fail.Exception: The child was ended by a limit, or by anything else than its own return.
     """
-    context = _forkserver()
+    start_server()
+    context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_work, args=(theirs, memory_mib, cpu_seconds, function, args), daemon=True)
     child.start()
@@ -142,18 +143,17 @@ def refused_by_command_line(*arguments: str, memory_mib: int = 512, cpu_seconds:
     return err.strip()
 
 
-def _forkserver() -> Any:
-    """The context of a server that has imported `_PRELOAD`: one that other tests have started is ended first."""
-    context = multiprocessing.get_context("forkserver")
-    if not _server:
-        forkserver._forkserver._stop()
-        context.set_forkserver_preload(_PRELOAD)
-        with pytest.MonkeyPatch.context() as patch:  # Python 3.11 does not tell the server where this module is
-            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-            patch.setenv("ARROW_DEFAULT_MEMORY_POOL", "system")  # the default one maps a gigabyte at once
-            forkserver.ensure_running()
-        _server.append(True)
-    return context
+def start_server() -> None:
+    """Start the server that children are forked from, in place of one that has imported less; once a process."""
+    if _server:
+        return
+    forkserver._forkserver._stop()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # Python 3.11 does not pass it on
+        patch.setenv("ARROW_DEFAULT_MEMORY_POOL", "system")  # the default one maps a gigabyte at once
+        forkserver.ensure_running()
+    _server.append(True)
 
 
 def _work(answer: Connection, memory_mib: int, cpu_seconds: int, function: Callable[..., Any], args: tuple) -> None:

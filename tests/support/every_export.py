@@ -52,9 +52,9 @@ _STYLE_OF = {
 
 
 def _kinds() -> dict[str, dict[str, Any]]:
-    kinds: dict[str, dict[str, Any]] = {"none": {"depth": 3}}
+    kinds: dict[str, dict[str, Any]] = {"none": {}}
     for name in SHIPPED:
-        kinds[name] = {"reduction": name, **_TWICE}
+        kinds[name] = {"reduction": name, **(_TWICE if name in ("evit", "ats", "tome") else _ONCE)}
         kinds[f"{name}, base"] = {"reduction": name, "style": _STYLE_OF[name], **_BASE, **_ONCE}
     for style in _ALONE:
         kinds[style] = {"style": style, **_BASE}
@@ -66,7 +66,7 @@ def _kinds() -> dict[str, dict[str, Any]]:
     kinds["pool map"] = {"global_pool": "map", "reduction": "topk", "cla": False, "img_size": (32, 48), **_ONCE}
     kinds["pool max, three carriers"] = {"global_pool": "max", "num_clr": 3, "cla": False}
     kinds["no carriers"] = {"num_clr": 0, "cla_width": 3, "reduction": "dpcknn", **_ONCE}
-    kinds["carriers not averaged"] = {"clc_gap": False, "clc_recover_at_last": False, "reduction": "ats", **_TWICE}
+    kinds["carriers not averaged"] = {"clc_gap": False, "clc_recover_at_last": False, "reduction": "ats", **_ONCE}
     return kinds
 
 

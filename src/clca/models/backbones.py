@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import timm
@@ -192,14 +192,23 @@ def build_backbone(source: Backbone, config: ModelConfig, *, pretrained: bool = 
 
 def _check_size_before(source: Backbone, config: ModelConfig) -> None:
     """Patches must tile the image; timm itself would silently cut off the rest."""
-    architecture = source.architecture.partition(".")[0]
-    patch = {k: v for k, v in config.backbone_kwargs.items() if k == "patch_size"}
+    patch = config.backbone_kwargs.get("patch_size")
     try:
-        with torch.device("meta"):
-            patch_embed = timm.create_model(architecture, depth=1, **patch).patch_embed
+        embedding = _patch_embedding(
+            source.architecture.partition(".")[0], tuple(patch) if isinstance(patch, list) else patch
+        )
     except (TypeError, ZeroDivisionError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
-        raise ClcaError(f"{config.backbone} does not take these settings: {patch} ({first})") from None
+        shown = {} if patch is None else {"patch_size": patch}
+        raise ClcaError(f"{config.backbone} does not take these settings: {shown} ({first})") from None
     size = config.img_size
     assert size is not None
-    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, patch_embed)
+    check_img_size(config.backbone, (size, size) if isinstance(size, int) else size, embedding)
+
+
+@lru_cache(256)
+def _patch_embedding(architecture: str, patch_size: Any) -> Any:
+    """The patch embedding of a timm model, without memory; `patch_size` None for the model's own."""
+    settings = {} if patch_size is None else {"patch_size": patch_size}
+    with torch.device("meta"):
+        return timm.create_model(architecture, depth=1, **settings).patch_embed

@@ -16,20 +16,29 @@ from clca.models.config import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
-# Below all of these a model of timm is as large as timm made it.
-_USUAL_CLASSES, _USUAL_SIDE, _USUAL_WIDTH, _USUAL_CARRIERS = 100_000, 1024, 16, 64
+_SMALL = 2**30  # bytes; building a model of that size takes longer than counting its parameters before
+# What a backbone has at most in timm, where the settings do not say it.
+_MOST = {"depth": 64, "embed_dim": 2048, "mlp_ratio": 5.0, "in_chans": 3, "reg_tokens": 16, "patch_size": 8}
+_BLOCKS = ("depth", "embed_dim", "mlp_ratio")
 
 
 def may_be_large(config: ModelConfig) -> bool:
-    """Whether the settings, rather than the backbone's name, decide how large the model is."""
-    size = config.img_size or 0
-    return (
-        bool(config.backbone_kwargs)
-        or config.num_classes > _USUAL_CLASSES
-        or max(size if isinstance(size, tuple) else (size,)) > _USUAL_SIDE
-        or config.cla_width > _USUAL_WIDTH
-        or config.num_clr > _USUAL_CARRIERS
-    )
+    """Whether the settings, rather than the backbone's name, may make the model large: an estimate from above."""
+    kwargs, size = config.backbone_kwargs, config.img_size or config.backbone_kwargs.get("img_size", 224)
+    sizes = {name: kwargs.get(name, most) for name, most in _MOST.items()}
+    side = max(size) if isinstance(size, (tuple, list)) else size
+    patch = sizes["patch_size"]
+    patch = min(patch) if isinstance(patch, (tuple, list)) else patch
+    try:
+        dim, patches = sizes["embed_dim"], (side / patch) ** 2
+        numbers = dim * (patches + sizes["reg_tokens"] + config.num_clr + sizes["in_chans"] * patch**2)
+        # Aggregation head, and classifiers of each kind; then reductions with parameters for every patch.
+        numbers += dim * config.cla_width * (16 + config.num_classes) + dim * patches
+        if any(name in kwargs for name in _BLOCKS):
+            numbers += sizes["depth"] * dim**2 * (4 + 3 * sizes["mlp_ratio"])
+        return not 4 * numbers <= _SMALL
+    except (TypeError, ZeroDivisionError, OverflowError):  # no numbers: whatever is wrong is told by what follows
+        return True
 
 
 def check_memory(config: ModelConfig, build: Callable[[ModelConfig], nn.Module]) -> None:

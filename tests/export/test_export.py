@@ -97,11 +97,9 @@ class Traced(nn.Module):
 
 
 CASES = [
-    *((name, "deit", True) for name in clca.list_reductions()),
-    *(("evit", style, True) for style in STYLES if style != "deit"),
+    *((name, style, True) for name, style in zip(clca.list_reductions(), 3 * list(STYLES), strict=False)),
     ("none", "clip", False),
     ("ats", "registers", False),
-    ("tome", "deit3", False),
 ]
 
 

@@ -161,7 +161,7 @@ def test_an_image_that_takes_too_long_is_given_up_and_the_next_is_read() -> None
 
 def test_slow_images_hold_up_no_quick_one_and_too_many_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clca.data.decoding._SLOW_AFTER", 0.02)
-    slow, quick = large_png(3_000), noise("PNG")
+    slow, quick = large_png(9_000), noise("PNG")  # seconds, in which another process starts
     codes: list[str] = []
 
     def send() -> None:

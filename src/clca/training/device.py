@@ -1,5 +1,6 @@
 """Processes, device and precision of a run, through accelerate."""
 
+import atexit
 import importlib.util
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -57,7 +58,7 @@ def make_accelerator(
     # accelerate has one state per process and rejects a second run with other settings (a study has many runs).
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision,
         gradient_accumulation_steps=config.grad_accum if config is not None else 1,
@@ -66,6 +67,16 @@ def make_accelerator(
         # The only buffers are those of batch norm, which are equal in all processes already.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_process_group)
+        atexit.register(_leave_process_group)
+    return accelerator
+
+
+def _leave_process_group() -> None:
+    """End the threads of the process group, which would end this process with an error if they outlived Python."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def automatic_precision(device: str) -> Literal["no", "bf16"]:

@@ -42,7 +42,7 @@ class Settings:
     """Measure one part in this process; the script calls itself with this option."""
 
 
-def nothing(job: Any, folder: Path, console: Any) -> dict[str, Any]:
+def nothing(job: Any, folder: Path) -> dict[str, Any]:
     """An empty run."""
     return {"top1": 0.0}
 

@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,7 +48,6 @@ _PRELOAD = [
     "bounded",
     "frozen_server",  # the last: what has been imported before is left alone by the garbage collector
 ]
-_server: list[bool] = []  # whether the server of this process is ours
 
 # pytest calls a test module tests.hostile.test_…; the child imports it by that name, from the parent's search path.
 _ROOT = str(Path(__file__).parents[2])
@@ -143,17 +143,15 @@ def refused_by_command_line(*arguments: str, memory_mib: int = 512, cpu_seconds:
     return err.strip()
 
 
+@cache
 def start_server() -> None:
     """Start the server that children are forked from, in place of one that has imported less; once a process."""
-    if _server:
-        return
     forkserver._forkserver._stop()
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # Python 3.11 does not pass it on
         patch.setenv("ARROW_DEFAULT_MEMORY_POOL", "system")  # the default one maps a gigabyte at once
         forkserver.ensure_running()
-    _server.append(True)
 
 
 def _work(answer: Connection, memory_mib: int, cpu_seconds: int, function: Callable[..., Any], args: tuple) -> None:

@@ -70,7 +70,7 @@ def create_app(
 def build(context: PageContext) -> gr.Blocks:
     """The page's components and what they do."""
     words = context.words.i18n
-    upload_folder()
+    upload_folder()  # components read where it is as they are made
     with gr.Blocks(title="clca", analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(words("title"), elem_id="title")
         several = len(context.names) > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -24,21 +24,24 @@ _BLOCKS = ("depth", "embed_dim", "mlp_ratio")
 
 def may_be_large(config: ModelConfig) -> bool:
     """Whether the settings, rather than the backbone's name, may make the model large: an estimate from above."""
-    kwargs, size = config.backbone_kwargs, config.img_size or config.backbone_kwargs.get("img_size", 224)
+    kwargs = config.backbone_kwargs
     sizes = {name: kwargs.get(name, most) for name, most in _MOST.items()}
-    side = max(size) if isinstance(size, (tuple, list)) else size
-    patch = sizes["patch_size"]
-    patch = min(patch) if isinstance(patch, (tuple, list)) else patch
     try:
-        dim, patches = sizes["embed_dim"], (side / patch) ** 2
+        side = max(_sides(config.img_size or kwargs.get("img_size", 224)))
+        patch, dim = min(_sides(sizes["patch_size"])), sizes["embed_dim"]
+        patches = (side / patch) ** 2
         numbers = dim * (patches + sizes["reg_tokens"] + config.num_clr + sizes["in_chans"] * patch**2)
         # Aggregation head, and classifiers of each kind; then reductions with parameters for every patch.
         numbers += dim * config.cla_width * (16 + config.num_classes) + dim * patches
         if any(name in kwargs for name in _BLOCKS):
             numbers += sizes["depth"] * dim**2 * (4 + 3 * sizes["mlp_ratio"])
         return not 4 * numbers <= _SMALL
-    except (TypeError, ZeroDivisionError, OverflowError):  # no numbers: whatever is wrong is told by what follows
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):  # no numbers: what follows refuses them
         return True
+
+
+def _sides(size: Any) -> Any:
+    return size if isinstance(size, (tuple, list)) else (size,)
 
 
 def check_memory(config: ModelConfig, build: Callable[[ModelConfig], nn.Module]) -> None:

@@ -39,8 +39,7 @@ class Predict(Arguments):
     explain: Annotated[str | None, Spelling("FOLDER")] = Field(
         None,
         description="Folder for a figure (PNG) and its numbers (JSON) for every image: which tokens each reduction "
-        "kept or "
-        "merged, where the model attended, and what decided the class.",
+        "kept or merged, where the model attended, and what decided the class.",
     )
     keep_rate: KeepRate = None
     batch_size: int = Field(32, description="Images per batch.")

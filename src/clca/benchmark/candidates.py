@@ -278,7 +278,7 @@ def run_alone(candidate: Candidate, seed: int) -> None:
 
 def counts(builder: CandidateBuilder, candidate: Candidate, model: nn.Module) -> dict[str, Any]:
     """Of one image: `patches`, and the forward pass's `gmacs` as published and `computed_gmacs` as computed here."""
-    pads = isinstance(model, TokenReducedViT) and model._pads
+    pads = isinstance(model, TokenReducedViT) and model.pads
     found = cost(model, images=builder.images(candidate)[:2] if pads else None)
     return {
         "patches": model.get_submodule("patch_embed").num_patches,

@@ -1,4 +1,4 @@
-"""Transforms from an RGB image to a tensor: the published recipe (METHOD.md, section 7), two stronger ones, evaluation.
+"""Transforms from an RGB image to a tensor: the recipe of Rios et al., ICASSP 2025, two stronger ones, evaluation.
 
 All randomness comes from torch's global CPU generator (as in torchvision v2's random crops, flips, TrivialAugmentWide,
 RandAugment, ColorJitter and RandomErasing), so `torch.manual_seed(s)` before a call fixes its result. The generators of

@@ -224,7 +224,7 @@ class Evaluator:
         rank, processes = accelerator.process_index, accelerator.num_processes
         share, count = max(1, batch_size // processes), len(self._images)
         self._loader = eval_loader(self._images, count, share, rank, processes, workers, accelerator.device)
-        self._sample = _sample_images(self._images, model.preprocess) if model._pads else None
+        self._sample = _sample_images(self._images, model.preprocess) if model.pads else None
         self.model = model.to(accelerator.device)
         self.root, self.split = name, split
         self._data, self._batch_size = data, batch_size

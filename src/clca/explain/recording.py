@@ -44,12 +44,12 @@ class _Recorder(TokenReducedViT):
         self._state = state
         return super()._run_block(index, block, x, state)
 
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
         if function in (attention_branch, project):
             self._record(args[1])
         elif isinstance(function, nn.Module):
             self._record(args[0])
-        return super()._call(function, *args)
+        return super()._checkpointed(function, *args)
 
     def _record(self, x: Tensor) -> None:
         assert self._state.owner is not None

@@ -30,22 +30,22 @@ class BlockOptions(NamedTuple):
     Attributes:
         number: Position of the block, for messages.
         only_cls: Whether only the CLS token is read after it.
-        skip_unread: Whether what is not read after it may be left out.
-        bit_exact: Whether its output must be that of timm's forward to the last bit.
+        economical: Whether what is not read after it may be left out.
+        must_match_timm: Whether its output must be that of timm's forward to the last bit.
         call: Calls a function with its arguments, with gradient checkpointing where that is on.
     """
 
     number: int
     only_cls: bool
-    skip_unread: bool
-    bit_exact: bool
+    economical: bool
+    must_match_timm: bool
     call: Callable[..., Any]
 
 
 def run_block(
     block: nn.Module, x: Tensor, state: TokenState, reduction: Reduction | None, options: BlockOptions
 ) -> Tensor:
-    """Attention, reduction, MLP (METHOD section 4); without a reduction timm's block as it is.
+    """Attention, reduction, MLP; without a reduction timm's block as it is.
 
     Args:
         block: A block of timm.
@@ -61,13 +61,13 @@ def run_block(
         ClcaError: If the block was replaced by one inside which no tokens can be reduced.
     """
     policy = state.policy if state.masked else None
-    if options.skip_unread and policy is None:
+    if options.economical and policy is None:
         if reduction is not None and reduction.selects and dispatch.use_row_selection(block, reduction.fuses):
             return _run_selected(block, x, state, reduction, options.call)
         if options.only_cls and dispatch.use_row_selection(block, fuses=False):
             return _run_selected(block, x, state, None, options.call)
     unchanged = reduction is None and state.key_bias is None and policy is None
-    if unchanged and (options.bit_exact or not dispatch.use_fast_path(block, x)):
+    if unchanged and (options.must_match_timm or not dispatch.use_fast_path(block, x)):
         return options.call(block, x)
     _check_can_split(block, options.number)
     needs = reduction.needs if reduction is not None else _NOTHING
@@ -122,7 +122,7 @@ def attention_branch(
         block: A block for which `dispatch.can_split` holds.
         x: Tokens, [B, N, C].
         key_bias: Added to the logits of each key, [B, 1, 1, N].
-        policy: Masks the softmax as DynamicViT trains with (METHOD section 4), [B, N].
+        policy: Masks the softmax as DynamicViT trains with (Rao et al., NeurIPS 2021), [B, N].
         needs: Names of the `Evidence` fields to compute.
 
     Returns:

@@ -157,7 +157,7 @@ class ResolvedConfig:
 
     Attributes:
         locations: Blocks that reduce.
-        recover_at: Blocks after which the cache returns its tokens (METHOD section 2); empty without the cache.
+        recover_at: Blocks after which the cache returns its tokens; empty without the cache.
         num_clr: R, the number of carriers; 0 without the cache.
     """
 

@@ -22,7 +22,7 @@ class Cost:
 
     Attributes:
         gmacs: Multiply-accumulate operations of the method in 10⁹, as the published program computes it: half of what
-            torch's FlopCounterMode counts (METHOD section 6).
+            torch's FlopCounterMode counts.
         params: Number of parameters.
         tokens_per_block: Output tokens of each block, before the cache recovers any; a mean over images for ATS.
         computed_gmacs: The part of it that this program computes: it skips attention rows of dropped tokens and, with
@@ -36,7 +36,7 @@ class Cost:
 
 
 def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images: Tensor | None = None) -> Cost:
-    """Cost of one image in evaluation.
+    """Cost of one image in evaluation: its MACs and the tokens of each block, with the number of parameters.
 
     Args:
         model: The model; or a timm VisionTransformer, for the dense model to compare with.
@@ -54,7 +54,7 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
     like = next(model.parameters())
     if images is not None and images.shape[0] == 0:
         raise ClcaError("no images to average the cost over")
-    if model._pads and like.is_meta:
+    if model.pads and like.is_meta:
         reduction = model.config.reduction
         raise ClcaError(
             f"what {reduction} keeps depends on the image, which the meta device does not compute: "
@@ -69,7 +69,7 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
         inputs: list[tuple[Tensor, dict[str, Tensor]]]
         # Detached: the counter would look for gradients of parameters that are passed to a module.
         own = {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]}
-        if model._pads:
+        if model.pads:
             if images is None:
                 generator = torch.Generator().manual_seed(0)
                 images = torch.randn(4, model.in_chans, *size, generator=generator)

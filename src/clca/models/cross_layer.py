@@ -13,7 +13,7 @@ from clca.reductions.base import TokenState
 
 
 class CrossLayerAggregationHead(nn.Module):
-    """Classify from the CLS tokens of several depths (METHOD section 3).
+    """Classify from the CLS tokens of several depths (docs/method.md, "The cross-layer aggregation head").
 
     BatchNorm → depth-wise convolution over the depths (C → width · C) → BatchNorm → GELU → point-wise convolution.
 
@@ -64,9 +64,9 @@ class CrossLayerAggregationHead(nn.Module):
 
 
 class CrossLayerCache:
-    """Carries the average and the carriers of every block past the next reduction (METHOD section 2).
+    """Carries the average and the carriers (CLR) of every block past the next reduction.
 
-    One object serves one forward pass.
+    docs/method.md, "The cross-layer cache", explains the rule. One object serves one forward pass.
 
     Args:
         recover_at: Blocks after which cached tokens return, ascending.
@@ -81,7 +81,7 @@ class CrossLayerCache:
         self.tokens: list[Tensor] = []
         self.valid: list[Tensor | None] = []  # None: all of them
 
-    def after_block(self, index: int, x: Tensor, state: TokenState) -> Tensor:
+    def recover_and_store(self, index: int, x: Tensor, state: TokenState) -> Tensor:
         """Recover at a recovery block, then store for the next one; returns x [B, N, C] with what was recovered."""
         if index in self.recover_at:
             self.num_pooled = x.shape[1]
@@ -104,8 +104,8 @@ class CrossLayerCache:
             return
         # In a padded batch the last tokens of an image are not at the last positions of its row.
         order = state.valid.to(torch.uint8).argsort(dim=1, stable=True)[:, -self.num_clr :]
-        carriers = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        self._push(carriers, state.valid.gather(1, order))
+        clr = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        self._push(clr, state.valid.gather(1, order))
 
     def _push(self, tokens: Tensor, valid: Tensor | None) -> None:
         self.tokens.append(tokens)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def pool_padded(x: Tensor, global_pool: str, attn_pool: nn.Module | None) -> Tensor:
-    """Pool tokens as timm does, leaving out padding (METHOD section 3).
+    """Pool tokens as timm does, leaving out padding.
 
     Args:
         x: Tokens after the final norm, [B, N, C]; padded positions are zero, which a norm never returns.

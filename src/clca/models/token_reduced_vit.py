@@ -45,11 +45,12 @@ class TokenReducedViT(SavingMixin, TimmInterface):
     def __init__(self, vit: VisionTransformer, config: ModelConfig) -> None:
         super().__init__()
         check_fits(vit, config.backbone)
-        opaque = next((_describe(block) for block in vit.blocks if not can_split(block)), None)
+        opaque_block = next((_describe(block) for block in vit.blocks if not can_split(block)), None)
         self.depth = len(vit.blocks)
-        resolved = config.resolved(self.depth, global_pool=vit.global_pool, opaque_block=opaque)
+        resolved = config.resolved(self.depth, global_pool=vit.global_pool, opaque_block=opaque_block)
         self.config = config.model_copy(update={"locations": resolved.locations})
         self.locations, self.recover_at = resolved.locations, resolved.recover_at
+        self.aggregate_at: tuple[int, ...] = (*self.locations, self.depth - 1) if config.cla else ()
         self.classes: list[str] | None = None
         self.preprocess: dict[str, Any] | None = None
         self.auxiliary_loss: Tensor = torch.zeros(())
@@ -57,15 +58,15 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         self.economical = True  # False: also compute what is never read, as the published program does
         self.bit_exact = True  # timm's bits where nothing is reduced and no module is on; False: fast kernels there too
         self.num_clr = resolved.num_clr
-        self._adopt_embedding(vit, config.img_size)
+        self._init_embedding(vit, config.img_size)
         self.blocks = vit.blocks
-        self._init_carriers()
+        self._init_clr()
         self._init_reductions()
-        self._adopt_head(vit)
+        self._init_head(vit)
 
     # -- construction ------------------------------------------------------------------------------------------
 
-    def _adopt_embedding(self, vit: VisionTransformer, img_size: int | tuple[int, int] | None) -> None:
+    def _init_embedding(self, vit: VisionTransformer, img_size: int | tuple[int, int] | None) -> None:
         self.embed_dim: int = vit.embed_dim
         self.num_prefix_tokens: int = vit.num_prefix_tokens
         self.no_embed_class: bool = vit.no_embed_class
@@ -87,12 +88,13 @@ class TokenReducedViT(SavingMixin, TimmInterface):
             self._resize_embedding(size)
         self._traits["img_size"] = tuple(self.patch_embed.img_size)
 
-    def _init_carriers(self) -> None:
+    def _init_clr(self) -> None:
         self.clr: nn.Parameter | None = None
         self.clr_pos_embed: nn.Parameter | None = None
         if not self.num_clr:
             return
-        self.clr = nn.Parameter(self._like.detach().clone().repeat(1, self.num_clr, 1))
+        cls_token = cast(Tensor, self.cls_token)
+        self.clr = nn.Parameter(cls_token.detach().clone().repeat(1, self.num_clr, 1))  # each starts as a copy of CLS
         if self.pos_embed is not None and not self.no_embed_class:
             self.clr_pos_embed = nn.Parameter(torch.randn_like(self.clr) * 0.02)
 
@@ -108,7 +110,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
             cls(self.embed_dim, j, count, self.patch_embed.num_patches, self._schedule) for j in range(count)
         ).to(device=self._like.device, dtype=self._like.dtype)
 
-    def _adopt_head(self, vit: VisionTransformer) -> None:
+    def _init_head(self, vit: VisionTransformer) -> None:
         config = self.config
         self.num_classes = config.num_classes
         self.global_pool: str = vit.global_pool
@@ -120,7 +122,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
                     stacklevel=3,
                 )
             head = CrossLayerAggregationHead(
-                self.embed_dim, len(self.locations) + 1, config.num_classes, config.cla_width
+                self.embed_dim, len(self.aggregate_at), config.num_classes, config.cla_width
             )
             self.cla_head = head.to(device=self._like.device, dtype=self._like.dtype)
             self.num_features = self.head_hidden_size = head.num_features
@@ -161,7 +163,8 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         self.config = config
 
     @property
-    def _pads(self) -> bool:
+    def pads(self) -> bool:
+        """Whether the reduction pads a batch (ATS): how many tokens are left then depends on the image."""
         return any(cast(Reduction, reduction).pads for reduction in self.reductions)
 
     # -- forward -----------------------------------------------------------------------------------------------
@@ -188,31 +191,37 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         return self.forward_head(self._features(x, trace)), trace
 
     def _features(self, x: Tensor, trace: Trace | None) -> Tensor:
-        """Embedding, blocks with reduction and cache, and what the head reads; the numbers are METHOD's sections."""
-        x, state = self._embed(x, trace is not None)  # 1
-        cache = CrossLayerCache(self.recover_at, self.num_clr, self.config.clc_gap, x.shape[1])
-        cls_tokens = []
+        """Embedding, blocks with reduction and cache, and from them what the head reads."""
+        x, state = self._embed(x, tracing=trace is not None)
+        cache = None
+        if self.recover_at:
+            cache = CrossLayerCache(
+                recover_at=self.recover_at, num_clr=self.num_clr, gap=self.config.clc_gap, num_tokens=x.shape[1]
+            )
         if len(self.reductions):
+            # Once per forward pass: it prepares the state, which the reductions of all locations share.
             cast(Reduction, self.reductions[0]).begin(x, state)
+        cls_tokens = []
         for i, block in enumerate(self.blocks):
-            tokens = x.shape[1]
-            x = self._run_block(i, block, x, state)  # 4
+            num_tokens = x.shape[1]
+            x = self._run_block(i, block, x, state)  # the block and its reduction
             if trace is not None:
-                trace.record(tokens if self._only_cls_is_read_after(i) else x.shape[1], state)
-            if self.recover_at:
-                x = cache.after_block(i, x, state)  # 2
-            if self.cla_head is not None and (i in self.locations or i == len(self.blocks) - 1):
-                cls_tokens.append(x[:, 0])  # 3
+                # With CLA the last block may put out CLS alone: record the length of its input.
+                trace.record(num_tokens if self._only_cls_is_read_after(i) else x.shape[1], state)
+            if cache is not None:
+                x = cache.recover_and_store(i, x, state)
+            if i in self.aggregate_at:
+                cls_tokens.append(x[:, 0])  # for the head
         self.auxiliary_loss = torch.stack(state.losses).mean() if state.losses else x.new_zeros(())
         if self.cla_head is not None:
             return torch.stack(cls_tokens, dim=1)
         x = self.norm(x)
         return x if state.valid is None else torch.where(state.valid.unsqueeze(-1), x, x.new_zeros(()))
 
-    def _embed(self, x: Tensor, tracing: bool) -> tuple[Tensor, TokenState]:
-        """Patches with prefix, carriers and position embedding (METHOD section 1). [B, N, C]"""
+    def _embed(self, x: Tensor, *, tracing: bool) -> tuple[Tensor, TokenState]:
+        """Prefix, patches and carriers (CLR) with their position embedding, [B, N, C], and the state of the tokens."""
         self._check_images(x)
-        x = embed_patches(self.patch_embed, x) if self._may_round_differently else self.patch_embed(x)
+        x = self.patch_embed(x) if self._must_match_timm else embed_patches(self.patch_embed, x)
         pos_embed = self._position_table(x)
         if self.dynamic_img_size:
             x = x.flatten(1, 2)
@@ -220,8 +229,8 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         if pos_embed is not None and self.no_embed_class:  # a table of patches only
             x, pos_embed = x + pos_embed, None
         prefix = [getattr(self, name).expand(batch, -1, -1) for name in PREFIX_TOKENS if hasattr(self, name)]
-        carriers = [] if self.clr is None else [self.clr.expand(batch, -1, -1)]
-        x = torch.cat([*prefix, x, *carriers], dim=1)  # once: it is the longest sequence of all
+        clr = [] if self.clr is None else [self.clr.expand(batch, -1, -1)]
+        x = torch.cat([*prefix, x, *clr], dim=1)  # once: it is the longest sequence of all
         if pos_embed is not None:
             x = x + pos_embed
         if self.pos_embed is not None:
@@ -278,18 +287,19 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         return torch.cat([kept_x, x[:, end:]], dim=1), kept
 
     def _run_block(self, index: int, block: nn.Module, x: Tensor, state: TokenState) -> Tensor:
-        """A block and its reduction, before the block or inside it (METHOD section 4). [B, N, C] to [B, M, C]"""
+        """A block and its reduction, before the block or inside it. [B, N, C] to [B, M, C]"""
         reduction = self._reduction_at(index)
         if reduction is not None and reduction.place == "before":
-            x, reduction = reduction.reduce(x, Evidence(), state), None
+            x = reduction.reduce(x, Evidence(), state)
+            reduction = None  # it is done: nothing is left to reduce inside the block
         elif reduction is not None and reduction.keeps_all(x.shape[1], state):
             reduction = None
         options = BlockOptions(
             number=index,
             only_cls=self._only_cls_is_read_after(index),
-            skip_unread=self.economical,
-            bit_exact=not self._may_round_differently,
-            call=self._call,
+            economical=self.economical,
+            must_match_timm=self._must_match_timm,
+            call=self._checkpointed,
         )
         return run_block(block, x, state, reduction, options)
 
@@ -299,16 +309,20 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         return cast(Reduction, self.reductions[self.locations.index(index)])
 
     @property
-    def _may_round_differently(self) -> bool:
-        """False where the output must be timm's to the last bit: without head and cache, and with nothing reduced."""
+    def _must_match_timm(self) -> bool:
+        """Whether the output must be timm's to the last bit: without head, cache and reduction, if `bit_exact` asks it.
+
+        Also where the model is not `economical`: timm's own modules then run wherever they can.
+        """
         reduces = len(self.reductions) > 0 and any(rate < 1 for rate in self._schedule.rates)
         changes = self.cla_head is not None or bool(self.recover_at) or reduces
-        return self.economical and (changes or not self.bit_exact)
+        return not self.economical or (self.bit_exact and not changes)
 
     def _only_cls_is_read_after(self, index: int) -> bool:
-        return self.cla_head is not None and index == len(self.blocks) - 1
+        return self.cla_head is not None and index == self.depth - 1
 
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)`, with gradient checkpointing where that is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             # Reentrant checkpointing would lose the gradient of tensors that are returned inside another object.
             return checkpoint(function, *args, use_reentrant=False)
@@ -325,7 +339,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         return x if pre_logits else self.head(x)
 
     def _pool(self, x: Tensor) -> Tensor:
-        if self._pads and self.global_pool not in ("", "token"):
+        if self.pads and self.global_pool not in ("", "token"):
             x = x if self.pool_include_prefix else x[:, self.num_prefix_tokens :]
             return pool_padded(x, self.global_pool, self.attn_pool)
         if self.attn_pool is not None:

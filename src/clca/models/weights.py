@@ -27,7 +27,7 @@ from clca.system.paths import expanded, shown
 StateDict = dict[str, Tensor]
 Model = TypeVar("Model", bound=TimmInterface)
 
-# The published program's names of what timm does not have, and ours (METHOD section 8).
+# The published program's names of what timm does not have, and ours.
 _PUBLISHED = (
     (re.compile(r"^ifa_head\.0\.0\."), "cla_head.norm_in."),
     (re.compile(r"^ifa_head\.0\.1\."), "cla_head.depthwise."),
@@ -59,7 +59,7 @@ def load_published(model: Model, checkpoint: str | Path | Mapping[str, Any]) -> 
 
     Args:
         model: The model to load into.
-        checkpoint: A file, its content, or the state dict in it, with the authors' names (METHOD section 8).
+        checkpoint: A file, its content, or the state dict in it, with the authors' names.
 
     Returns:
         The model.

@@ -12,7 +12,7 @@ from clca.reductions.rules import ATSRule
 
 @register_reduction("ats")
 class ATS(ATSRule, Reduction):
-    """Adaptive token sampling; the batch is padded, and padding is hidden from every image (METHOD section 4)."""
+    """Adaptive token sampling; the batch is padded, and padding is hidden from every image."""
 
     def sample_points(self, state: TokenState, device: torch.device) -> Tensor:
         """(2i+1) / (2S), i = 0 … m-1, in double precision where the device has it, [m]."""

@@ -26,7 +26,7 @@ _ROWS = DPCKNNRule.MAX_ROWS  # of the distances at once: all of them would grow 
 
 @register_reduction("dpcknn")
 class DPCKNN(DPCKNNRule, Reduction):
-    """Density peak clustering; tokens that the cache appended pass unchanged (METHOD section 4)."""
+    """Density peak clustering; tokens that the cache appended pass unchanged."""
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)

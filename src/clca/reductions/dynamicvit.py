@@ -22,7 +22,7 @@ from clca.reductions.rules import DynamicViTRule
 
 @register_reduction("dynamicvit")
 class DynamicViT(DynamicViTRule, Reduction):
-    """Evaluation drops tokens; training masks them with straight-through decisions (METHOD section 4)."""
+    """Evaluation drops tokens; training masks them with straight-through decisions."""
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)

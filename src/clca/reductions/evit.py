@@ -12,7 +12,7 @@ from clca.reductions.topk import TopK
 
 @register_reduction("evit")
 class EViT(EViTRule, TopK):
-    """Keep as Top-K does, then append Σ aᵢ xᵢ over the dropped tokens, aᵢ not renormalised (METHOD section 4)."""
+    """Keep as Top-K does, then append Σ aᵢ xᵢ over the dropped tokens, aᵢ not renormalised."""
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None

@@ -12,7 +12,7 @@ from clca.reductions.rules import PatchMergerRule
 
 @register_reduction("patchmerger")
 class PatchMerger(PatchMergerRule, Reduction):
-    """softmax(Q zᵀ) z with z = LayerNorm(x) over all tokens but the prefix (METHOD section 4)."""
+    """softmax(Q zᵀ) z with z = LayerNorm(x) over all tokens but the prefix."""
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)

@@ -1,7 +1,8 @@
 """The rule of each reduction: where it acts, what it reads, how many tokens it leaves, and what that costs.
 
-This is METHOD section 4 in numbers. Every reduction inherits its rule, and its forward pass counts by it. Rules are
-plain Python, because the plan of a study asks them for thousands of models and must not wait for torch.
+docs/method.md, "What token reduction does", explains the rules. Every reduction inherits its rule, and its forward pass
+counts by it. Rules are plain Python, because the plan of a study asks them for thousands of models and must not wait
+for torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 
 class KeepSchedule:
-    """Keep rates by location, and the counts of METHOD section 4 that follow from them.
+    """Keep rates by location, and the counts that follow from them.
 
     Args:
         keep_rate: One rate for all locations, or one per location.

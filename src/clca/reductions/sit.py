@@ -12,7 +12,7 @@ from clca.reductions.rules import SiTRule
 
 @register_reduction("sit")
 class SiT(SiTRule, Reduction):
-    """M learned soft clusters of all tokens but the prefix (METHOD section 4)."""
+    """M learned soft clusters of all tokens but the prefix."""
 
     def __init__(self, dim: int, index: int, num_locations: int, num_patches: int, schedule: KeepSchedule) -> None:
         super().__init__(dim, index, num_locations, num_patches, schedule)

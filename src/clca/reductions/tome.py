@@ -16,7 +16,7 @@ _LAST = 2**20  # a rank after all others
 
 @register_reduction("tome")
 class ToMe(ToMeRule, Reduction):
-    """Bipartite soft matching on the head-mean keys, with proportional attention from then on (METHOD section 4)."""
+    """Bipartite soft matching on the head-mean keys, with proportional attention from then on."""
 
     def reduce(self, x: Tensor, evidence: Evidence, state: TokenState) -> Tensor:
         assert evidence.mean_keys is not None

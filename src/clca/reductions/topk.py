@@ -9,7 +9,7 @@ from clca.reductions.rules import TopKRule
 
 @register_reduction("topk")
 class TopK(TopKRule, Reduction):
-    """Keep the ceil(k · candidates) of highest head-mean CLS attention, in descending order (METHOD section 4)."""
+    """Keep the ceil(k · candidates) of highest head-mean CLS attention, in descending order."""
 
     def select(self, num_tokens: int, evidence: Evidence, state: TokenState) -> Selection:
         assert evidence.cls_attention is not None

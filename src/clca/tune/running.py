@@ -149,7 +149,7 @@ class _Sized:
     def points(self, times: dict[str, list[float]], batch_size: int, images: int) -> Iterator[Point]:
         for number, model in enumerate(self.models):
             latency = Spread.of([1000 * seconds for seconds in times[self.name(number)]])
-            price = cost(model, images=self.sample if model._pads else None)
+            price = cost(model, images=self.sample if model.pads else None)
             top1 = float(self.correct[number]) / images
             yield Point(
                 run=self.run,

@@ -38,9 +38,9 @@ class Macs:
 def forward_gmacs(config: ModelConfig, num_classes: int, training: bool = False) -> float:
     """GMACs of one image in a forward pass, as `clca.cost` counts them for the method (`Cost.gmacs`).
 
-    In training DynamicViT masks tokens and removes none, so that every block runs on all of them (METHOD section 4),
-    and patch dropout, where the backbone has it, leaves patches out. All else costs what it does in evaluation. The
-    cost of a reduction without cost methods is measured by `clca.cost`, once for each of its settings.
+    In training DynamicViT masks tokens and removes none, so that every block runs on all of them, and patch dropout,
+    where the backbone has it, leaves patches out. All else costs what it does in evaluation. The cost of a reduction
+    without cost methods is measured by `clca.cost`, once for each of its settings.
 
     Args:
         config: The model; its own `num_classes` is not read.

@@ -15,6 +15,14 @@ from shared_data import shared_folder
 import clca
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import only the files of the tier that runs: whole files are marked slow, and importing all takes 15 seconds."""
+    tier = config.getoption("-m")
+    if tier not in ("slow", "not slow") or not collection_path.name.startswith("test_") or collection_path.is_dir():
+        return None
+    return ("\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8")) != (tier == "slow") or None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the resized images that the user keeps."""

@@ -18,7 +18,7 @@ import clca
 
 pytestmark = pytest.mark.slow
 
-CLIENTS = 32
+CLIENTS = 16
 PATIENCE = 300.0
 SHARES = [0.1, 0.25, 0.5, 0.75, 1.0]
 _ROW = re.compile(r'<div class=name><span>(.*?)</span>.*?<i style="width:([\d.]+)%">', re.S)

@@ -38,7 +38,7 @@ _BASE: dict[str, Any] = {"cla": False, "clc": False}
 _ONCE: dict[str, Any] = {"keep_rate": 0.5, "locations": [0]}
 _TWICE: dict[str, Any] = {"keep_rate": 0.5, "locations": [0, 1], "depth": 3}
 
-# The style that each reduction is exported with when there is no cache and no aggregation head.
+# The style that each reduction is exported with.
 _STYLE_OF = {
     "ats": "deit3",
     "dpcknn": "distilled",
@@ -54,8 +54,9 @@ _STYLE_OF = {
 def _kinds() -> dict[str, dict[str, Any]]:
     kinds: dict[str, dict[str, Any]] = {"none": {}}
     for name in SHIPPED:
-        kinds[name] = {"reduction": name, **(_TWICE if name in ("evit", "ats", "tome") else _ONCE)}
-        kinds[f"{name}, base"] = {"reduction": name, "style": _STYLE_OF[name], **_BASE, **_ONCE}
+        placed = _TWICE if name in ("evit", "ats", "tome") else _ONCE
+        kinds[name] = {"reduction": name, "style": _STYLE_OF[name], **placed}
+    kinds["evit, base"] = {"reduction": "evit", **_BASE, **_ONCE}
     for style in _ALONE:
         kinds[style] = {"style": style, **_BASE}
     kinds["test_vit"] = {"style": "test_vit"}
@@ -71,7 +72,7 @@ def _kinds() -> dict[str, dict[str, Any]]:
 
 
 KINDS = _kinds()
-INT8 = ("evit", "sit, base", "hybrid_resnetv2")
+INT8 = ("evit", "sit", "hybrid_resnetv2")
 """Kinds that are exported in int8 too: all have the same linear layers."""
 
 

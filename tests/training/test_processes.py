@@ -58,11 +58,11 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_and_interrupted_at_random_steps_it_ends_with_the_same_bits(make_config: Make, tmp_path: Path) -> None:
-    settings = {"epochs": 30, "checkpoint_steps": 4, "augmentation": "medium", "ema": 0.9}
+    settings = {"epochs": 16, "checkpoint_steps": 4, "augmentation": "medium", "ema": 0.9}
     words = command(make_config(**settings), tmp_path / "run.yaml")
     folder = tmp_path / "run"
     steps = random.Random(time.time_ns())
-    at = steps.randint(1, 30)
+    at = steps.randint(1, 15)
 
     process = start(words)
     wait_for_step(process, folder / "metrics.jsonl", at)
@@ -70,7 +70,7 @@ def test_killed_and_interrupted_at_random_steps_it_ends_with_the_same_bits(make_
     process.communicate()
 
     process = start(words)
-    wait_for_step(process, folder / "metrics.jsonl", at + steps.randint(1, 30))
+    wait_for_step(process, folder / "metrics.jsonl", at + steps.randint(1, 15))
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130

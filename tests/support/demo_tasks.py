@@ -33,7 +33,7 @@ def die(send: Send) -> None:
 def wait_for_interrupt(path: Path, send: Send) -> None:
     path.with_suffix(".begun").touch()
     try:
-        time.sleep(60)
+        time.sleep(3600)  # until the interrupt
     except KeyboardInterrupt:
         path.write_text("saved")
         raise

@@ -33,7 +33,7 @@ def die_before_child(file: Path, send: Send) -> None:
 def save_when_interrupted(path: Path, send: Send) -> str:
     path.with_suffix(".begun").touch()
     try:
-        time.sleep(60)
+        time.sleep(3600)  # until the interrupt
     except KeyboardInterrupt:
         path.write_text("saved")
     return "saved"
@@ -41,7 +41,7 @@ def save_when_interrupted(path: Path, send: Send) -> str:
 
 def wait_for_interrupt(path: Path, send: Send) -> None:
     path.touch()
-    time.sleep(60)
+    time.sleep(3600)  # until the interrupt
 
 
 def number_of_worker(send: Send) -> str:
@@ -54,4 +54,4 @@ def set_number(worker: int) -> None:
 
 def never_ready(path: Path, worker: int) -> None:
     path.touch()
-    time.sleep(60)
+    time.sleep(3600)  # until the interrupt

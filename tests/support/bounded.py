@@ -31,6 +31,7 @@ _MIB = 2**20
 _RESERVED = 4 << 30  # bytes of address space, such as the arenas that pyarrow and glibc reserve for each process
 _SPARE_SECONDS = 60.0  # on a busy machine, wall clock beyond the processor time that is allowed
 _PRELOAD = [
+    "sklearn.metrics",
     "torch",
     "timm",
     "clca",

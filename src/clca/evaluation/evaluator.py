@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import Dataset
 
 from clca import data as datasets
@@ -236,6 +235,8 @@ class Evaluator:
             ClcaError: The model does not support this keep rate.
             WorkError: The files could not be written.
         """
+        from sklearn.metrics import confusion_matrix  # late: it imports SciPy
+
         model, accelerator = self.model, self.accelerator
         assert model.classes is not None
         model.keep_rate = keep_rate
@@ -328,6 +329,8 @@ def _sample_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Ten
 
 
 def _by_class(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[ClassResult]:
+    from sklearn.metrics import precision_recall_fscore_support
+
     every = range(len(names))
     precision, recall, f1, count = precision_recall_fscore_support(labels, predictions, labels=every, zero_division=0)
     return [ClassResult(names[k], int(count[k]), float(precision[k]), float(recall[k]), float(f1[k])) for k in every]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from sklearn.metrics import recall_score
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -41,6 +40,8 @@ class InferenceResult:
 
     def macro_accuracy(self) -> float:
         """Mean recall over the classes that occur, 0 … 1."""
+        from sklearn.metrics import recall_score  # late: scikit-learn imports SciPy, which takes half a second
+
         present = self.labels.unique().tolist()
         return float(recall_score(self.labels, self.ranked[:, 0], labels=present, average="macro", zero_division=0))
 

@@ -1,5 +1,6 @@
 """The pool of worker processes: every task ends with one event, whatever becomes of its process."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -108,6 +109,20 @@ def test_an_interrupted_task_saves_and_its_event_still_comes(pool: WorkerPool, t
     ends = {event.name: event.kind for event in events_of(pool)}
     assert ends == {"saves": "result", "ends": "interrupted"}
     assert (tmp_path / "saves").read_text() == "saved"
+
+
+def test_an_interrupt_reaches_tasks_where_this_process_ignores_it(tmp_path: Path) -> None:
+    """As a command does that a script starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with closing(WorkerPool(1, multiprocessing.get_context("spawn"))) as pool:
+            pool.submit("ends", partial(wait_for_interrupt, tmp_path / "ends"))
+            until(lambda: (tmp_path / "ends").exists() and not pool.wait(0.1), 120)
+            pool.interrupt()
+            (event,) = events_of(pool)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert event.kind == "interrupted"
 
 
 def test_a_worker_that_is_not_ready_is_killed_by_an_interrupt(tmp_path: Path) -> None:

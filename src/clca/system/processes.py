@@ -83,7 +83,12 @@ def forkserver_context(*preload: str) -> Any:
 
 
 def leave_ctrl_c_to_parent() -> None:
-    """Let Ctrl-C on the terminal reach only the parent of this process, which passes it on."""
+    """Let Ctrl-C on the terminal reach only the parent of this process, which passes it on.
+
+    SIGINT then raises KeyboardInterrupt here even where the parent ignores it, as a command in the background of a
+    shell script does: such a process would otherwise never be interrupted.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError, AttributeError):  # already the first of its group; no groups at all
         os.setpgrp()
 

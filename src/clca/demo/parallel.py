@@ -79,6 +79,9 @@ class RelayedDisplay(Display):
     def log(self, text: str) -> None:
         self._send(text)
 
+    def features(self, done: int, total: int) -> None:
+        self._send_step(done, total, "images")
+
     def step(self, step: int, loss: float, rate: float) -> None:
         self._send_step(step, self.total, f"loss {loss:.3f}  {rate:.0f} images/s")
 

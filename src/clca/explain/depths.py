@@ -1,9 +1,10 @@
 """The contribution of each depth's CLS token to the output of the aggregation head.
 
-Before GELU, the head is linear in the depths, so the share of each depth in these features is exact (`kernel_shares`).
-GELU mixes the depths; the logit is therefore attributed by Shapley values, which sum up exactly (Shapley, 1953;
-Lundberg and Lee, NeurIPS 2017). A depth that is removed is replaced by the mean CLS token of training, which the first
-BatchNorm of the head stores.
+Before GELU, the published head is linear in the depths, so the share of each depth in these features is exact
+(`kernel_shares`); of the linear head the same holds for the logits. GELU mixes the depths; the logit is therefore
+attributed by Shapley values, which sum up exactly (Shapley, 1953; Lundberg and Lee, NeurIPS 2017), and which for the
+linear head are the products themselves. A depth that is removed is replaced by the mean CLS token of training, which
+the first BatchNorm of the head stores; of the linear head by the mean of what its linear layer reads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clca.models.cross_layer import CrossLayerAggregationHead
+from clca.models.cross_layer import CrossLayerAggregationHead, LinearAggregationHead
+
+Head = CrossLayerAggregationHead | LinearAggregationHead
 
 _MAX_EXACT_DEPTHS = 10  # all 1024 subsets are evaluated; for more depths, random orders are sampled
 _ORDERS = 128
@@ -37,16 +40,23 @@ class DepthShare:
 
 
 @torch.no_grad()
-def kernel_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor) -> Tensor:
-    """The contribution of each depth to the features before GELU, relative to the mean CLS token.
+def kernel_shares(head: Head, cls_tokens: Tensor) -> Tensor:
+    """The contribution of each depth to what the head's linear layer over the depths gives, relative to the mean token.
+
+    That are the features before GELU, or of the linear head the logits.
 
     Args:
         head: The head, in evaluation mode.
         cls_tokens: [G, C], shallowest first.
 
     Returns:
-        [G, width · C]; their sum over the depths is the features minus those with the mean CLS token at every depth.
+        [G, width · C], or [G, K]; their sum over the depths is the features, or logits, minus those with the mean CLS
+        token at every depth.
     """
+    if isinstance(head, LinearAggregationHead):
+        change = head(cls_tokens[None], pre_logits=True).view_as(cls_tokens)  # at the mean of training it is zero
+        weight = cast(nn.Linear, head.classifier).weight.view(-1, *cls_tokens.shape)  # [K, G, C]
+        return torch.einsum("gc,kgc->gk", change, weight)
     both = torch.stack([cls_tokens, mean_cls_tokens(head, len(cls_tokens))])
     normed = head.norm_in(both.transpose(1, 2))  # [2, C, G]
     change = normed[0] - normed[1]
@@ -58,7 +68,7 @@ def kernel_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def depth_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor, target: int) -> tuple[Tensor, float]:
+def depth_shares(head: Head, cls_tokens: Tensor, target: int) -> tuple[Tensor, float]:
     """Shapley value of each depth for one logit: exact up to ten depths, else estimated from 128 random orders.
 
     Args:
@@ -70,6 +80,9 @@ def depth_shares(head: CrossLayerAggregationHead, cls_tokens: Tensor, target: in
         One value per depth [G], in double precision, and the logit with the mean CLS token at every depth. Together
         they sum up to the logit of `cls_tokens`, also if orders are sampled.
     """
+    if isinstance(head, LinearAggregationHead):
+        bias = cast(nn.Linear, head.classifier).bias[target]
+        return kernel_shares(head, cls_tokens)[:, target].double(), float(bias)
     count = len(cls_tokens)
     baseline = mean_cls_tokens(head, count)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -79,6 +79,11 @@ class ModelConfig(Settings):
     clc_gap: bool = Field(True, description="Cache the average of the tokens too.")
     clc_recover_at_last: bool = Field(True, description="Recover from the cache before the last block as well.")
     cla_width: int = Field(2, ge=1, le=1024, description="Features per channel in the aggregation head.")
+    cla_head: Literal["convolution", "linear"] = Field(
+        "convolution",
+        description="Aggregation head: convolution, as published; or linear, one linear layer over all depths, which "
+        "suits few photographs.",
+    )
     backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(
         default_factory=dict, description="Further keywords for timm.create_model, such as a depth."
     )

@@ -1,4 +1,4 @@
-"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache and the aggregation head."""
+"""Cross-Layer Cache Aggregation (Rios et al., ICASSP 2025): the cache and the heads that read several depths."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ class CrossLayerAggregationHead(nn.Module):
         Raises:
             ClcaError: If there is one image in training, which has no deviation to divide by.
         """
-        if self.training and len(cls_tokens) == 1 and type(self.norm_out) is nn.BatchNorm1d:
-            raise ClcaError("the aggregation head normalises over the batch: train on at least two images at once")
+        _require_batch(self.norm_out, cls_tokens)
         x = self.norm_in(cls_tokens.transpose(1, 2))  # [B, C, G]
         # A convolution whose kernel is as long as its input is a sum of products; this avoids a convolution's overhead.
         weight = self.depthwise.weight.view(x.shape[1], -1, x.shape[2])  # [C, width, G]
@@ -61,6 +60,51 @@ class CrossLayerAggregationHead(nn.Module):
         if type(self.classifier) is nn.Conv1d:
             return F.linear(x, self.classifier.weight.squeeze(-1), self.classifier.bias)
         return self.classifier(x.unsqueeze(-1)).squeeze(-1)
+
+
+class LinearAggregationHead(nn.Module):
+    """Classify by one linear layer from the CLS tokens of several depths.
+
+    Each token is normalised over its channels, then each feature over the images. Not of the published method: it is
+    the head that `clca train --recipe quick` fits, which has a single best solution and suits few photographs.
+
+    Args:
+        dim: Embedding width C.
+        depths: G, how many CLS tokens are aggregated.
+        num_classes: K; 0 returns the features before the classifier.
+    """
+
+    def __init__(self, dim: int, depths: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_features = depths * dim
+        self.norm_in = nn.LayerNorm(dim, elementwise_affine=False)
+        self.norm = nn.BatchNorm1d(self.num_features, affine=False)
+        self.classifier: nn.Module
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Replace the classifier by a new one for `num_classes` classes, which gives every class the same logit."""
+        like = cast(Tensor, self.norm.running_mean)
+        self.classifier = nn.Identity()
+        if num_classes > 0:
+            self.classifier = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, cls_tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """CLS tokens [B, G, C], shallowest first, to logits [B, K], or to standardised features [B, G · C].
+
+        Raises:
+            ClcaError: If there is one image in training, which has no deviation to divide by.
+        """
+        _require_batch(self.norm, cls_tokens)
+        x = self.norm(self.norm_in(cls_tokens).flatten(1))
+        return x if pre_logits else self.classifier(x)
+
+
+def _require_batch(norm: nn.Module, cls_tokens: Tensor) -> None:
+    if norm.training and len(cls_tokens) == 1 and type(norm) is nn.BatchNorm1d:
+        raise ClcaError("the aggregation head normalises over the batch: train on at least two images at once")
 
 
 class CrossLayerCache:

@@ -52,6 +52,7 @@ def create_model(
     clc_gap: bool = True,
     clc_recover_at_last: bool = True,
     cla_width: int = 2,
+    cla_head: str = "convolution",
     **backbone_kwargs: Any,
 ) -> TokenReducedViT:
     """A timm ViT with token reduction and Cross-Layer Cache Aggregation.
@@ -71,6 +72,7 @@ def create_model(
         clc_gap: Whether the cache also stores the mean of the tokens.
         clc_recover_at_last: Whether the cache is recovered once more before the last block.
         cla_width: Features per channel in the aggregation head.
+        cla_head: "convolution", the published aggregation head; or "linear", one linear layer over all depths.
         **backbone_kwargs: Passed to `timm.create_model`.
 
     Returns:
@@ -92,6 +94,7 @@ def create_model(
         clc_gap=clc_gap,
         clc_recover_at_last=clc_recover_at_last,
         cla_width=cla_width,
+        cla_head=cla_head,
         backbone_kwargs=backbone_kwargs,
     )
     return build(config, pretrained=pretrained, weights=weights)
@@ -133,7 +136,7 @@ def reduce_tokens(
         num_classes: Number of classes K; None keeps the model's number and, without CLA, its head.
         weights: Local file to load; it overwrites the shared parameters.
         **settings: As for `create_model`: img_size, reduction, keep_rate, locations, cla, clc, num_clr, clc_gap,
-            clc_recover_at_last, cla_width.
+            clc_recover_at_last, cla_width, cla_head.
 
     Raises:
         ClcaError: The model or a setting does not fit.

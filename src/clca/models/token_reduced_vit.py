@@ -20,7 +20,7 @@ from clca.kernels.linear import embed_patches
 from clca.models.backbones import check_fits, check_img_size
 from clca.models.block import BlockOptions, run_block
 from clca.models.config import ModelConfig, validated
-from clca.models.cross_layer import CrossLayerAggregationHead, CrossLayerCache
+from clca.models.cross_layer import CrossLayerAggregationHead, CrossLayerCache, LinearAggregationHead
 from clca.models.pooling import pool_padded
 from clca.models.saving import SavingMixin
 from clca.models.timm_interface import PREFIX_TOKENS, TimmInterface
@@ -114,15 +114,18 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         config = self.config
         self.num_classes = config.num_classes
         self.global_pool: str = vit.global_pool
-        self.cla_head: CrossLayerAggregationHead | None = None
+        self.cla_head: CrossLayerAggregationHead | LinearAggregationHead | None = None
         if config.cla:
             if dropped := getattr(vit.head_drop, "p", 0.0):
                 warnings.warn(
                     f"the aggregation head has no dropout, as published: drop_rate={dropped} has no effect",
                     stacklevel=3,
                 )
-            head = CrossLayerAggregationHead(
-                self.embed_dim, len(self.aggregate_at), config.num_classes, config.cla_width
+            depths = len(self.aggregate_at)
+            head = (
+                LinearAggregationHead(self.embed_dim, depths, config.num_classes)
+                if config.cla_head == "linear"
+                else CrossLayerAggregationHead(self.embed_dim, depths, config.num_classes, config.cla_width)
             )
             self.cla_head = head.to(device=self._like.device, dtype=self._like.dtype)
             self.num_features = self.head_hidden_size = head.num_features

@@ -5,13 +5,14 @@ decay 0.05 on matrices only, batches of 32, cross-entropy, random crop and flip.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from clca.models.config import ModelConfig, Name
 from clca.models.stored_model import check_storable
 from clca.system.settings import Settings
+from clca.training.recipes import with_recipe
 
 PUBLISHED_WARMUP, PUBLISHED_COSINE, PUBLISHED_COOLDOWN = 2, 45, 5
 PUBLISHED_EPOCHS = PUBLISHED_WARMUP + PUBLISHED_COSINE + PUBLISHED_COOLDOWN
@@ -67,6 +68,17 @@ class TrainConfig(Settings):
         0, ge=0, le=2**31 - 1, description="Seed of the new weights, the order of the images and their augmentation."
     )
 
+    recipe: Literal["published", "quick", "best"] = Field(
+        "published",
+        description="Defaults of the other settings; each can still be given. published: the paper's; quick: a linear "
+        "head on the frozen model; best: quick, then all layers. If omitted, clca train takes quick, or published with "
+        "--config or random weights.",
+    )
+    probe: Literal["none", "only", "first"] = Field(
+        "none",
+        description="Fit a linear head to the features of the frozen model, by logistic regression: only, in place of "
+        "training; or first, as the start of it.",
+    )
     epochs: int = Field(
         PUBLISHED_EPOCHS,
         ge=1,
@@ -161,6 +173,11 @@ class TrainConfig(Settings):
         "none", description="Report the metrics to this service too."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, given: Any) -> Any:
+        return with_recipe(given) if isinstance(given, dict) and given.get("recipe") else given
+
     @field_validator("precision", mode="before")
     @classmethod
     def _no_in_yaml(cls, precision: object) -> object:
@@ -185,6 +202,15 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"batch_size: mixup and cutmix need an even number of images in each part of a batch, not "
                 f"{self.batch_size // self.grad_accum}"
+            )
+        if self.probe != "none" and self.model.cla and self.model.cla_head != "linear":
+            raise ValueError(
+                f"probe: {self.probe} fits a linear head: choose cla_head linear, or no aggregation head (no cla)"
+            )
+        if self.probe == "only" and self.epochs != 1:
+            raise ValueError(
+                f"epochs: {self.epochs} are trained by the recipes published and best; probe only (recipe quick) "
+                "passes the images through the frozen model once"
             )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr:g} is above lr {self.lr:g}")
@@ -228,8 +254,24 @@ class TrainConfig(Settings):
 
 # Settings that may differ when a run is resumed: none of them changes the weights.
 NOT_PART_OF_A_RUN = frozenset(
-    {"out", "workers", "cache", "cache_gb", "log_every", "checkpoint_minutes", "checkpoint_steps", "track", "device"}
+    {
+        "recipe",
+        "out",
+        "workers",
+        "cache",
+        "cache_gb",
+        "log_every",
+        "checkpoint_minutes",
+        "checkpoint_steps",
+        "track",
+        "device",
+    }
 )
+
+
+# Settings that earlier versions did not have, with the value that they had without knowing: left out of an identity
+# where they have it, so that a run of an earlier version is still found and continued.
+_LATER = {"probe": "none", "model.cla_head": "convolution"}
 
 
 def identity(config: TrainConfig) -> dict[str, object]:
@@ -241,7 +283,7 @@ def identity(config: TrainConfig) -> dict[str, object]:
             flat.update({f"{name}.{inner}": nested for inner, nested in value.items()})
         else:
             flat[name] = value
-    return flat
+    return {name: value for name, value in flat.items() if name not in _LATER or value != _LATER[name]}
 
 
 def default_run_folder(config: TrainConfig) -> Path:

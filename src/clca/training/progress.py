@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 30.0
+_FORECAST_STEPS = 4
+_SHORT = 60.0  # seconds; a shorter run needs no forecast
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Display:
         self._begin = self._last_line = monotonic()
         self._first = done
         self._bar: Bar | None = None
+        self._feature_bar: Bar | None = None
+        self._feature_start: int | None = None
         if show and bar and console.is_terminal:
             # With the width of the terminal from which each is shown: rich would truncate all of them.
             shown = [
@@ -47,19 +51,48 @@ class Display:
             self._bar = Bar(*columns, console=console)
             epoch = min(epochs, done // steps_per_epoch + 1)
             self._task = self._bar.add_task("train", total=self.total, completed=done, epoch=epoch, loss="…", rate="")
-            self._bar.start()
 
     def log(self, text: str) -> None:
         """Log a line; the command line prints it above the bar."""
         if self.show:
             _log.info("%s", text)
 
+    def features(self, done: int, total: int) -> None:
+        """Show how many images have passed the frozen model; the first call has those that were stored before."""
+        if not self.show:
+            return
+        if self._bar is None:
+            self._feature_line(done, total)
+        else:
+            if self._feature_bar is None:
+                columns = (
+                    TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+                )  # fmt: skip
+                self._feature_bar = Bar(*columns, console=self._bar.console, transient=True)
+                self._feature_bar.add_task("features of the frozen model", total=total, completed=done)
+                self._feature_bar.start()
+            self._feature_bar.update(self._feature_bar.task_ids[0], completed=done)
+            if done == total:
+                self._feature_bar.stop()
+
+    def _feature_line(self, done: int, total: int) -> None:
+        if self._feature_start is None:
+            self._feature_start = done
+            self._begin = self._last_line = monotonic()
+        elif monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = monotonic()
+            left = (total - done) * (monotonic() - self._begin) / max(1, done - self._feature_start)
+            self.log(f"features of the frozen model: image {done}/{total}  {duration(left)} left")
+
     def step(self, step: int, loss: float, rate: float) -> None:
         """Show update number `step` (from 1), with its loss and the images per second."""
         if not self.show:
             return
+        self._forecast(step)
         epoch = (step - 1) // self.steps_per_epoch + 1
         if self._bar is not None:
+            self._bar.start()
             self._bar.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.3f}", rate=f"{rate:.1f} images/s")
         elif monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = monotonic()
@@ -68,6 +101,19 @@ class Display:
                 f"epoch {epoch}/{self.epochs}  step {step}/{self.total}  loss {loss:.3f}  {rate:.1f} images/s  "
                 f"{duration(left)} left"
             )
+
+    def _forecast(self, step: int) -> None:
+        """After a few steps, log how long a long run will take; the first step is left out, as it may compile."""
+        if step == self._first + 1:
+            self._begin = monotonic()
+        elif step == self._first + 1 + _FORECAST_STEPS:
+            seconds = (monotonic() - self._begin) / _FORECAST_STEPS
+            end, epoch = (self.total - step) * seconds, -step % self.steps_per_epoch * seconds
+            if end > _SHORT:
+                self.log(
+                    f"about {duration(end)} of training left, {duration(epoch)} to the end of this epoch, after which "
+                    "the run's weights are saved"
+                )
 
     def epoch(
         self, epoch: int, train: dict[str, Any], watched: dict[str, Any] | None, split: str, better: bool
@@ -80,9 +126,10 @@ class Display:
         self.log(line + ("  (best so far)" if better else ""))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        for bar in (self._feature_bar, self._bar):
+            if bar is not None:
+                bar.stop()
+        self._bar = self._feature_bar = None
 
 
 def duration(seconds: float) -> str:

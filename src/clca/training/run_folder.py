@@ -175,9 +175,11 @@ class RunFolder:
         if "train" not in self.content:
             raise ClcaError(f"--out {folder}: holds a saved model, not a run; choose another folder")
         there, here = identity(self.config), identity(config)
-        different = [name for name in here if here[name] != there.get(name)]
+        different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
         if different:
-            listed = ", ".join(f"{name} is {there.get(name)!r} there and {here[name]!r} now" for name in different[:3])
+            listed = ", ".join(
+                f"{name} is {there.get(name)!r} there and {here.get(name)!r} now" for name in different[:3]
+            )
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise ClcaError(f"--out {folder}: holds a different run ({listed}{more}); choose another folder")
         return "finished" if self.summary.is_file() else "started"

@@ -33,6 +33,7 @@ from clca.training.loaders import (
 from clca.training.losses import make_loss
 from clca.training.metrics_log import MetricsLog, locked_log
 from clca.training.preflight import build_model, open_splits, require_same_images, verify_images
+from clca.training.probing import probe
 from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
 from clca.training.state import RunState
@@ -208,10 +209,13 @@ class _Trainer:
             raise Interrupted(self.state.folder, self.progress.step, number)
 
     def run(self) -> RunResult:
-        stop = self.config.epochs * self.plan.steps_per_epoch
+        stop = 0 if self.config.probe == "only" else self.config.epochs * self.plan.steps_per_epoch
         loader, watched = self._loaders(stop)
         try:
-            self._train_steps(iter(loader), watched, stop)
+            if self.config.probe != "none" and not self.state.run.checkpoint.is_file():
+                self._probe(watched)
+            if stop:
+                self._train_steps(iter(loader), watched, stop)
         finally:
             end_workers(loader)
             end_workers(watched)
@@ -394,6 +398,33 @@ class _Trainer:
         if after_epoch or after_steps or since >= 60 * config.checkpoint_minutes:
             self.state.save()
 
+    # -- the probe ---------------------------------------------------------------------------------------------
+
+    def _probe(self, watched: DataLoader | None) -> None:
+        """Fit the head to the features of the frozen model, which then is the best so far."""
+        state, progress, split = self.state, self.progress, self.config.watched_split
+        fit = probe(state, self._show_features)
+        left_out = f", top-1 {fit.top1:.1%} on images left out in turn" if fit.top1 is not None else ""
+        self.display.log(f"head fitted to {fit.images} images (C {fit.strength:.3g}{left_out})")
+        progress.train = {"loss": fit.train_loss, "top1": fit.train_top1}
+        line: dict[str, Any] = {"C": fit.strength, "loss": fit.loss, "top1": fit.top1}
+        if watched is not None:
+            progress.watched = line[split] = run_inference(state.evaluated_model, watched, self.accelerator).summary()
+            if self.config.probe == "first" and split == "val":
+                self._note_if_best(progress.watched)
+        state.save_weights()
+        self._write({"step": 0, "epoch": 0, "probe": line})
+        if self.config.probe == "only":
+            progress.epochs_done = 1
+            end = {"epoch": 1, "step": 0, "train": progress.train}
+            self._write(end | ({split: progress.watched} if progress.watched is not None else {}))
+        self.display.epoch(progress.epochs_done, progress.train, progress.watched, split, False)
+
+    def _show_features(self, done: int, total: int) -> None:
+        if self.stop_signal:  # the features so far are stored
+            raise Interrupted(self.state.folder, 0, self.stop_signal)
+        self.display.features(done, total)
+
     # -- the end -----------------------------------------------------------------------------------------------
 
     def _finish(self) -> RunResult:
@@ -402,7 +433,8 @@ class _Trainer:
         best = progress.best
         if best is None:
             state.save_weights()
-        state.save()
+        if self.config.probe != "only":
+            state.save()
         assert progress.train is not None
         result = RunResult(
             folder=state.folder,

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 SUMMARY = """Train a classifier with token reduction, and write a run folder.
 
-DATA is a folder with train/, val/ and test/ and one folder per class in each. The default settings are the published
-recipe. The same command again continues an interrupted run.
+DATA is a folder with train/, val/ and test/ and one folder per class in each. --recipe sets the defaults of the other
+settings: quick (the default) fits a linear head to the frozen pretrained model, in a minute or two; best starts from
+quick and trains all layers; published is the recipe of the paper. The same command again continues an interrupted run.
 
 Examples:
-  clca train photos --model deit3_small_patch16_224.fb_in1k --reduction evit --keep-rate 0.1 --img-size 448
-  clca train photos --model vit_small_patch14_dinov2 --img-size 224 --epochs 10 --batch-size 16
-  clca train photos --model vit_tiny_patch16_224 --no-pretrained --out runs/first
-  torchrun --nproc-per-node 4 -m clca train photos --model deit3_base_patch16_224.fb_in1k
+  clca train photos --model vit_small_patch14_dinov2 --img-size 224 --reduction evit --keep-rate 0.25
+  clca train photos --model vit_small_patch14_dinov2 --img-size 224 --reduction evit --keep-rate 0.25 --recipe best
+  clca train photos --model deit3_small_patch16_224.fb_in1k --recipe published --epochs 30 --out runs/first
+  torchrun --nproc-per-node 4 -m clca train photos --model deit3_base_patch16_224.fb_in1k --recipe best
   clca train --resume runs/first
 """
 
@@ -53,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
     if resumed is not None:
         _refuse_changes(given, file)
     from_file = settings.read_file(file) if file is not None else {}
+    if file is None and resumed is None and "recipe" not in given:
+        given["recipe"] = _default_recipe(given)
     require_torchrun()
     from clca.training import resume, train
 
@@ -65,6 +68,11 @@ def run(argv: Sequence[str]) -> int:
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
         print(f"next: clca evaluate {result.folder}")
     return 0
+
+
+def _default_recipe(given: Mapping[str, Any]) -> str:
+    """What serves somebody with photographs of their own: quick, unless there are no pretrained features to read."""
+    return "published" if given.get("pretrained") is False and "weights" not in given else "quick"
 
 
 def _refuse_changes(given: Mapping[str, Any], file: str | None) -> None:

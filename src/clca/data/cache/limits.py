@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_LIMIT = 20.0
 """Size limit of the whole cache in gigabytes (10⁹ bytes)."""
 
+FEATURES = "features"
+"""Folder of the features of frozen models, beside the resized images."""
+
 _KEEP_FREE = 10**9  # bytes of the disk that the cache leaves free
 
 
@@ -98,13 +101,37 @@ def cached_sets() -> list[CachedSet]:
     return sorted(sets.values(), key=lambda one: -one.used)
 
 
+def feature_folders() -> list[tuple[Path, int, float]]:
+    """Folders of stored features of frozen models: path, bytes, time of last use (Unix time); the oldest first."""
+    folder = beside_cache(FEATURES)
+    found = []
+    for path in folder.iterdir() if folder is not None and folder.is_dir() else ():
+        with suppress(OSError):
+            sizes = [file.stat().st_size for file in path.iterdir()]
+            found.append((path, sum(sizes), path.stat().st_mtime))
+    return sorted(found, key=lambda each: each[2])
+
+
+def free_features(size: int, keep: Path) -> None:
+    """Remove the least recently used features until `size` more bytes fit into the cache's limit."""
+    limit, found = cache_limit(), feature_folders()
+    total = size + sum(each for _, each, _ in found)
+    for path, each, _ in found:
+        if total > limit and path != keep:
+            shutil.rmtree(path, ignore_errors=True)
+            total -= each
+
+
 def clear_cache() -> int:
-    """Remove all resized images except those being written; processes that read them can continue.
+    """Remove all features, and all resized images except those being written; their readers can continue.
 
     Returns:
         Bytes removed.
     """
     folder, removed = cache_folder(), 0
+    for path, size, _ in feature_folders():
+        shutil.rmtree(path, ignore_errors=True)
+        removed += size
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(OSError):
             size = path.stat().st_size

@@ -158,7 +158,7 @@ class _Model:
         num_clr: R, the number of carriers; 0 without the cache.
         gap: Whether the cache stores the average of the tokens too.
         clc: Whether there is a cache.
-        cla_width: Features that the aggregation head makes of each channel; 0 without that head.
+        cla_width: Features of the aggregation head per channel (one per depth if it is linear); 0 without that head.
         training: Whether it is trained.
     """
 
@@ -191,7 +191,7 @@ class _Model:
             num_clr=resolved.num_clr,
             gap=config.clc_gap,
             clc=config.clc,
-            cla_width=config.cla_width if config.cla else 0,
+            cla_width=_head_width(config, len(resolved.locations) + 1),
             training=training,
         )
 
@@ -212,6 +212,12 @@ class _Model:
                 block: self.rule(backbone.dim, j, count, backbone.patches, schedule)
                 for j, block in enumerate(self.locations)
             }
+
+
+def _head_width(config: ModelConfig, depths: int) -> int:
+    if not config.cla:
+        return 0
+    return depths if config.cla_head == "linear" else config.cla_width
 
 
 def _without_parameters(rule: type[ReductionRule]) -> AbstractContextManager[Any]:

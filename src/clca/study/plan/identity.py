@@ -31,6 +31,8 @@ def model_text(config: ModelConfig) -> str:
         for name in ("num_clr", "clc_gap", "clc_recover_at_last"):
             settings.pop(name, None)
     if not config.cla:
+        settings.pop("cla_head", None)
+    if not config.cla or config.cla_head == "linear":
         settings.pop("cla_width", None)
     if config.reduction == "none" and not (config.clc or config.cla):
         settings.pop("locations", None)  # nothing is reduced, recovered or read there

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from clca.errors import ClcaError
+from clca.models.keep_rates import MOST_RATES, distinct_rates, parsed_rates
 from clca.models.limits import LARGEST_SIDE, SIZES
 from clca.reductions import reduction_rule
 from clca.system.settings import Settings, explain
@@ -48,6 +49,7 @@ Name = Annotated[str, AfterValidator(_is_short)]
 Rate = Annotated[float, AfterValidator(_is_rate)]
 Locations = Annotated[tuple[int, ...], Field(max_length=1024), AfterValidator(_are_locations)]
 Rates = Annotated[tuple[Rate, ...], Field(max_length=1024)]
+TrainedRates = Annotated[tuple[Rate, ...], Field(max_length=MOST_RATES), AfterValidator(distinct_rates)]
 
 
 class ModelConfig(Settings):
@@ -68,6 +70,11 @@ class ModelConfig(Settings):
     keep_rate: Rate | Rates = Field(
         1.0, description="Share of tokens kept at each location (0.1: a tenth), or one share per location."
     )
+    keep_rates: TrainedRates | None = Field(
+        None,
+        description="Keep rates that one model is trained for: a list, or a range such as 0.05..1, of which five are "
+        "taken. Statistics of the head are stored for each, and interpolated between them.",
+    )
     locations: Locations | None = Field(
         None,
         description="Blocks that reduce, numbered from 0. If omitted: after a quarter, half and three quarters of the "
@@ -87,6 +94,28 @@ class ModelConfig(Settings):
     backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(
         default_factory=dict, description="Further keywords for timm.create_model, such as a depth."
     )
+
+    @field_validator("keep_rates", mode="before")
+    @classmethod
+    def _range_of_rates(cls, value: Any) -> Any:
+        return parsed_rates(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _smallest_rate_first(cls, given: Any) -> Any:
+        """The rate in use is the smallest of `keep_rates` unless it is given."""
+        if not isinstance(given, dict) or given.get("keep_rates") is None or "keep_rate" in given:
+            return given
+        try:
+            return {**given, "keep_rate": min(map(float, parsed_rates(given["keep_rates"])))}
+        except (TypeError, ValueError):
+            return given  # the field's own validation names what is wrong
+
+    @model_validator(mode="after")
+    def _has_rates(self) -> ModelConfig:
+        if self.keep_rates is not None and self.reduction == "none":
+            raise ValueError("keep_rates: reduction none keeps every token; choose one that reduces, such as evit")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name; PEFT asks it of what a model calls `config`."""
@@ -117,6 +146,11 @@ class ModelConfig(Settings):
                 raise ClcaError(
                     f"{self.backbone}: reduction {self.reduction!r} works inside attention, and {opaque_block} is "
                     "not one it knows: choose patchmerger, sit or dpcknn, or another backbone"
+                )
+            if self.keep_rates is not None and rule.fixed_counts:
+                raise ClcaError(
+                    f"keep_rates: the parameters of {self.reduction} depend on the keep rate, so one model cannot have "
+                    "several: choose topk, evit, tome, ats, dynamicvit or dpcknn, or train a model for each rate"
                 )
             if rule.pads and not self.cla and global_pool == "prr":
                 raise ClcaError(f"{self.backbone}: 'prr' pooling cannot leave out the padding of {self.reduction}")

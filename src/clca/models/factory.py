@@ -44,7 +44,8 @@ def create_model(
     num_classes: int = 1000,
     img_size: int | tuple[int, int] | None = None,
     reduction: str = "none",
-    keep_rate: float | tuple[float, ...] | list[float] = 1.0,
+    keep_rate: float | tuple[float, ...] | list[float] | None = None,
+    keep_rates: tuple[float, ...] | list[float] | str | None = None,
     locations: tuple[int, ...] | list[int] | None = None,
     cla: bool = True,
     clc: bool = True,
@@ -64,7 +65,9 @@ def create_model(
         num_classes: Number of classes K; 0 for features.
         img_size: Height and width in pixels, or one number for both; None for the backbone's default.
         reduction: One of `clca.list_reductions()`.
-        keep_rate: Share of tokens kept at every location, or one for each location.
+        keep_rate: Share of tokens kept at every location, or one for each location; None for 1, or for the smallest
+            of `keep_rates`.
+        keep_rates: Keep rates that the model is to be trained for, or a range such as "0.05..1"; None for one.
         locations: Blocks that reduce, ascending from 0; None for a quarter, half and three quarters of the depth.
         cla: Classify from the CLS tokens of several depths.
         clc: Carry information of earlier layers past every reduction.
@@ -86,7 +89,8 @@ def create_model(
         num_classes=num_classes,
         img_size=tuple(img_size) if isinstance(img_size, list) else img_size,
         reduction=reduction,
-        keep_rate=keep_rate,
+        **({} if keep_rate is None else {"keep_rate": keep_rate}),
+        keep_rates=keep_rates,
         locations=locations,
         cla=cla,
         clc=clc,
@@ -135,8 +139,8 @@ def reduce_tokens(
         vit: A timm VisionTransformer with a CLS token; it is not changed.
         num_classes: Number of classes K; None keeps the model's number and, without CLA, its head.
         weights: Local file to load; it overwrites the shared parameters.
-        **settings: As for `create_model`: img_size, reduction, keep_rate, locations, cla, clc, num_clr, clc_gap,
-            clc_recover_at_last, cla_width, cla_head.
+        **settings: As for `create_model`: img_size, reduction, keep_rate, keep_rates, locations, cla, clc, num_clr,
+            clc_gap, clc_recover_at_last, cla_width, cla_head.
 
     Raises:
         ClcaError: The model or a setting does not fit.

@@ -22,6 +22,7 @@ from clca.models.block import BlockOptions, run_block
 from clca.models.config import ModelConfig, validated
 from clca.models.cross_layer import CrossLayerAggregationHead, CrossLayerCache, LinearAggregationHead
 from clca.models.pooling import pool_padded
+from clca.models.rate_statistics import RateStatistics, apply_loaded
 from clca.models.saving import SavingMixin
 from clca.models.timm_interface import PREFIX_TOKENS, TimmInterface
 from clca.models.trace import Trace, first_owner
@@ -63,6 +64,10 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         self._init_clr()
         self._init_reductions()
         self._init_head(vit)
+        self.rate_statistics: RateStatistics | None = None
+        if self.cla_head is not None and config.keep_rates is not None:
+            self.rate_statistics = RateStatistics(config.keep_rates, self.cla_head)
+            self.register_load_state_dict_post_hook(apply_loaded)
 
     # -- construction ------------------------------------------------------------------------------------------
 
@@ -145,7 +150,11 @@ class TokenReducedViT(SavingMixin, TimmInterface):
 
     @property
     def keep_rate(self) -> float | tuple[float, ...]:
-        """The keep rate, or one a location; can be set for every reduction whose parameters do not depend on it."""
+        """The keep rate, or one a location; can be set for every reduction whose parameters do not depend on it.
+
+        In a model with `keep_rates` the aggregation head then has the statistics of that rate; in training mode a
+        forward pass at one of `keep_rates` updates those.
+        """
         return self.config.keep_rate
 
     @keep_rate.setter
@@ -164,6 +173,23 @@ class TokenReducedViT(SavingMixin, TimmInterface):
             )
         self._schedule = KeepSchedule(config.keep_rate, len(config.resolved(self.depth).locations))
         self.config = config
+        self.use_rate_statistics()
+
+    def use_rate_statistics(self) -> None:
+        """Let the aggregation head normalise by the stored statistics of the keep rate in use.
+
+        Setting `keep_rate`, `eval()` and `load_state_dict` do this. Only a model with `keep_rates` has statistics for
+        several rates; nothing happens for any other.
+        """
+        if self.rate_statistics is not None:
+            self.rate_statistics.apply_to(cast(nn.Module, self.cla_head), self.keep_rate)
+
+    def train(self, mode: bool = True) -> TokenReducedViT:
+        """Set training or evaluation mode; in evaluation the head has the statistics of the keep rate in use."""
+        super().train(mode)
+        if not mode:
+            self.use_rate_statistics()
+        return self
 
     @property
     def pads(self) -> bool:
@@ -334,7 +360,10 @@ class TokenReducedViT(SavingMixin, TimmInterface):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features as `forward_features` returns them to logits [B, K], or to what the classifier reads."""
         if self.cla_head is not None:
-            return self.cla_head(x, pre_logits=pre_logits)
+            x = self.cla_head(x, pre_logits=pre_logits)
+            if self.rate_statistics is not None and self.cla_head.training:
+                self.rate_statistics.update(self.cla_head, self.keep_rate)
+            return x
         if hasattr(self, "head_dist"):
             cls, dist = self.head_drop(x[:, 0]), self.head_drop(x[:, 1])
             return (cls + dist) / 2 if pre_logits else (self.head(cls) + self.head_dist(dist)) / 2

@@ -36,7 +36,7 @@ _PUBLISHED = (
     (re.compile(r"^score_predictor\.(\d+)\."), r"reductions.\1."),
     (re.compile(r"^cluster_layers\.(\d+)\."), r"reductions.\1."),
 )
-_ADDED = ("clr", "clr_pos_embed", "cla_head.", "reductions.")
+_ADDED = ("clr", "clr_pos_embed", "cla_head.", "rate_statistics.", "reductions.")
 _HEADS = ("head.", "head_dist.", "cla_head.classifier.")
 _FINAL = ("norm.", "fc_norm.", "attn_pool.")
 # Types of settings that training scripts save beside the weights; safe to unpickle, and not used here.

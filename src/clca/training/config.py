@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clca.models.config import ModelConfig, Name
+from clca.models.config import ModelConfig, Name, spelled
 from clca.models.stored_model import check_storable
 from clca.system.settings import Settings
 from clca.training.recipes import with_recipe
@@ -191,6 +191,7 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"img_size: {size[0]} {size[1]} is oblong, and training uses square images: give one number"
             )
+        _check_rate_in_use(self.model)
         if self.warmup + self.cooldown >= self.epochs:
             raise ValueError(
                 f"epochs: {self.epochs} leaves none for the cosine after {self.warmup:g} of warm-up and "
@@ -252,6 +253,19 @@ class TrainConfig(Settings):
         return 0.0 if self.augmentation == "none" else 0.1
 
 
+def _check_rate_in_use(model: ModelConfig) -> None:
+    """Refuse a keep rate that the model is not trained for."""
+    if model.keep_rates is None:
+        return
+    least, *_, most = model.keep_rates
+    rates = model.keep_rate if isinstance(model.keep_rate, tuple) else (model.keep_rate,)
+    if any(not least <= rate <= most for rate in rates):
+        raise ValueError(
+            f"keep_rate: {spelled(rates)} is outside of the keep_rates that the model is trained for, {least:g} to "
+            f"{most:g}: choose one of them, or leave it out for {least:g}"
+        )
+
+
 # Settings that may differ when a run is resumed: none of them changes the weights.
 NOT_PART_OF_A_RUN = frozenset(
     {
@@ -271,7 +285,7 @@ NOT_PART_OF_A_RUN = frozenset(
 
 # Settings that earlier versions did not have, with the value that they had without knowing: left out of an identity
 # where they have it, so that a run of an earlier version is still found and continued.
-_LATER = {"probe": "none", "model.cla_head": "convolution"}
+_LATER: dict[str, object] = {"probe": "none", "model.cla_head": "convolution", "model.keep_rates": None}
 
 
 def identity(config: TrainConfig) -> dict[str, object]:
@@ -295,7 +309,8 @@ def default_run_folder(config: TrainConfig) -> Path:
     model = config.model
     parts = [Path(config.data.root.split(":")[0]).resolve().name, model.backbone.split(".")[0], model.reduction]
     if model.reduction != "none":
-        rates = model.keep_rate if isinstance(model.keep_rate, (list, tuple)) else [model.keep_rate]
+        rates = model.keep_rates or model.keep_rate
+        rates = rates if isinstance(rates, (list, tuple)) else (rates,)
         parts.append("-".join(f"{rate:g}" for rate in rates))
     parts.append(f"s{config.seed}")
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]

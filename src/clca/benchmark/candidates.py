@@ -95,7 +95,7 @@ def is_run(model: str) -> bool:
 
 
 def share_weights(model: TokenReducedViT, keep_rate: float | tuple[float, ...]) -> TokenReducedViT:
-    """A copy of the model that shares its weights in memory, at another keep rate; the head's statistics are its own."""
+    """A copy at another keep rate that shares the weights in memory; the statistics of its head are its own."""
     buffers = [buffer for name, buffer in model.named_buffers() if not name.startswith("cla_head.")]
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *buffers]}
     copied = copy.deepcopy(model, shared)

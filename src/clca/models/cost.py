@@ -35,8 +35,14 @@ class Cost:
     computed_gmacs: float
 
 
-def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images: Tensor | None = None) -> Cost:
-    """Cost of one image in evaluation: its MACs and the tokens of each block, with the number of parameters.
+def cost(
+    model: nn.Module,
+    img_size: int | tuple[int, int] | None = None,
+    images: Tensor | None = None,
+    *,
+    training: bool = False,
+) -> Cost:
+    """Cost of one image, in evaluation or in the forward pass of training: its MACs, tokens by block, and parameters.
 
     Args:
         model: The model; or a timm VisionTransformer, for the dense model to compare with.
@@ -44,6 +50,7 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
             backbone with `dynamic_img_size`.
         images: Images [B, 3, H, W] to average over, if the cost depends on the image (ATS); without them it is
             measured on noise.
+        training: In the forward pass of training, where DynamicViT masks tokens instead of dropping them.
 
     Raises:
         ClcaError: If the model does not fit or does not take images of that size, or if its cost depends on the images
@@ -65,6 +72,7 @@ def cost(model: nn.Module, img_size: int | tuple[int, int] | None = None, images
     modes, loss = [(module, module.training) for module in model.modules()], model.auxiliary_loss
     economical = model.economical
     model.eval()
+    model.training = training  # of the model alone: batch norms normalise one image by their statistics
     try:
         inputs: list[tuple[Tensor, dict[str, Tensor]]]
         # Detached: the counter would look for gradients of parameters that are passed to a module.

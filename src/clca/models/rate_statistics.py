@@ -51,7 +51,7 @@ class RateStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, head: nn.Module, keep_rate: float | tuple[float, ...]) -> None:
-        """Store the running statistics of a head's batch norms for a keep rate; for one between the rates do nothing."""
+        """Store the running statistics of a head's batch norms for a keep rate, if it is one of `keep_rates`."""
         if keep_rate not in self.keep_rates:
             return
         row = self.keep_rates.index(cast(float, keep_rate))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from clca.errors import ClcaError
 from clca.system.processes import launched_number, usable_cores
 
-_ORDER, _AUGMENTATION, _STEP, _MIX = range(4)  # separate streams of random numbers from one seed
+_ORDER, _AUGMENTATION, _STEP, _MIX, _RATES = range(5)  # separate streams of random numbers from one seed
 _SECONDS_TO_SAVE = 30
 _PREFETCHED = 2  # batches that a worker loads in advance
 
@@ -35,6 +35,11 @@ def seed_step(seed: int, step: int, part: int, rank: int) -> None:
 def seed_mixing(seed: int, step: int, part: int) -> None:
     """Seed NumPy, which timm's Mixup uses; the same in all processes, so that they mix with the same weight."""
     np.random.seed(_derived_seed(_MIX, seed, step, part) % 2**32)  # noqa: NPY002 (the generator that timm uses)
+
+
+def drawn_index(seed: int, step: int, count: int) -> int:
+    """An index below `count`, drawn for a step; the same in all its parts and in all processes."""
+    return _derived_seed(_RATES, seed, step) % count
 
 
 class SeededImages(Dataset[tuple[Tensor, int]]):

@@ -186,6 +186,7 @@ class RunState:
         """
         if not self.first:
             return
+        self.evaluated_model.use_rate_statistics()  # a moving average is also one over the rates of its last steps
         try:
             save_pretrained(self.evaluated_model, self.folder, checked=self._weights_saved)
         except (ClcaError, SafetensorError) as error:  # the folder was writable when the run started
@@ -204,17 +205,22 @@ class RunState:
             self.log.write(line)
         if not self.accelerator.trackers:
             return None
-        flat: dict[str, Any] = {}
-        for name, value in line.items():
-            if isinstance(value, dict):
-                flat.update({f"{name}/{key}": number for key, number in value.items()})
-            elif value is not None and name != "step":
-                flat[name] = value
         try:
-            self.accelerator.log(flat, step=self.progress.step)
+            self.accelerator.log(_flat(line), step=self.progress.step)
         except Exception as error:
             self.accelerator.trackers = []
             return (
                 f"--track {self.config.track}: {reason(error)}; nothing more is sent there; {METRICS} has all metrics"
             )
         return None
+
+
+def _flat(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Numbers by names like val/top1 or rates/0.1/top1, without the number of the step."""
+    flat: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif value is not None and (prefix or name != "step"):
+            flat[prefix + name] = value
+    return flat

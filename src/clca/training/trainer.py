@@ -22,6 +22,7 @@ from clca.system.processes import is_first_on_its_machine, is_first_process
 from clca.system.signals import Interrupted, first_signal
 from clca.training.config import TrainConfig, default_run_folder
 from clca.training.device import automatic_precision, make_accelerator
+from clca.training.elastic import ElasticStep, evaluate_rates
 from clca.training.loaders import (
     end_workers,
     eval_loader,
@@ -38,7 +39,6 @@ from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
 from clca.training.state import RunState
 from clca.training.tracking import begin_tracking, end_tracking
-from clca.training.validation import run_inference
 
 _log = logging.getLogger(__name__)
 
@@ -197,6 +197,8 @@ class _Trainer:
         self.epoch_just_ended = False
         self.normalize = Normalization(state.bare.preprocess or {})
         self.loss, self.mix = make_loss(state.config, state.bare.num_classes)
+        elastic = state.bare.config.keep_rates is not None and state.config.probe != "only"
+        self.elastic = ElasticStep(state, self.loss) if elastic else None
 
     def request_stop(self, number: int) -> None:
         """Stop after the current step because of this signal; at once in the first step, which may compile for minutes.
@@ -305,10 +307,13 @@ class _Trainer:
             images, targets = self.mix(images, labels)
         seed_step(config.seed, self.progress.step, part, accelerator.process_index)
         with accelerator.accumulate(state.model):
-            logits = state.model(images).float()
-            loss = self.loss(logits, targets) + state.bare.auxiliary_loss
-            accelerator.backward(loss)
-        correct = (logits.detach().argmax(1) == labels).sum()
+            if self.elastic is not None:
+                loss, correct = self.elastic.forward_backward(self.progress.step, images, labels, targets)
+            else:
+                logits = state.model(images).float()
+                loss = self.loss(logits, targets) + state.bare.auxiliary_loss
+                accelerator.backward(loss)
+                correct = (logits.detach().argmax(1) == labels).sum()
         count = correct.new_tensor(len(labels))
         return torch.stack([loss.detach() * count, correct, count]).float()
 
@@ -366,9 +371,11 @@ class _Trainer:
         line: dict[str, Any] = {"epoch": progress.epochs_done, "step": progress.step, "train": progress.train}
         better = False
         if watched is not None:
-            progress.watched = run_inference(self.state.evaluated_model, watched, self.accelerator).summary()
+            progress.watched, by_rate = evaluate_rates(self.state.evaluated_model, watched, self.accelerator)
             self._require_finite(progress.watched["loss"], f"{split} loss", after=progress.step)
             line[split] = progress.watched
+            if by_rate is not None:
+                line["rates"] = by_rate
             better = split == "val" and self._note_if_best(progress.watched)
         if better:
             self.state.save_weights()
@@ -409,7 +416,8 @@ class _Trainer:
         progress.train = {"loss": fit.train_loss, "top1": fit.train_top1}
         line: dict[str, Any] = {"C": fit.strength, "loss": fit.loss, "top1": fit.top1}
         if watched is not None:
-            progress.watched = line[split] = run_inference(state.evaluated_model, watched, self.accelerator).summary()
+            progress.watched, by_rate = evaluate_rates(state.evaluated_model, watched, self.accelerator)
+            line |= {split: progress.watched} | ({"rates": by_rate} if by_rate is not None else {})
             if self.config.probe == "first" and split == "val":
                 self._note_if_best(progress.watched)
         state.save_weights()

@@ -81,3 +81,28 @@ def test_any_counts_of_images_give_a_finite_fit(counts: list[int], features: int
     assert fit.weight.shape == (len(counts), features)
     assert fit.train_loss >= 0
     assert 0 <= fit.train_top1 <= 1
+
+
+def test_features_at_several_rates_are_standardised_apart_and_fitted_together() -> None:
+    values, labels = data(40, 6, 4)
+    at_rates = np.stack([values, 3 * values + 5, values[:, ::-1]])
+    fit = fit_logistic(at_rates, labels, 4, strengths=[0.1])
+    assert fit.mean.shape == fit.variance.shape == (3, 6)
+    np.testing.assert_allclose(fit.mean, at_rates.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(fit.variance, at_rates.var(1), rtol=1e-4)
+    standard = [(features - fit.mean[r]) / fit.deviation[r] for r, features in enumerate(at_rates)]
+    stacked = fit_logistic(np.concatenate(standard), np.tile(labels, 3), 4, strengths=[0.1])
+    np.testing.assert_allclose(fit.weight, stacked.weight / stacked.deviation, atol=1e-2)
+    assert fit.images == 40
+
+
+def test_all_copies_of_an_image_are_left_out_together() -> None:
+    """Noise: a copy in training would give away the class of its image."""
+    rng = np.random.default_rng(0)
+    values, labels = rng.standard_normal((30, 200)).astype(np.float32), np.arange(30) % 3
+    fit = fit_logistic(np.stack([values] * 3), labels, 3, strengths=[1.0])
+    assert fit.train_top1 == 1
+    assert fit.top1 is not None
+    assert fit.top1 < 0.6
+    alone = fit_logistic(np.stack([values[:3]] * 3), labels[:3], 3)
+    assert alone.top1 is None  # one image a class: nothing can be left out

@@ -15,6 +15,7 @@ import clca
 from clca.cli import main as cli
 from clca.errors import ClcaError
 from clca.evaluation import evaluate
+from clca.models.config import ModelConfig
 from clca.models.cross_layer import CrossLayerAggregationHead
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.signals import Interrupted
@@ -194,3 +195,38 @@ def test_the_linear_head_reads_every_depth_and_is_explained() -> None:
     values, baseline = depth_shares(head, tokens[0], 1)
     assert float(values.sum() + baseline) == pytest.approx(head(tokens)[0, 1].item(), abs=1e-4)
     np.testing.assert_allclose(kernel_shares(head, tokens[0])[:, 1].detach(), values, atol=1e-4)
+
+
+@pytest.mark.parametrize("cla", [True, False])
+def test_one_head_is_fitted_for_several_keep_rates(make_config: Make, cla: bool, tmp_path: Path) -> None:
+    config = quick(make_config, cla)
+    fields = config.model.model_dump(exclude={"keep_rate"}) | {"keep_rates": (0.1, 0.5, 1.0)}
+    config = config.model_copy(update={"model": ModelConfig(**fields)})
+    result = train(config, quiet=True)
+    scores = []
+    for rate in (0.1, 0.5, 1.0):
+        found = evaluate(result.folder, split="train", keep_rate=rate, workers=0, device="cpu", precision="no")
+        scores.append((found.top1, found.loss))
+    top1, loss = np.mean(scores, axis=0)
+    assert top1 == pytest.approx(result.train["top1"])
+    assert loss == pytest.approx(result.train["loss"], rel=1e-3)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert list(lines[0]["probe"]["rates"]) == ["0.1", "0.5", "1"]
+    if cla:  # the features of one rate are those of an ordinary model, so they are standardised as there
+        model = clca.from_pretrained(result.folder)
+        for rate in (0.1, 1.0):
+            alone = make_config(
+                model={"cla_head": "linear", "keep_rate": rate}, out=tmp_path / str(rate), data={}, **QUICK
+            )
+            other = clca.from_pretrained(train(alone, quiet=True).folder)
+            model.keep_rate = rate
+            for name in ("running_mean", "running_var"):
+                found, expected = (getattr(each.cla_head.norm, name) for each in (model, other))
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_for_several_keep_rates_starts_from_the_probe(make_config: Make) -> None:
+    config = quick(make_config, epochs=2, probe="first", lr=1e-6, min_lr=1e-7, ema=0.9)
+    fields = config.model.model_dump(exclude={"keep_rate"}) | {"keep_rates": (0.1, 0.5, 1.0)}
+    result = train(config.model_copy(update={"model": ModelConfig(**fields)}), quiet=True)
+    assert result.train["top1"] > 0.6  # at a rate that alone teaches nothing in two epochs

@@ -28,7 +28,7 @@ from clca.system.files import replacing
 from clca.training.loaders import end_workers, eval_loader
 
 _CHUNK = 256  # images; an interrupted pass continues after the last whole chunk
-_HEADS = ("cla_head.", "head.", "head_dist.")
+_HEADS = ("cla_head.", "head.", "head_dist.", "rate_statistics.")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _batches(
 def _digest(model: TokenReducedViT, images: Any, accelerator: Accelerator) -> str:
     """Of all that the features follow from; changed images are noticed by their size or time of modification."""
     digest = hashlib.sha256()
-    settings = model.config.model_dump(mode="json", exclude={"num_classes", "cla_head", "cla_width"})
+    settings = model.config.model_dump(mode="json", exclude={"num_classes", "cla_head", "cla_width", "keep_rates"})
     found = [version("clca"), version("torch"), version("timm"), accelerator.mixed_precision, accelerator.device.type]
     digest.update(json.dumps([settings, model.preprocess, found, repr(images.transform)], sort_keys=True).encode())
     for name, tensor in model.state_dict().items():

@@ -23,7 +23,7 @@ class LogisticFit:
     """A linear classifier of standardised features.
 
     Attributes:
-        mean, variance: Of each feature over the images, [F].
+        mean, variance: Of each feature over the images, [F], or [R, F] where there are features at R keep rates.
         weight: [K, F], of the features minus `mean` over the root of `variance` + 1e-5.
         bias: [K].
         images: N, how many it was fitted to.
@@ -45,7 +45,7 @@ class LogisticFit:
 
     @property
     def deviation(self) -> np.ndarray:
-        """Of each feature, as BatchNorm divides by it, [F]."""
+        """Of each feature, as BatchNorm divides by it, [F] or [R, F]."""
         return np.sqrt(self.variance + _EPSILON)
 
 
@@ -61,21 +61,28 @@ def fit_logistic(
     """Fit a classifier, with the strength of the lowest cross-entropy in stratified cross-validation.
 
     Args:
-        features: [N, F].
+        features: [N, F]; or [R, N, F], of the same images at R keep rates: those of each rate are standardised by their
+            own mean and variance, and one classifier is fitted to all of them.
         labels: Classes, [N]; each of 0 … classes - 1 occurs.
         classes: K.
         groups: Images of one group are left out together, [N]; None if there are no groups.
         strengths: Inverse regularisations to compare.
         seed: Of the folds.
     """
-    mean, variance = features.mean(0, dtype=np.float64), features.var(0, dtype=np.float64)
-    standard = ((features - mean) / np.sqrt(variance + _EPSILON)).astype(np.float64)
+    images = len(labels)
+    mean, variance = features.mean(-2, dtype=np.float64), features.var(-2, dtype=np.float64)
+    deviation = np.sqrt(variance + _EPSILON)
+    standard = ((features - mean[..., None, :]) / deviation[..., None, :]).astype(np.float64)
+    if standard.ndim == 3:
+        rates = len(standard)
+        standard, labels = standard.reshape(-1, standard.shape[-1]), np.tile(labels, rates)
+        groups = np.tile(np.arange(images) if groups is None else groups, rates)
     scores = _cross_validate(standard, labels, classes, groups, strengths, seed)
     strength, loss, top1 = min(scores, key=lambda each: each[1]) if scores else (_USUAL, None, None)
     weight, bias = _fit(standard, labels, classes, strength)
     losses, hits = _judge(standard @ weight.T + bias, labels)
     own = float(losses.mean()), float(hits.mean())
-    return LogisticFit(mean, variance, weight, bias, len(labels), strength, *own, loss, top1)
+    return LogisticFit(mean, variance, weight, bias, images, strength, *own, loss, top1)
 
 
 def _cross_validate(
@@ -93,9 +100,10 @@ def _cross_validate(
         chosen = np.random.default_rng(seed).permutation(len(labels))[:_MOST_IN_FOLDS]
         features, labels = features[chosen], labels[chosen]
         groups = groups[chosen] if groups is not None else None
-    counts = np.bincount(labels)
+    apart = np.unique(groups, return_index=True)[1] if groups is not None else np.arange(len(labels))
+    counts = np.bincount(labels[apart])  # of what can be left out separately
     folds = min(_FOLDS, max(2, int(counts[counts > 0].min())))
-    if counts.max() < folds or (groups is not None and len(np.unique(groups)) < folds):
+    if counts.max() < folds:
         return []
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     with warnings.catch_warnings():  # of classes with one image, which is never left out or never trained on

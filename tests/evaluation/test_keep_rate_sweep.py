@@ -355,3 +355,43 @@ def test_names_in_the_table_and_the_picture_of_a_sweep_are_as_they_are(tmp_path:
     console = Console(record=True, width=200)
     found.render(console)
     assert "val of set[old]: 4 images, evit" in console.export_text()
+
+
+@pytest.fixture(scope="module")
+def several(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained for three keep rates."""
+    tiny = {"img_size": 32, "reduction": "evit", "keep_rates": (0.1, 0.3, 1.0), "backbone_kwargs": TINY}
+    model, out = ModelConfig(backbone="vit_tiny_patch16_224", **tiny), tmp_path_factory.mktemp("runs") / "several"
+    recipe = {"epochs": 2, "batch_size": 6, "lr": 3e-3, "workers": 0, "precision": "no", "pretrained": False}
+    train(TrainConfig(model=model, data=DataConfig(root=str(images)), out=out, **recipe), quiet=True)
+    return out
+
+
+def test_a_run_for_several_rates_is_evaluated_at_each(
+    several: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = evaluate(several, keep_rate=0.3, **USUAL)
+    words = ["--workers", "0", "--precision", "no", "--device", "cpu", "--batch-size", "9"]
+    asked.clear()
+    assert cli.main(["evaluate", str(several), *words]) == 0
+    assert asked == [1.0, 0.1]  # and the one at 0.3 is reused, whichever rate was in use when it was made
+    assert capsys.readouterr().err.splitlines()[1].startswith("keep rate 0.3: reused from")
+    stored = {each.keep_rate: each.top1 for each in evaluations(several)}
+    assert list(stored) == [0.1, 0.3, 1.0]
+    assert stored[0.3] == alone.top1
+    content = json.loads((several / "evaluation" / "test-sweep.json").read_text())
+    assert [point["own"] for point in content["points"]] == [True] * 3  # trained with all of them
+    assert (several / "evaluation" / "test" / "evaluation.json").is_file()
+    asked.clear()
+    assert cli.main(["evaluate", str(several), "--keep-rate", "0.3", *words]) == 0
+    assert asked == [0.3]
+
+
+def test_other_rates_can_be_added_to_those_of_the_run(several: Path) -> None:
+    found = sweep(several, [0.5], **USUAL)
+    assert [(point.keep_rate, point.own) for point in found.points] == [(0.5, False), (0.1, True)]
+
+
+def test_a_run_for_one_rate_needs_rates_to_sweep_over(run: Path) -> None:
+    with pytest.raises(ClcaError, match="no keep rate to sweep over: list some"):
+        sweep(run, **USUAL)

@@ -113,6 +113,22 @@ def test_the_rate_that_a_run_was_trained_with_is_a_candidate(
     assert spelled(own) in console.export_text()
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_rates_that_a_run_was_trained_for_are_the_candidates(make_run: Callable[..., str], photos: Path) -> None:
+    run = make_run(keep_rates=(0.1, 0.4, 1.0), keep_rate=0.4)
+    model = clca.from_pretrained(run)
+    for name, rows in model.rate_statistics.named_buffers():  # type: ignore[union-attr]
+        rows.normal_() if name.endswith("mean") else rows.uniform_(0.5, 2)
+    model.save_pretrained(run)
+    found = tune([run], Budget("gmacs", 1), data=photos, workers=0, device="cpu", precision="no")
+    assert [point.keep_rate for point in found.points] == [1.0, 0.4, 0.1]
+    for point in found.points:  # each with the statistics of its rate
+        told = evaluate(
+            run, photos, "val", keep_rate=point.keep_rate, workers=0, device="cpu", precision="no", cache=False
+        )
+        assert point.top1 == pytest.approx(told.top1)
+
+
 def test_accuracy_is_that_of_evaluate(tuned: Tuning, run: str, photos: Path) -> None:
     for point in tuned.points[:3]:
         told = evaluate(

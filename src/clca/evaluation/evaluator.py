@@ -291,10 +291,14 @@ class Evaluator:
             state = path.stat() if path.is_file() else None  # synthetic leaves have no files
             listed.append([str(path), label, *((state.st_size, state.st_mtime_ns) if state is not None else ())])
         settings = model.config.model_dump(mode="json") | {"keep_rate": None}
+        if settings["keep_rates"] is None:
+            del settings["keep_rates"]  # as in earlier versions, whose results stay valid
         where = [self.accelerator.device.type, self.accelerator.mixed_precision, self.accelerator.num_processes]
         content = [settings, model.classes, model.preprocess, self.root, listed, *where, self._batch_size]
         digest = hashlib.sha256(json.dumps([content, versions()]).encode())
         for name, tensor in model.state_dict().items():
+            if model.rate_statistics is not None and name.startswith("cla_head.") and ".running_" in name:
+                continue  # those of the keep rate in use, which follow from the stored ones
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

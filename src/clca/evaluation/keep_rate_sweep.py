@@ -25,6 +25,7 @@ from clca.training.run_folder import RunFolder
 _log = logging.getLogger(__name__)
 
 FORMAT = "clca-sweep-1"
+_NO_RATES = "no keep rate to sweep over: list some, such as 1 0.7 0.5 0.25 0.1"
 OTHER_FILES = ("classes.csv", "confusion.csv", "confusion.png")
 
 Rate = float | tuple[float, ...]
@@ -135,7 +136,7 @@ class Sweep:
 
 def sweep(
     run: str | Path,
-    keep_rates: Sequence[float],
+    keep_rates: Sequence[float] | None = None,
     data: str | Path | None = None,
     split: str = "test",
     *,
@@ -154,30 +155,38 @@ def sweep(
 
     Args:
         run: Run folder, or a saved model's folder or hub id.
-        keep_rates: Shares of tokens, besides the run's own.
+        keep_rates: Shares of tokens, besides the run's own; None for those that it was trained for.
         data, split, batch_size, workers, device, precision, cache, cache_gb: As for `evaluate`.
         out: Folder for the folders and the table; None: `RUN/evaluation`, or nowhere if `run` is not a folder.
 
     Raises:
-        ClcaError: As for `evaluate`; a rate is invalid; or the run has only one keep rate, because nothing is reduced
-            or its parameters depend on the rate.
+        ClcaError: As for `evaluate`; a rate is invalid, or none is given and the run was trained for one; or the run
+            has only one keep rate, because nothing is reduced or its parameters depend on the rate.
         WorkError: The files could not be written.
         KeyboardInterrupt: The message has the number of finished rates, if files are written.
     """
-    for asked in keep_rates:
+    for asked in keep_rates or ():
         validated(backbone="", keep_rate=asked)
-    if not keep_rates:
-        raise ClcaError("no keep rate to sweep over: list some, such as 1 0.7 0.5 0.25 0.1")
+
+    if keep_rates is not None and not keep_rates:
+        raise ClcaError(_NO_RATES)
+
+    def check(model: TokenReducedViT) -> None:
+        _can_change(str(run), model)
+        if keep_rates is None and model.config.keep_rates is None:
+            raise ClcaError(_NO_RATES)
+
     evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
-        cache_gb=cache_gb, check=lambda model: _can_change(str(run), model),
+        cache_gb=cache_gb, check=check,
     )  # fmt: skip
     with closing(evaluator):
-        return _sweep(evaluator, evaluator.run, keep_rates, out)
+        trained = evaluator.model.config.keep_rates or ()
+        return _sweep(evaluator, evaluator.run, trained if keep_rates is None else keep_rates, out)
 
 
 def _sweep(evaluator: Evaluator, run: RunFolder, keep_rates: Sequence[float], out: str | Path | None) -> Sweep:
-    own = evaluator.own_rate
+    own, trained = evaluator.own_rate, evaluator.model.config.keep_rates or ()
     rates: list[Rate] = sorted({own, *map(float, keep_rates)}, key=by_rate, reverse=True)
     parent = Path(out) if out is not None else run.path / FOLDER if run.exists else None
     folders = [evaluator.folder(rate, parent) for rate in rates]
@@ -192,7 +201,7 @@ def _sweep(evaluator: Evaluator, run: RunFolder, keep_rates: Sequence[float], ou
             numbers = numbers if numbers is not None else evaluator.evaluate(rate, folder).summary()
             if evaluator.accelerator.is_main_process:
                 _log.info("keep rate %s: %s", spelled(rate), outcome)
-            points.append(_point(rate, rate == own, numbers, folder))
+            points.append(_point(rate, rate == own or rate in trained, numbers, folder))
     except KeyboardInterrupt:
         if parent is None:
             raise

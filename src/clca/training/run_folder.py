@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clca.errors import ClcaError
-from clca.models.stored_model import check_count, read_config
+from clca.models.stored_model import check_count, read_config, stored_config
 from clca.system.files import part
 from clca.training.config import TrainConfig, identity
 
@@ -138,6 +138,17 @@ class RunFolder:
         """The precision that the run was started with: "no", "bf16" or "fp16"; "auto" if it was not recorded."""
         precision = self.resolved.get("precision")
         return precision if precision in ("no", "bf16", "fp16") else "auto"
+
+    @property
+    def keep_rates(self) -> tuple[float, ...] | None:
+        """The keep rates that the model was trained for; None for one, or for a hub id.
+
+        Raises:
+            ClcaError: The settings of the model cannot be read.
+        """
+        if not self.config_file.is_file():
+            return None
+        return stored_config(self.content.get("model"), str(self.config_file)).keep_rates
 
     @property
     def images(self) -> RunImages | None:

@@ -40,7 +40,7 @@ def tune(
     budget: Budget,
     *,
     data: str | Path | None = None,
-    keep_rates: Sequence[float] = KEEP_RATES,
+    keep_rates: Sequence[float] | None = None,
     img_sizes: Sequence[int] = (),
     batch_size: int = 1,
     workers: int | None = None,
@@ -55,7 +55,8 @@ def tune(
         budget: The limit on cost.
         data: Images to use instead of those of the first run; their validation split is used, which the library
             draws if the set has none.
-        keep_rates: To try besides a run's own, for reductions whose keep rate can be changed after training.
+        keep_rates: To try besides a run's own, for reductions whose keep rate can be changed after training; None for
+            those that the run was trained for, or for `KEEP_RATES` if it was trained for one.
         img_sizes: Sizes to try besides a run's own, without training: the position table is resampled.
         batch_size: Images in a batch, for latency.
         workers: Processes that read images; None: one per core, at most 8.
@@ -71,7 +72,7 @@ def tune(
     folders = [RunFolder(run) for run in distinct(map(str, runs))]
     if not (math.isfinite(budget.value) and budget.value > 0):
         raise ClcaError(f"invalid budget {budget.value:g}: must be a number above 0")
-    if batch_size < 1 or not keep_rates:
+    if batch_size < 1 or (keep_rates is not None and not keep_rates):
         raise ClcaError("give a batch size of at least 1 and at least one keep rate")
     accelerator = make_accelerator(device=device, precision=precision)
     workers = reading_processes(workers)
@@ -167,13 +168,15 @@ class _Sized:
 
 
 def _of_run(
-    run: RunFolder, keep_rates: Sequence[float], img_sizes: Sequence[int], notes: list[str]
+    run: RunFolder, keep_rates: Sequence[float] | None, img_sizes: Sequence[int], notes: list[str]
 ) -> Iterator[_Sized]:
     model = run.load_model()
     if model.classes is None or model.preprocess is None:
         raise ClcaError(f"{run}: the saved model lacks its classes or preprocessing, so it cannot be tuned")
     own = int(model.patch_embed.img_size[0])
     fixed = any(getattr(reduction, "fixed_counts", False) for reduction in model.reductions)
+    if keep_rates is None:
+        keep_rates = model.config.keep_rates or KEEP_RATES
     rates: list[Any] = sorted({model.keep_rate, *map(float, keep_rates)}, key=by_rate, reverse=True)
     if model.config.reduction == "none":
         rates = [model.keep_rate]

@@ -16,6 +16,8 @@ from clca.training.config import TrainConfig
 class Evaluate(Arguments):
     """Evaluate a run: accuracy, a table by class, the confusion matrix, cost and speed.
 
+    A run that was trained for several keep rates is evaluated at each of them, unless one is chosen.
+
     Examples:
       clca evaluate runs/first
       clca evaluate runs/first other_photos --split val
@@ -50,6 +52,10 @@ def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Evaluate, "clca evaluate", argv))
     run_name, data, split = (chosen.pop(name) for name in ("run", "data", "split"))
     rates = chosen.pop("sweep")
+    if rates is None and chosen["keep_rate"] is None:
+        from clca.training.run_folder import RunFolder
+
+        rates = RunFolder(run_name).keep_rates
     if rates is not None:
         return _sweep(run_name, rates, data, split, chosen)
     from rich.console import Console

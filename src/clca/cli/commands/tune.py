@@ -37,7 +37,9 @@ class Tune(Arguments):
         None, description="Images to evaluate on instead of the first run's own; of the same classes."
     )
     keep_rates: tuple[Rate, ...] = Field(
-        (), description="Shares of tokens to try beside the runs' own. If omitted: 1 0.9 0.7 0.5 0.35 0.25 0.15 0.1."
+        (),
+        description="Shares of tokens to try beside the runs' own. If omitted: those that a run was trained for, or 1 "
+        "0.9 0.7 0.5 0.35 0.25 0.15 0.1 if it was trained for one.",
     )
     img_sizes: tuple[int, ...] = Field((), description="Sizes in pixels to try beside the runs' own, without training.")
     batch_size: int = Field(1, description="Images per batch when latency is measured.")
@@ -64,13 +66,13 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from clca.system.files import make_writable
-    from clca.tune import KEEP_RATES, Budget, Measure
+    from clca.tune import Budget, Measure
     from clca.tune import tune as measure
 
     if out is None and not Path(runs[0]).is_dir():
         raise ClcaError(f"{runs[0]} is no folder here: name one for the results with --out")
     name, value = next(iter(given.items()))
-    rates = chosen.pop("keep_rates") or KEEP_RATES
+    rates = chosen.pop("keep_rates") or None
     if out is not None:
         make_writable(folder)
     result = measure(runs, Budget(cast(Measure, name), value), keep_rates=rates, **chosen)

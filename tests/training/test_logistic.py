@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from clca.training.logistic import LogisticFit, fit_logistic
+from clca.training.logistic import STRENGTHS, LogisticFit, fit_logistic
 
 
 def data(images: int, features: int, classes: int, signal: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def test_any_counts_of_images_give_a_finite_fit(counts: list[int], features: int
 def test_features_at_several_rates_are_standardised_apart_and_fitted_together() -> None:
     values, labels = data(40, 6, 4)
     at_rates = np.stack([values, 3 * values + 5, values[:, ::-1]])
-    fit = fit_logistic(at_rates, labels, 4, strengths=[0.1])
+    fit = fit_logistic(at_rates[:, None], labels, 4, strengths=[0.1])
     assert fit.mean.shape == fit.variance.shape == (3, 6)
     np.testing.assert_allclose(fit.mean, at_rates.mean(1), rtol=1e-5)
     np.testing.assert_allclose(fit.variance, at_rates.var(1), rtol=1e-4)
@@ -100,9 +100,36 @@ def test_all_copies_of_an_image_are_left_out_together() -> None:
     """Noise: a copy in training would give away the class of its image."""
     rng = np.random.default_rng(0)
     values, labels = rng.standard_normal((30, 200)).astype(np.float32), np.arange(30) % 3
-    fit = fit_logistic(np.stack([values] * 3), labels, 3, strengths=[1.0])
+    fit = fit_logistic(np.stack([values] * 3)[:, None], labels, 3, strengths=[1.0])
     assert fit.train_top1 == 1
     assert fit.top1 is not None
     assert fit.top1 < 0.6
-    alone = fit_logistic(np.stack([values[:3]] * 3), labels[:3], 3)
+    views = fit_logistic(np.stack([values] * 4)[None], labels, 3, strengths=[1.0])
+    assert views.top1 is not None
+    assert views.top1 < 0.6
+    alone = fit_logistic(np.stack([values[:3]] * 3)[:, None], labels[:3], 3)
     assert alone.top1 is None  # one image a class: nothing can be left out
+
+
+@pytest.mark.parametrize(("useful", "views"), [(True, 4), (False, 1)])
+def test_views_are_used_where_they_help(useful: bool, views: int) -> None:
+    """Views that are other draws of the same class help; views of another class mislead."""
+    values, labels = data(30, 40, 3, signal=0.4)
+    rng = np.random.default_rng(1)
+    scale = values.std(0)
+    means = np.stack([values[labels == label].mean(0) for label in range(3)])
+    others = [
+        means[labels if useful else (labels + 1) % 3] + scale * rng.standard_normal(values.shape) for _ in range(3)
+    ]
+    fit = fit_logistic(np.stack([values, *others])[None], labels, 3)
+    assert fit.views == views
+    assert fit.images == 30
+    assert fit.mean.shape == (40,)
+
+
+def test_the_search_ends_after_the_best_strength_and_finds_the_same() -> None:
+    values, labels = data(60, 30, 3, signal=0.3)
+    fit = fit_logistic(values, labels, 3)
+    losses = [fit_logistic(values, labels, 3, strengths=[c]).loss for c in STRENGTHS]
+    assert fit.strength == STRENGTHS[int(np.argmin(losses))]  # type: ignore[arg-type]
+    assert fit.loss == pytest.approx(min(losses), rel=1e-2)  # type: ignore[type-var]

@@ -27,7 +27,7 @@ from clca.training.run_folder import RunFolder
 pytestmark = pytest.mark.slow
 
 Make = Callable[..., TrainConfig]
-QUICK: dict[str, Any] = {"probe": "only", "epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 0}
+QUICK: dict[str, Any] = {"probe": "only", "probe_views": 1, "epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 0}
 
 
 def quick(make: Make, cla: bool = True, val_split: str = "auto", **settings: Any) -> TrainConfig:
@@ -40,7 +40,7 @@ def test_it_leaves_a_finished_run(make_config: Make) -> None:
         "config.json", "metrics.jsonl", "model.safetensors", "summary.json"
     }  # fmt: skip
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-    assert set(lines[0]["probe"]) == {"C", "loss", "top1", "val"}
+    assert set(lines[0]["probe"]) == {"C", "views", "loss", "top1", "val"}
     assert lines[1]["train"] == result.train
     evaluation = evaluate(result.folder, split="val", workers=0, device="cpu", precision="no")
     assert result.watched is not None
@@ -153,7 +153,7 @@ def test_the_published_head_is_refused_by_name(make_config: Make) -> None:
 def test_training_starts_from_the_probe(make_config: Make) -> None:
     result = train(quick(make_config, epochs=2, probe="first", lr=1e-6, min_lr=1e-7), quiet=True)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-    assert set(lines[0]["probe"]) == {"C", "loss", "top1", "val"}
+    assert set(lines[0]["probe"]) == {"C", "views", "loss", "top1", "val"}
     assert result.train["top1"] > 0.6  # at a rate that alone teaches nothing in two epochs
 
 
@@ -168,6 +168,26 @@ def test_training_that_makes_the_probe_worse_keeps_the_probe(make_config: Make, 
 def test_runs_of_earlier_versions_keep_their_identity(make_config: Make) -> None:
     assert not {"probe", "recipe", "model.cla_head"} & identity(make_config()).keys()
     assert identity(quick(make_config))["probe"] == "only"
+
+
+@pytest.mark.parametrize("asked", [2, None])
+def test_the_views_are_flips_and_each_is_stored(
+    asked: int | None, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "cache"))
+    seen: list[torch.Tensor] = []
+    forward = TokenReducedViT.forward_features
+    monkeypatch.setattr(TokenReducedViT, "forward_features", lambda self, x: (seen.append(x), forward(self, x))[1])
+    config = quick(make_config, out=tmp_path / "one", val_split="none", probe_views=asked, batch_size=100)
+    result = train(config, quiet=True)
+    views = 4 if asked is None else asked
+    assert len(seen) == views
+    for image, flipped in zip(seen, [seen[0], seen[0].flip(3), seen[0].flip(2), seen[0].flip(2, 3)], strict=False):
+        assert torch.equal(image, flipped)
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == views
+    again = train(quick(make_config, out=tmp_path / "two", val_split="none", probe_views=asked), quiet=True)
+    assert again.train == result.train
+    assert len(seen) == views
 
 
 def test_a_run_with_a_probe_is_another_run(make_config: Make, tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ class TrainConfig(Settings):
         description="Fit a linear head to the features of the frozen model, by logistic regression: only, in place of "
         "training; or first, as the start of it.",
     )
+    probe_views: Annotated[int, Field(ge=1, le=4)] | None = Field(
+        None,
+        description="Views of each photograph that the probe reads at most: 1, 2 with its mirror image, 4 with both "
+        "upside down; cross-validation chooses among them. If omitted: 4 for up to 2000 photographs, 2 for up to 5000, "
+        "else 1.",
+    )
     epochs: int = Field(
         PUBLISHED_EPOCHS,
         ge=1,

@@ -51,6 +51,7 @@ def features_of(
     *,
     batch_size: int,
     workers: int,
+    flip: tuple[int, ...] = (),
     store: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
@@ -65,13 +66,14 @@ def features_of(
         accelerator: Device and precision.
         batch_size: Images per forward pass.
         workers: Processes that read images.
+        flip: Axes of images [B, C, H, W] to reverse first.
         store: Keep the features in `$CLCA_CACHE/features`, else `~/.cache/clca/features`.
         progress: Called with the number of images done and their total: at the start, and after each batch. What it
             raises ends the pass.
     """
     folder = beside_cache(FEATURES) if store else None
     if folder is not None:
-        folder /= _digest(model, images, accelerator)
+        folder /= _digest(model, images, accelerator, flip)
     chunks: list[np.ndarray] = []
     starts = range(0, len(images), _CHUNK)
     for first in starts:
@@ -89,7 +91,7 @@ def features_of(
         passed = done
         if progress is not None:
             progress(passed, len(images))
-        for batch in _batches(model, left, accelerator, batch_size, workers):
+        for batch in _batches(model, left, accelerator, batch_size, workers, flip):
             waiting.append(batch)
             passed += len(batch)
             while sum(map(len, waiting)) >= _CHUNK:
@@ -107,7 +109,12 @@ def features_of(
 
 @torch.no_grad()
 def _batches(
-    model: TokenReducedViT, images: Subset, accelerator: Accelerator, batch_size: int, workers: int
+    model: TokenReducedViT,
+    images: Subset,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+    flip: tuple[int, ...],
 ) -> Iterator[np.ndarray]:
     device, normalize = accelerator.device, Normalization(model.preprocess or {})
     loader = eval_loader(images, len(images), batch_size, 0, 1, workers, device)
@@ -117,7 +124,7 @@ def _batches(
         with prepacked(model):
             for pixels, _ in loader:
                 with accelerator.autocast():
-                    tokens = model.forward_features(normalize(pixels, device))
+                    tokens = model.forward_features(normalize(pixels, device).flip(flip))
                     if model.cla_head is None:
                         tokens = model.forward_head(tokens, pre_logits=True).unsqueeze(1)
                 yield tokens.float().cpu().numpy()
@@ -126,12 +133,14 @@ def _batches(
         model.train(was_training)
 
 
-def _digest(model: TokenReducedViT, images: Any, accelerator: Accelerator) -> str:
+def _digest(model: TokenReducedViT, images: Any, accelerator: Accelerator, flip: tuple[int, ...]) -> str:
     """Of all that the features follow from; changed images are noticed by their size or time of modification."""
     digest = hashlib.sha256()
     settings = model.config.model_dump(mode="json", exclude={"num_classes", "cla_head", "cla_width", "keep_rates"})
     found = [version("clca"), version("torch"), version("timm"), accelerator.mixed_precision, accelerator.device.type]
-    digest.update(json.dumps([settings, model.preprocess, found, repr(images.transform)], sort_keys=True).encode())
+    digest.update(
+        json.dumps([settings, model.preprocess, found, repr(images.transform), flip], sort_keys=True).encode()
+    )
     for name, tensor in model.state_dict().items():
         if not name.startswith(_HEADS):
             digest.update(name.encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,50 +20,60 @@ from clca.training.logistic import LogisticFit, fit_logistic
 from clca.training.preflight import image_size
 from clca.training.state import RunState
 
+_VIEWS = ((), (3,), (2,), (2, 3))
+"""Axes of [B, C, H, W] that are flipped: the photograph, its mirror image, and both upside down."""
+
+_ALL_VIEWS, _TWO_VIEWS = 2000, 5000  # photographs up to which so many views pay for their time
+
 
 def probe(state: RunState, progress: Callable[[int, int], None]) -> LogisticFit:
     """Replace the head of a run's model by the best linear one on the features of the training images.
 
-    A model for several keep rates has one head for all of them, fitted to the features at each.
-
-    Source of fitting the head first: Kumar et al., ICLR 2022.
+    A model for several keep rates has one head for all of them, fitted to the features at each. Source of fitting the
+    head first: Kumar et al., ICLR 2022.
 
     Args:
         state: Of the run.
-        progress: Called with the number of images that have passed the model, and their total over all keep rates.
+        progress: Called with the number of images that have passed the model, and their total over all views and rates.
 
     Raises:
         ClcaError: The model's head is not linear.
     """
-    model, config = state.bare, state.config
+    model, config, images = state.bare, state.config, state.train_images
     require_linear_head(model)
-    images = state.train_images
-    augmented, images.transform = (
-        images.transform,
-        eval_transform(image_size(model), IMAGENET_MEAN, IMAGENET_STD, normalize=False),
-    )
     rates = model.config.keep_rates or (model.keep_rate,)
+    views = _VIEWS[: config.probe_views or _usual_views(len(images))]
+    passes = [(rate, flip) for rate in rates for flip in views]
+    augmented = images.transform
+    images.transform = eval_transform(image_size(model), IMAGENET_MEAN, IMAGENET_STD, normalize=False)
     found = []
     try:
         with restored_rate(model):
-            for number, rate in enumerate(rates):
+            for number, (rate, flip) in enumerate(passes):
                 model.keep_rate = rate
 
                 def show(done: int, total: int, earlier: int = number) -> None:
-                    progress(earlier * total + done, len(rates) * total)
+                    progress(earlier * total + done, len(passes) * total)
 
                 features = features_of(
-                    model, images, state.accelerator, batch_size=config.batch_size,
+                    model, images, state.accelerator, batch_size=config.batch_size, flip=flip,
                     workers=reading_processes(config.workers), store=config.cache, progress=show,
                 )  # fmt: skip
                 found.append(_read_by_head(model, features.values))
     finally:
         images.transform = augmented
-    fit = _fit(found, features.labels, model, config.seed)
+    stacked = np.stack(found).reshape(len(rates), len(views), *found[0].shape)
+    # Without aggregation head there is one standardisation for all rates.
+    apart = model.rate_statistics is not None
+    fit = fit_logistic(stacked, features.labels, model.num_classes, seed=config.seed, apart=apart)
     set_head(model, fit)
     if state.ema is not None:
         state.ema.set(model)
     return fit
+
+
+def _usual_views(images: int) -> int:
+    return 4 if images <= _ALL_VIEWS else 2 if images <= _TWO_VIEWS else 1
 
 
 def _read_by_head(model: TokenReducedViT, values: np.ndarray) -> np.ndarray:
@@ -72,19 +81,6 @@ def _read_by_head(model: TokenReducedViT, values: np.ndarray) -> np.ndarray:
     if isinstance(model.cla_head, LinearAggregationHead):
         values = model.cla_head.norm_in(torch.from_numpy(values)).numpy()
     return values.reshape(len(values), -1)
-
-
-def _fit(features: list[np.ndarray], labels: np.ndarray, model: TokenReducedViT, seed: int) -> LogisticFit:
-    """One classifier of features [N, F] at each keep rate."""
-    rates, classes = len(features), model.num_classes
-    if rates == 1:
-        return fit_logistic(features[0], labels, classes, seed=seed)
-    if model.rate_statistics is not None:
-        return fit_logistic(np.stack(features), labels, classes, seed=seed)
-    # Without aggregation head there is one standardisation for all rates.
-    copies = np.tile(np.arange(len(labels)), rates)
-    fit = fit_logistic(np.concatenate(features), np.tile(labels, rates), classes, groups=copies, seed=seed)
-    return replace(fit, images=len(labels))
 
 
 def require_linear_head(model: TokenReducedViT) -> None:

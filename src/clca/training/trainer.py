@@ -412,9 +412,10 @@ class _Trainer:
         state, progress, split = self.state, self.progress, self.config.watched_split
         fit = probe(state, self._show_features)
         left_out = f", top-1 {fit.top1:.1%} on images left out in turn" if fit.top1 is not None else ""
-        self.display.log(f"head fitted to {fit.images} images (C {fit.strength:.3g}{left_out})")
+        views = f" in {fit.views} views" if fit.views > 1 else ""
+        self.display.log(f"head fitted to {fit.images} images{views} (C {fit.strength:.3g}{left_out})")
         progress.train = {"loss": fit.train_loss, "top1": fit.train_top1}
-        line: dict[str, Any] = {"C": fit.strength, "loss": fit.loss, "top1": fit.top1}
+        line: dict[str, Any] = {"C": fit.strength, "views": fit.views, "loss": fit.loss, "top1": fit.top1}
         if watched is not None:
             progress.watched, by_rate = evaluate_rates(state.evaluated_model, watched, self.accelerator)
             line |= {split: progress.watched} | ({"rates": by_rate} if by_rate is not None else {})

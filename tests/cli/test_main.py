@@ -288,7 +288,35 @@ def test_help_fits_the_terminal_and_says_what_values_are(
     [
         (["trian"], "no command 'trian': did you mean train?"),
         (["data", "chekc"], "no command 'chekc': did you mean check?"),
-        (["train", "photos", "--keep-rates", "0.5"], "no option --keep-rates: did you mean --keep-rate?"),
+        (["train", "photos", "--keep-rats", "0.5"], "no option --keep-rats: did you mean --keep-rates?"),
+        (
+            ["train", "photos", "--model", "vit_tiny_patch16_224", "--reduction", "evit", "--keep-rates", "0.5"],
+            "--keep-rates 0.5: needs at least two different keep rates",
+        ),
+        (
+            ["train", "photos", "--model", "vit_tiny_patch16_224", "--reduction", "evit", "--keep-rates", "1..0.1"],
+            "--keep-rates 1..0.1: should be a list of keep rates, or a range such as 0.05..1",
+        ),
+        (
+            ["train", "photos", "--model", "vit_tiny_patch16_224", "--keep-rates", "0.1..1"],
+            "--keep-rates 0.1..1: reduction none keeps every token",
+        ),
+        (
+            [
+                "train",
+                "photos",
+                "--model",
+                "vit_tiny_patch16_224",
+                "--reduction",
+                "evit",
+                "--keep-rates",
+                "0.1",
+                "1",
+                "--keep-rate",
+                "0.05",
+            ],
+            "--keep-rate: 0.05 is outside of the keep_rates that the model is trained for",
+        ),
         (["train", "photos"], "--model is missing"),
         (["train", "--model", "vit_tiny_patch16_224"], "DATA is missing"),
         (["train", "photos", "--lr"], "--lr needs a value"),

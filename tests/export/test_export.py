@@ -560,3 +560,22 @@ def test_without_images_it_is_checked_on_synthetic_ones(nameless: Path, tmp_path
     assert report.checked_on == "synthetic leaves and noise"
     assert report.files["float32"].agreement.images == 16
     assert report.files["float32"].agreement.holds
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("rate", [0.2, 0.5, 1.0])
+def test_a_model_for_several_rates_is_exported_at_each(kind: str, rate: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = clca.create_model(
+        "deit_tiny_patch16_224", img_size=SIZE, patch_size=4, embed_dim=24, num_heads=3, depth=3, locations=[0, 1],
+        reduction="evit", keep_rates=(0.2, 1.0), num_classes=CLASSES,
+    )  # fmt: skip
+    for name, rows in model.rate_statistics.named_buffers():  # type: ignore[union-attr]
+        rows.normal_() if name.endswith("mean") else rows.uniform_(0.5, 2)
+    model.classes, model.preprocess = [f"c{k}" for k in range(CLASSES)], preprocess_dict(SIZE)
+    model.save_pretrained(tmp_path / "run")
+    report = export_run(tmp_path / "run", kind, keep_rate=rate)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    model.eval().keep_rate = rate
+    with torch.no_grad():
+        torch.testing.assert_close(load_exported(report.path)(images), model(images), atol=2e-4, rtol=1e-3)

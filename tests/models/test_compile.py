@@ -107,6 +107,15 @@ def test_a_new_keep_rate_holds_for_a_compiled_model() -> None:
         assert not torch.allclose(model(images), before)
 
 
+def test_a_compiled_model_takes_more_keep_rates_than_the_usual_limit_of_compilations() -> None:
+    model, images = _model("topk").eval(), torch.randn(2, 3, 32, 32)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        for rate in range(1, 13):
+            model.keep_rate = rate / 12
+            torch.testing.assert_close(model(images), model.forward(images))
+
+
 def test_images_that_do_not_fit_are_told_as_by_the_eager_model() -> None:
     model = _model("evit").eval()
     model.compile(backend="eager")

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from clca.errors import WorkError
 
+_MOST_COMPILATIONS = 200  # more than a model has keep rates, in training and evaluation
+
 
 def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
     """The module's call, compiled once for all batch sizes.
@@ -28,8 +30,9 @@ def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tenso
     def run(images: Tensor) -> Tensor:
         torch._dynamo.maybe_mark_dynamic(images, 0)
         # Without the first a batch of one is specialised and compiled separately; without the second a keep rate that
-        # was changed once becomes a variable, and with it the number of tokens.
-        with shapes.patch(backed_size_oblivious=True), dynamo.patch(specialize_float=True):
+        # was changed once becomes a variable, and with it the number of tokens. The usual limit is eight compilations.
+        settings = {"specialize_float": True, "recompile_limit": _MOST_COMPILATIONS}
+        with shapes.patch(backed_size_oblivious=True), dynamo.patch(settings):
             try:
                 return call(images)
             except torch._dynamo.exc.TorchDynamoException as error:

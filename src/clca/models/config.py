@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from clca.errors import ClcaError
 from clca.models.keep_rates import MOST_RATES, distinct_rates, parsed_rates
@@ -111,11 +111,12 @@ class ModelConfig(Settings):
         except (TypeError, ValueError):
             return given  # the field's own validation names what is wrong
 
-    @model_validator(mode="after")
-    def _has_rates(self) -> ModelConfig:
-        if self.keep_rates is not None and self.reduction == "none":
-            raise ValueError("keep_rates: reduction none keeps every token; choose one that reduces, such as evit")
-        return self
+    @field_validator("keep_rates")
+    @classmethod
+    def _reduces(cls, rates: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if rates is not None and info.data.get("reduction") == "none":
+            raise ValueError("reduction none keeps every token; choose one that reduces, such as evit")
+        return rates
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name; PEFT asks it of what a model calls `config`."""

@@ -29,7 +29,7 @@ def rate_sets(costs: Mapping[float, float]) -> tuple[RateSet, ...]:
     return tuple(sets)
 
 
-def relative_cost(costs: Mapping[float, float]) -> float:
-    """Mean cost of a step, in forward passes at the largest rate; at most 2 unless a smaller rate costs more."""
+def mean_cost(costs: Mapping[float, float]) -> float:
+    """Mean cost of the forward passes of a step, in the unit of `costs`: at most twice that of the largest rate."""
     sets = rate_sets(costs)
-    return sum(costs[rate] for rates in sets for rate in rates) / len(sets) / costs[max(costs)]
+    return sum(costs[rate] for rates in sets for rate in rates) / len(sets)

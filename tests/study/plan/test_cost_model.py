@@ -248,6 +248,25 @@ def test_dynamicvit_trains_on_every_token() -> None:
     assert forward_gmacs(sparse, 5) < forward_gmacs(dense, 5)
 
 
+@pytest.mark.parametrize("reduction", ["evit", "dynamicvit"])
+def test_a_step_for_several_keep_rates_costs_the_passes_that_it_makes(reduction: str) -> None:
+    rates = (0.1, 0.3, 1.0)
+    config = config_of(reduction=reduction, keep_rates=rates, keep_rate=0.1)
+    each = {rate: training_gmacs(config_of(reduction=reduction, keep_rate=rate), 5) for rate in rates}
+    if reduction == "evit":
+        assert training_gmacs(config, 5) == pytest.approx(sum(each.values()))
+    else:  # all cost the same: two of the three
+        assert training_gmacs(config, 5) == pytest.approx(2 * each[1.0])
+    assert training_gmacs(config, 5) <= 2 * each[1.0] * (1 + 1e-9)
+    assert StudyCosts().of(config, 5) == (training_gmacs(config, 5), forward_gmacs(config, 5))
+    assert forward_gmacs(config, 5) == forward_gmacs(config_of(reduction=reduction, keep_rate=0.1), 5)
+
+
+def test_rates_of_a_reduction_with_parameters_for_one_are_refused_in_the_plan() -> None:
+    with pytest.raises(clca.ClcaError, match="keep_rates: the parameters of sit depend on the keep rate"):
+        StudyCosts().of(config_of(reduction="sit", keep_rates=(0.1, 1.0)), 5)
+
+
 # -- without cost methods -------------------------------------------------------------------------------------
 
 

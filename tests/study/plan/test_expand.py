@@ -123,6 +123,7 @@ def test_what_makes_no_difference_leaves_the_identity(settings):
     "settings",
     [
         {"keep_rate": 0.3},
+        {"keep_rates": "0.1..1"},
         {"cla": False},
         {"num_clr": 2},
         {"lr": 2e-4},

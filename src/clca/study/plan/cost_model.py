@@ -21,6 +21,7 @@ from clca.reductions.registry import SHIPPED
 from clca.study.plan.backbone_cost import BackboneCost, plain_vit_cost
 from clca.study.plan.identity import COMPUTES, model_text
 from clca.system.files import part, read_json, write_json
+from clca.training.rate_sets import mean_cost
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def forward_gmacs(config: ModelConfig, num_classes: int, training: bool = False)
 def training_gmacs(config: ModelConfig, num_classes: int) -> float:
     """GMACs of one image in one training step: three forward passes, two of which stand for the backward pass.
 
-    What the backward pass saves where nothing is trained is not subtracted.
+    What the backward pass saves where nothing is trained is not subtracted. A step of a model for several keep rates
+    has passes at two or three of them (`clca.training.rate_sets`): their mean cost counts.
 
     Args:
         config: The model; its own `num_classes` is not read.
@@ -67,7 +69,14 @@ def training_gmacs(config: ModelConfig, num_classes: int) -> float:
     Raises:
         ClcaError: If no such model can be built, with the message of `clca.create_model`.
     """
-    return 3 * forward_gmacs(config, num_classes, training=True)
+    if config.keep_rates is None:
+        return 3 * forward_gmacs(config, num_classes, training=True)
+    return mean_cost({rate: training_gmacs(_at(config, rate), num_classes) for rate in config.keep_rates})
+
+
+def _at(config: ModelConfig, keep_rate: float) -> ModelConfig:
+    """The same model for one keep rate."""
+    return config.model_copy(update={"keep_rate": keep_rate, "keep_rates": None})
 
 
 class StudyCosts:
@@ -92,6 +101,15 @@ class StudyCosts:
         """
         if not _needs_torch(config):
             return training_gmacs(config, num_classes), forward_gmacs(config, num_classes)
+        found = self._measured(config, num_classes, text)
+        if config.keep_rates is None:
+            return found
+        return mean_cost(
+            {rate: self._measured(_at(config, rate), num_classes)[0] for rate in config.keep_rates}
+        ), found[1]
+
+    def _measured(self, config: ModelConfig, num_classes: int, text: str | None = None) -> tuple[float, float]:
+        """As `of`, for a model whose cost needs torch, at its keep rate."""
         key = text if text is not None else model_text(config)
         if key not in self.kept:
             training, evaluation = _model_macs(config, training=True), _model_macs(config, training=False)

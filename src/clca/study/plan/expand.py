@@ -373,7 +373,8 @@ def _meets(choice: Sequence[int], condition: list[tuple[int, frozenset[int]]]) -
 
 def _name(model: ModelConfig, data: DataConfig) -> str:
     """`cotton80-deit3_base_patch16_224-evit-0.1-clca-448px`"""
-    rates = model.keep_rate if isinstance(model.keep_rate, tuple) else (model.keep_rate,)
+    rates = model.keep_rates or model.keep_rate
+    rates = rates if isinstance(rates, tuple) else (rates,)
     size = model.img_size[0] if isinstance(model.img_size, tuple) else model.img_size
     parts = [set_name(data), model.backbone.partition(".")[0], model.reduction]
     if model.reduction != "none":

@@ -1,5 +1,6 @@
 """What the endpoint answers, and what it refuses, request by request."""
 
+import copy
 import io
 import json
 import os
@@ -86,6 +87,23 @@ def test_a_request_chooses_its_keep_rate_and_the_next_has_the_models_own(client:
             by_class(answer.json()["results"][0]), alone(MODEL, data, rate), atol=TOLERANCE, rtol=0
         )
     assert not torch.allclose(alone(MODEL, data, 0.25), alone(MODEL, data, 0.5), atol=10 * TOLERANCE)
+
+
+def test_a_model_for_several_rates_answers_with_the_statistics_of_each() -> None:
+    tiny = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 4}
+    model = clca.create_model(
+        "vit_tiny_patch16_224", num_classes=5, reduction="evit", keep_rates=(0.1, 0.5, 1.0), **tiny
+    ).eval()
+    for name, rows in model.rate_statistics.named_buffers():  # type: ignore[union-attr]
+        rows.normal_() if name.endswith("mean") else rows.uniform_(0.5, 2)
+    model.classes, model.preprocess = CLASSES, MODEL.preprocess
+    served, data = copy.deepcopy(model), photo(4)
+    with TestClient(create_app({"several": served}, ServeSettings(device="cpu", precision="no"))) as client:
+        assert client.get("/v1/models").json()["models"][0]["keep_rate"] == 0.1
+        for rate in (1.0, 0.5, 0.3, 0.1, None):
+            answer = send(client, data, top_k=5, **({} if rate is None else {"keep_rate": rate})).json()
+            found = by_class(answer["results"][0])
+            torch.testing.assert_close(found, alone(model, data, rate or 0.1), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "1.5", "nan", "inf", "half"])

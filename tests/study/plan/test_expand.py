@@ -43,6 +43,22 @@ def test_leaves_mini_is_the_396_runs_that_were_asked_for():
     assert set(Counter(run.seed for run in mini.runs).values()) == {132}
 
 
+def test_real_leaves_gives_base_and_clca_the_same_recipes():
+    study = plan(read_study("real-leaves"), "photos")
+    assert len(study.runs) == 3 * 8 * 3
+    labels = {run: study.labels(run) for run in study.runs}
+    configs = {each["arm"]: study.config(run) for run, each in labels.items() if each["tokens"] == "10 %"}
+    assert {name: config.recipe for name, config in configs.items()} == {
+        name: name.partition("-")[2] for name in configs
+    }
+    for base, clca in (("base-published", "clca-published"), ("base-best", "clca-best")):
+        same = {"model": None, "out": None}
+        assert configs[base].model_copy(update=same) == configs[clca].model_copy(update=same)
+        assert not (configs[base].model.cla or configs[base].model.clc)
+        assert configs[clca].model.cla
+        assert configs[clca].model.clc
+
+
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     seeds=st.integers(1, 3),

@@ -22,7 +22,7 @@ class Plan(Arguments):
     """
 
     study: Annotated[str, Spelling("STUDY", positional=True)] = Field(
-        description="A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini."
+        description="A YAML or Python file, or the name of a shipped study: paper, ablation, leaves-mini, real-leaves."
     )
     data_folder: str | None = Field(None, description="Folder that the study's relative data folders start from.")
     out: str | None = Field(

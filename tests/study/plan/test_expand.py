@@ -54,9 +54,8 @@ def test_real_leaves_gives_base_and_clca_the_same_recipes():
     for base, clca in (("base-published", "clca-published"), ("base-best", "clca-best")):
         same = {"model": None, "out": None}
         assert configs[base].model_copy(update=same) == configs[clca].model_copy(update=same)
-        assert not (configs[base].model.cla or configs[base].model.clc)
-        assert configs[clca].model.cla
-        assert configs[clca].model.clc
+        assert (configs[base].model.cla, configs[base].model.clc) == (False, False)
+        assert (configs[clca].model.cla, configs[clca].model.clc) == (True, True)
 
 
 @given(

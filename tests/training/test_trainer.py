@@ -253,6 +253,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
 def test_the_bar_of_a_resumed_run_begins_at_its_epoch(done: int, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     file = terminal(monkeypatch, 120)
     shown = Display(3, 10, done, True)
+    shown.start()
     shown.close()
     assert f"epoch {epoch}/3" in file.getvalue()
 

@@ -52,6 +52,11 @@ class Display:
             epoch = min(epochs, done // steps_per_epoch + 1)
             self._task = self._bar.add_task("train", total=self.total, completed=done, epoch=epoch, loss="…", rate="")
 
+    def start(self) -> None:
+        """Show the bar, before the first step, which may take long."""
+        if self._bar is not None:
+            self._bar.start()
+
     def log(self, text: str) -> None:
         """Log a line; the command line prints it above the bar."""
         if self.show:
@@ -91,8 +96,8 @@ class Display:
             return
         self._forecast(step)
         epoch = (step - 1) // self.steps_per_epoch + 1
+        self.start()
         if self._bar is not None:
-            self._bar.start()
             self._bar.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.3f}", rate=f"{rate:.1f} images/s")
         elif monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = monotonic()

@@ -226,6 +226,7 @@ class _Trainer:
     def _train_steps(self, batches: Iterator[list[Tensor]], watched: DataLoader | None, stop: int) -> None:
         """The remaining updates up to number `stop`, with the evaluation after every epoch."""
         state, progress = self.state, self.progress
+        self.display.start()
         start = progress.step
         if start:
             self.display.log(f"resuming {state.folder} after step {progress.step} of {stop}")

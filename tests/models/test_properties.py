@@ -260,9 +260,7 @@ def test_keep_rate_that_parameters_depend_on(reduction: str) -> None:
     assert torch.equal(model(images), before)
 
 
-@pytest.mark.parametrize(
-    "rate", [0, 0.0, 1.5, -0.1, "a", float("nan"), [0.5], [0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 2.0], None]
-)
+@pytest.mark.parametrize("rate", [0, 0.0, 1.5, -0.1, "a", float("nan"), [0.5], [0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 2.0]])
 def test_wrong_keep_rates(rate: Any) -> None:
     model, images = small("evit")
     before = model(images)
@@ -271,6 +269,13 @@ def test_wrong_keep_rates(rate: Any) -> None:
     assert torch.equal(model(images), before)
     with pytest.raises(ClcaError, match="keep_rate"):
         clca.create_model("deit_tiny_patch16_224", depth=4, locations=[0, 1, 2], reduction="evit", keep_rate=rate)
+
+
+def test_none_leaves_the_default_to_a_new_model_and_is_no_rate_for_an_existing_one() -> None:
+    model, _ = small("evit")
+    with pytest.raises(ClcaError, match="keep_rate"):
+        model.keep_rate = None
+    assert clca.create_model("deit_tiny_patch16_224", depth=4, reduction="evit", keep_rate=None).keep_rate == 1
 
 
 @pytest.mark.parametrize(

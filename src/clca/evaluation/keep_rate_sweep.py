@@ -135,7 +135,7 @@ class Sweep:
 
 
 def sweep(
-    run: str | Path,
+    run: str | Path | RunFolder,
     keep_rates: Sequence[float] | None = None,
     data: str | Path | None = None,
     split: str = "test",

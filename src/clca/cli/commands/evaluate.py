@@ -1,7 +1,7 @@
 """`clca evaluate`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from clca.errors import ClcaError
 from clca.models.config import Rate
 from clca.system.processes import is_first_process
 from clca.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from clca.training.run_folder import RunFolder
 
 
 class Evaluate(Arguments):
@@ -52,18 +55,19 @@ def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Evaluate, "clca evaluate", argv))
     run_name, data, split = (chosen.pop(name) for name in ("run", "data", "split"))
     rates = chosen.pop("sweep")
-    if rates is None and chosen["keep_rate"] is None:
-        from clca.training.run_folder import RunFolder
+    from clca.training.run_folder import RunFolder
 
-        rates = RunFolder(run_name).keep_rates
+    run_folder = RunFolder.of(run_name)
+    if rates is None and chosen["keep_rate"] is None:
+        rates = run_folder.keep_rates
     if rates is not None:
-        return _sweep(run_name, rates, data, split, chosen)
+        return _sweep(run_folder, rates, data, split, chosen)
     from rich.console import Console
 
     from clca.evaluation import evaluate as run_evaluation
 
     with refusing_useless_rate(run_name, chosen["keep_rate"]):
-        result = run_evaluation(run_name, data, split, **chosen)
+        result = run_evaluation(run_folder, data, split, **chosen)
     if is_first_process():
         result.render(Console())
         if result.folder is not None:
@@ -71,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _sweep(run: str, rates: tuple[float, ...], data: str | None, split: str, chosen: dict[str, Any]) -> int:
+def _sweep(run: "RunFolder", rates: tuple[float, ...], data: str | None, split: str, chosen: dict[str, Any]) -> int:
     if chosen.pop("keep_rate") is not None:
         raise ClcaError("--keep-rate and --sweep do not go together: list all the rates after --sweep")
     from rich.console import Console

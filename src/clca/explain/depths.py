@@ -16,9 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clca.models.cross_layer import CrossLayerAggregationHead, LinearAggregationHead
-
-Head = CrossLayerAggregationHead | LinearAggregationHead
+from clca.models.cross_layer import AggregationHead, CrossLayerAggregationHead, LinearAggregationHead
 
 _MAX_EXACT_DEPTHS = 10  # all 1024 subsets are evaluated; for more depths, random orders are sampled
 _ORDERS = 128
@@ -40,7 +38,7 @@ class DepthShare:
 
 
 @torch.no_grad()
-def kernel_shares(head: Head, cls_tokens: Tensor) -> Tensor:
+def kernel_shares(head: AggregationHead, cls_tokens: Tensor) -> Tensor:
     """The contribution of each depth to what the head's linear layer over the depths gives, relative to the mean token.
 
     That are the features before GELU, or of the linear head the logits.
@@ -68,7 +66,7 @@ def kernel_shares(head: Head, cls_tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def depth_shares(head: Head, cls_tokens: Tensor, target: int) -> tuple[Tensor, float]:
+def depth_shares(head: AggregationHead, cls_tokens: Tensor, target: int) -> tuple[Tensor, float]:
     """Shapley value of each depth for one logit: exact up to ten depths, else estimated from 128 random orders.
 
     Args:

@@ -102,6 +102,9 @@ class LinearAggregationHead(nn.Module):
         return x if pre_logits else self.classifier(x)
 
 
+AggregationHead = CrossLayerAggregationHead | LinearAggregationHead
+
+
 def _require_batch(norm: nn.Module, cls_tokens: Tensor) -> None:
     if norm.training and len(cls_tokens) == 1 and type(norm) is nn.BatchNorm1d:
         raise ClcaError("the aggregation head normalises over the batch: train on at least two images at once")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clca.errors import ClcaError
 from clca.models.backbones import check_img_size, has_fc_norm
 from clca.models.config import ModelConfig, validated
-from clca.models.cross_layer import CrossLayerAggregationHead, LinearAggregationHead
+from clca.models.cross_layer import AggregationHead
 from clca.reductions import reduction_class
 
 _POOLS = ("", "token", "avg", "avgmax", "max")
@@ -43,7 +43,7 @@ class TimmInterface(nn.Module):
     _traits: dict[str, Any]
     head: nn.Module
     attn_pool: nn.Module | None
-    cla_head: CrossLayerAggregationHead | LinearAggregationHead | None
+    cla_head: AggregationHead | None
     grad_checkpointing: bool
 
     @property

@@ -20,7 +20,7 @@ from clca.kernels.linear import embed_patches
 from clca.models.backbones import check_fits, check_img_size
 from clca.models.block import BlockOptions, run_block
 from clca.models.config import ModelConfig, validated
-from clca.models.cross_layer import CrossLayerAggregationHead, CrossLayerCache, LinearAggregationHead
+from clca.models.cross_layer import AggregationHead, CrossLayerAggregationHead, CrossLayerCache, LinearAggregationHead
 from clca.models.pooling import pool_padded
 from clca.models.rate_statistics import RateStatistics, apply_loaded
 from clca.models.saving import SavingMixin
@@ -119,7 +119,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         config = self.config
         self.num_classes = config.num_classes
         self.global_pool: str = vit.global_pool
-        self.cla_head: CrossLayerAggregationHead | LinearAggregationHead | None = None
+        self.cla_head: AggregationHead | None = None
         if config.cla:
             if dropped := getattr(vit.head_drop, "p", 0.0):
                 warnings.warn(

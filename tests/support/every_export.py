@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 import clca
 from clca.reductions.registry import SHIPPED
 
@@ -82,4 +84,20 @@ def build(style: str = "deit", img_size: int | tuple[int, int] = SIZE, **setting
     backbone, extra = STYLES[style]
     model = clca.create_model(backbone, **{"img_size": img_size, **extra, "num_classes": CLASSES, **settings})
     model.classes = [f"class {number}" for number in range(CLASSES)]
-    return model.eval()
+    return uneven(model).eval()
+
+
+def uneven(model: clca.TokenReducedViT, seed: int = 0) -> clca.TokenReducedViT:
+    """Give a model random weights that make attention uneven, so that its logits depend on which tokens are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.ndim > 1 and name.endswith("weight"):
+                sharper = 2.5 if "qkv" in name else 1.0
+                tensor.copy_(sharper * noise / tensor[0].numel() ** 0.5)
+            elif name.endswith("gamma"):
+                tensor.copy_(0.3 + 0.3 * noise.abs())
+            else:
+                tensor.add_(0.3 * noise)
+    return model

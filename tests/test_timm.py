@@ -240,7 +240,7 @@ def test_flags_that_touch_the_model(cla: bool) -> None:
     assert list(utils.get_state_dict(compiled, utils.unwrap_model)) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("reduction", ["evit", "ats", "dynamicvit"])  # tests/models/test_compile.py has all
+@pytest.mark.parametrize("reduction", ["evit", "dynamicvit"])  # tests/models/test_compile.py has all
 def test_torchcompile_trains(reduction: str) -> None:
     """--torchcompile aot_eager: the whole forward and backward is traced; the loss is that of the plain model."""
     torch._dynamo.reset()

@@ -102,7 +102,7 @@ def test_no_more_work_than_images_explain(sound: Path, tmp_path: Path, monkeypat
 def test_a_file_of_small_parts_is_refused_before_it_is_parsed(tmp_path: Path, part: str) -> None:
     """Two bytes of a file become a hundred of memory."""
     number = {"node": 1, "initializer": 5, "value_info": 13}[part]
-    parts = bytes([number << 3 | 2, 0]) * 20_000_000
+    parts = bytes([number << 3 | 2, 0]) * 10_000_000
     length, left = b"", len(parts)
     while left:
         length, left = length + bytes([left & 127 | (128 if left > 127 else 0)]), left >> 7

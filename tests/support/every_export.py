@@ -32,10 +32,9 @@ STYLES: dict[str, tuple[str, dict[str, Any]]] = {
     "parallel_scaling": ("vit_base_patch16_xp_224", _NARROW),
     "conv_stem": ("vit_base_mci_224", {"depth": 1}),
     "hybrid_resnetv2": ("vit_tiny_r_s16_p8_224", _BLOCKS),
-    "hybrid_resnetv2_stages": ("vit_small_r26_s32_224", _BLOCKS),
     "hybrid_resnet": ("vit_small_resnet26d_224", {**_BLOCKS, "img_size": 224}),
 }
-_ALONE = ("parallel", "parallel_scaling", "conv_stem", "hybrid_resnetv2", "hybrid_resnetv2_stages", "hybrid_resnet")
+_ALONE = ("parallel", "parallel_scaling", "conv_stem", "hybrid_resnetv2", "hybrid_resnet")
 _BASE: dict[str, Any] = {"cla": False, "clc": False}
 _ONCE: dict[str, Any] = {"keep_rate": 0.5, "locations": [0]}
 _TWICE: dict[str, Any] = {"keep_rate": 0.5, "locations": [0, 1], "depth": 3}

@@ -17,6 +17,7 @@ from clca.explain.depths import DepthShare, depth_shares, kernel_shares
 from clca.explain.explanation import Attention, Explanation, Stage
 from clca.explain.recording import ForwardRecord, cls_attention, record_forward, scatter
 from clca.explain.view import View
+from clca.models.backbones import pixels_per_patch
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.trace import Trace
@@ -113,7 +114,7 @@ def _class_index(classes: list[str], target: str | int) -> int:
 
 def _grid(model: TokenReducedViT) -> tuple[int, int]:
     assert model.preprocess is not None
-    high, wide = model.patch_embed.patch_size
+    high, wide = pixels_per_patch(model.patch_embed)
     side = model.preprocess["img_size"]
     return side // high, side // wide
 
@@ -138,7 +139,7 @@ def integrated_gradients(model: TokenReducedViT, image: Tensor, target: int) -> 
             score = (logits[:, target] - logits.mean(dim=1)).sum()
             total += torch.autograd.grad(score, path)[0].double().sum(dim=0) / _STEPS
     relevance = (total * (image - uniform)[0].double()).sum(dim=0)  # [H, W]
-    high, wide = model.patch_embed.patch_size
+    high, wide = pixels_per_patch(model.patch_embed)
     rows, columns = relevance.shape[0] // high, relevance.shape[1] // wide
     return relevance.view(rows, high, columns, wide).sum(dim=(1, 3)).flatten().cpu().numpy()
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from clca.models.backbones import pixels_per_patch
 from clca.models.token_reduced_vit import TokenReducedViT
 
 _STEPS = 16
@@ -58,7 +59,7 @@ def curves(model: TokenReducedViT, image: Tensor, order: NDArray[np.int64], targ
     patches = len(order)
     rank = np.empty(patches, dtype=np.int64)
     rank[order] = np.arange(patches)
-    high, wide = model.patch_embed.patch_size
+    high, wide = pixels_per_patch(model.patch_embed)
     steps = np.unique(np.linspace(0, patches, min(_STEPS, patches) + 1).round())
     first = torch.from_numpy(rank[None] < steps[:, None])  # [S, P], the most important patches of each step
     mask = first.view(len(steps), 1, image.shape[2] // high, image.shape[3] // wide).to(image)

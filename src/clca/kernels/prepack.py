@@ -66,7 +66,9 @@ class _Prepacked(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         for weight in self.weights:
-            packs = _packs[weight]
+            packs = _packs.get(weight)
+            if packs is None:  # collected together with this context, when weak references are already cleared
+                continue
             packs.users -= 1
             if not packs.users:
                 del _packs[weight]

@@ -144,13 +144,18 @@ def check_img_size(name: str, size: tuple[int, int], patch_embed: Any) -> None:
     Raises:
         ClcaError: If they do not; the message names the nearest sizes that fit.
     """
-    ratio = patch_embed.feat_ratio(as_scalar=False) if hasattr(patch_embed, "feat_ratio") else patch_embed.patch_size
-    ratio = (ratio, ratio) if isinstance(ratio, int) else tuple(ratio)
-    for pixels, patch in zip(size, ratio, strict=True):
+    for pixels, patch in zip(size, pixels_per_patch(patch_embed), strict=True):
         if pixels < patch or pixels % patch:
             below = max(patch, pixels // patch * patch)
             near = str(below) if pixels < patch else f"{below} or {below + patch}"
             raise ClcaError(f"{name}: image size {pixels} is not a multiple of the patch size {patch}: use {near}")
+
+
+def pixels_per_patch(patch_embed: Any) -> tuple[int, int]:
+    """Height and width in pixels of the patch of a token; a convolutional stem in front makes it larger."""
+    ratio = patch_embed.feat_ratio(as_scalar=False) if hasattr(patch_embed, "feat_ratio") else patch_embed.patch_size
+    high, wide = (ratio, ratio) if isinstance(ratio, int) else tuple(ratio)
+    return high, wide
 
 
 def backbone_arguments(config: ModelConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 import clca
 from clca.cli import main as cli
@@ -19,8 +20,9 @@ from clca.models.config import ModelConfig
 from clca.models.cross_layer import CrossLayerAggregationHead
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.signals import Interrupted
-from clca.training import TrainConfig, features, train
+from clca.training import TrainConfig, features, probing, train
 from clca.training.config import identity
+from clca.training.logistic import LogisticFit
 from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
 
@@ -54,6 +56,24 @@ def test_its_scores_on_the_training_images_are_those_of_the_saved_model(make_con
     evaluation = evaluate(result.folder, split="train", workers=0, device="cpu", precision="no")
     assert evaluation.top1 == pytest.approx(result.train["top1"])
     assert evaluation.loss == pytest.approx(result.train["loss"], rel=1e-3)
+
+
+def test_the_fit_takes_no_more_threads_than_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy has threads of its own: two runs side by side would wait for each other's."""
+    seen, before, fit = [], torch.get_num_threads(), probing.fit_logistic
+
+    def watched(*args: Any, **kwargs: Any) -> LogisticFit:
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(probing, "fit_logistic", watched)
+    torch.set_num_threads(1)
+    try:
+        train(quick(make_config, cache=False), quiet=True)
+    finally:
+        torch.set_num_threads(before)
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_features_are_computed_once(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

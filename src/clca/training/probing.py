@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from clca.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
@@ -65,7 +66,9 @@ def probe(state: RunState, progress: Callable[[int, int], None]) -> LogisticFit:
     stacked = np.stack(found).reshape(len(rates), len(views), *found[0].shape)
     # Without aggregation head there is one standardisation for all rates.
     apart = model.rate_statistics is not None
-    fit = fit_logistic(stacked, features.labels, model.num_classes, seed=config.seed, apart=apart)
+    # NumPy's threads beside those of other runs on this machine would spend most of their time waiting for a core.
+    with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+        fit = fit_logistic(stacked, features.labels, model.num_classes, seed=config.seed, apart=apart)
     set_head(model, fit)
     if state.ema is not None:
         state.ema.set(model)

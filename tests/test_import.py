@@ -145,7 +145,7 @@ MADE = "timm.create_model('clca_vit', backbone='deit_tiny_patch16_224', depth=4,
 
 def test_clca_timm_registers_the_model() -> None:
     program = f"import clca.timm, timm; print(type({MADE}).__name__, timm.list_models('clca*'))"
-    assert python(program) == "TokenReducedViT ['clca_vit']"
+    assert python(program) == "TokenReducedViT ['clca_leaf_tiny', 'clca_vit']"
     program = "import clca.timm, timm; print(timm.get_pretrained_cfg('clca_vit').input_size)"
     assert python(program) == "(3, 224, 224)"
 

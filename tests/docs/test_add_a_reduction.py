@@ -289,7 +289,12 @@ def test_the_study_that_the_page_shows_is_the_recipe_of_the_demo(tps: ModuleType
     study = StudyConfig.model_validate(yaml.safe_load(shown))
     assert [value.label for value in study.axes["reduction"]] == ["evit", "tps"]
     method = next(method for method in METHODS if method.folder == "evit-clca")
-    demo = method_config(method, Path("out"), Path("demo/leaves"), Path("demo/backbone.safetensors"), 0, DemoSettings())
+    sizes = DemoSettings()
+    demo = method_config(method, Path("out"), Path("demo/leaves"), 0, sizes)
+    leaves = f"leaves:cultivars={sizes.cultivars},images={sizes.images},size={sizes.leaf_size}"
+    assert [value.label for value in study.axes["data"]] == [
+        f"{leaves},seed={seed},difficulty={sizes.difficulty}" for seed in range(3)
+    ]
     wanted = flat_settings(demo.model_dump(mode="json"), "demo")
     shown_settings = {**study.base, "reduction": "evit"}
     assert {name: wanted.get(name) for name in shown_settings} == shown_settings

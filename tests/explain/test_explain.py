@@ -354,6 +354,21 @@ def test_a_figure_shows_every_stage(reduction: str, tmp_path: Path) -> None:
     assert drawn.std() > 10
 
 
+def test_a_model_with_a_convolutional_stem_is_explained_by_patch(tmp_path: Path) -> None:
+    """The patch of its embedding is one pixel of the stem's output."""
+    torch.manual_seed(0)
+    model = clca.create_model("clca_leaf_tiny", img_size=64, num_classes=4, reduction="evit", keep_rate=0.5).eval()
+    model.classes, model.preprocess = ["oak", "elm", "ash", "fir"], PREPROCESS | {"img_size": 64, "resize": 73}
+    found = explain(model, photo())
+    assert found.view.grid == (4, 4)
+    assert found.evidence.shape == found.stages[0].owner.shape == (16,)
+    draw_explanation(tmp_path / "leaf.png", found)
+    with Image.open(tmp_path / "leaf.png") as drawn:
+        assert drawn.width > 300
+    found_curves = curves(model, to_input(model, photo()), np.argsort(-found.evidence), 0)
+    assert 0 <= found_curves.deletion <= 1
+
+
 def test_outlines_go_round_each_group_once() -> None:
     view = View((40, 40), (0.0, 0.0, 40.0, 40.0), (4, 4))
     inside = np.zeros(16, dtype=bool)

@@ -39,10 +39,7 @@ ADDRESS = re.compile(r"(127\.0\.0\.1|localhost|HOST):8000")
 SNIPPETS = re.compile(r'(--8<-- "[^"]+"\s*)+')
 """Parts of a file: the build takes them in, and fails where they are not there; commands of the page run the file."""
 
-SMALL_DEMO = DemoSettings(
-    cultivars=3, images=10, img_size=32, patch_size=8, embed_dim=16, depth=6, num_heads=2, pretraining_images=5,
-    pretraining_epochs=1, epochs=1, batch_size=6, timed_images=4, timed_rounds=1, pictured=2,
-)  # fmt: skip
+SMALL_DEMO = DemoSettings(cultivars=3, images=10, img_size=64, timed_images=4, timed_rounds=1, pictured=2)
 
 
 class Understood(Exception):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ STUDY = {
     "axes": {"reduction": ["evit", "tome"], "keep_rate": [0.5]},
     "keep": "all",
 }
+LEAVES = re.compile(r"leaves:cultivars=\d+,images=\d+,size=\d+")
+"""Drawn leaves that a study of a page names; a few small ones stand in for them."""
 SMALL_RUN = {
     "model": MODEL, "backbone_kwargs": TINY, "img_size": SIZE, "epochs": 1, "warmup_epochs": 0,
     "cooldown_epochs": 0, "batch_size": 8, "lr": 0.001,
@@ -89,8 +92,11 @@ def _call(argv: Sequence[str]) -> None:
 
 def write_study(content: dict) -> Path:
     """A study of that content, as a file of its name: tiny models, one seed."""
-    base = {name: value for name, value in content.get("base", {}).items() if name != "weights"}
+    base = {name: value for name, value in content.get("base", {}).items() if name not in ("weights", "recipe")}
     small = {**content, "base": {**base, **SMALL_RUN}, "seeds": [0]}
+    data = content.get("axes", {}).get("data")
+    if isinstance(data, list):
+        small["axes"] = content["axes"] | {"data": [LEAVES.sub("leaves:cultivars=2,images=5,size=37", d) for d in data]}
     path = Path(f"{content['name']}.yaml")
     path.write_text(yaml.safe_dump(small))
     return path

@@ -15,6 +15,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from clca.errors import ClcaError
+from clca.models import leaf_encoder as leaf_encoder  # registers clca_leaf_tiny with timm
 from clca.models.config import ModelConfig
 
 

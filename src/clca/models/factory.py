@@ -19,6 +19,7 @@ from torch import nn
 from clca.errors import ClcaError
 from clca.models.backbones import Backbone, backbone_arguments, build_backbone, check_architecture, has_fc_norm, resolve
 from clca.models.config import ModelConfig, validated
+from clca.models.leaf_encoder import clca_leaf_tiny
 from clca.models.memory import check_memory, may_be_large
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.models.weights import load_weights
@@ -189,6 +190,8 @@ def _check_reachable(source: Backbone) -> None:
         ClcaError: There are no such weights, or they are not in the cache and their host cannot be resolved.
     """
     cfg = timm.get_pretrained_cfg(source.architecture)
+    if cfg is not None and cfg.file and Path(cfg.file).is_file():  # comes with the library
+        return
     hub_id = _hub_id(cfg, source) if cfg is not None else None
     if source.url is not None:
         address, cached = source.url, _cache_file(source.url).is_file()
@@ -232,7 +235,8 @@ def _download_hint(source: Backbone, error: BaseException) -> str:
 def _manual_download_hint(source: Backbone, file: str, error: BaseException) -> str:
     return (
         f"the weights of {source.name} could not be downloaded ({type(error).__name__}): get {file} on a machine with "
-        "a network and pass the file with weights=FILE (on the command line --weights FILE)"
+        "a network and pass the file with weights=FILE (on the command line --weights FILE); for a trial on leaves, "
+        f"{clca_leaf_tiny.__name__} comes with the library"
     )
 
 

@@ -11,10 +11,10 @@ from clca.cli.parsing import parse
 
 
 class Demo(Arguments):
-    """See it work in a few minutes, without downloads: one small ViT, four ways, on synthetic leaves.
+    """See it work in two minutes, without downloads: one small encoder, four ways, on synthetic leaves.
 
-    It trains the same model dense, with EViT, with EViT and CLCA, and with ToMe and CLCA at a keep rate of 25 %, prints
-    one table, and draws one picture of the tokens that survive.
+    It fits a head to the same frozen encoder dense, with EViT, with EViT and CLCA, and with ToMe and CLCA at a keep
+    rate of 10 %, prints one table, and draws one picture of the tokens that survive.
 
     Examples:
       clca demo
@@ -24,7 +24,7 @@ class Demo(Arguments):
     out: Annotated[str, Spelling("FOLDER", positional=True)] = Field(
         "clca-demo", description="Folder for the runs and the picture."
     )
-    seed: int = Field(0, description="Another seed gives other leaves and other weights.")
+    seed: int = Field(0, description="Another seed gives other cultivars.")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -56,6 +56,27 @@ def test_real_leaves_gives_base_and_clca_the_same_recipes():
         assert configs[base].model_copy(update=same) == configs[clca].model_copy(update=same)
         assert (configs[base].model.cla, configs[base].model.clc) == (False, False)
         assert (configs[clca].model.cla, configs[clca].model.clc) == (True, True)
+    heads = {name: configs[name].model.cla_head for name in configs if configs[name].model.cla}
+    assert heads == {name: "convolution" if name == "clca-published" else "linear" for name in heads}
+    for run in study.runs:  # as the run itself will read them
+        TrainConfig.model_validate(study.config(run).model_dump(mode="json"))
+
+
+def test_a_recipe_on_an_axis_has_its_defaults_for_the_model():
+    base = {name: value for name, value in BASE.items() if name not in ("epochs", "warmup_epochs", "cooldown_epochs")}
+    recipes = plan(
+        StudyConfig.model_validate({"name": "s", "base": base, "axes": {"recipe": ["published", "quick", "best"]}})
+    )
+    found = {recipes.labels(run)["recipe"]: recipes.config(run).model for run in recipes.runs}
+    assert {name: (model.cla_head, model.clc) for name, model in found.items()} == {
+        "published": ("convolution", True), "quick": ("linear", False), "best": ("linear", True),
+    }  # fmt: skip
+    assert len({run.id for run in recipes.runs}) == 3
+
+
+def test_a_head_that_a_recipe_cannot_fit_is_refused_in_the_plan():
+    with pytest.raises(ClcaError, match=r"linear head.*recipe quick"):
+        planned(base={**BASE, "cla_head": "convolution"}, axes={"recipe": ["published", "quick"]})
 
 
 @given(

@@ -210,6 +210,10 @@ def _check_distinct(study: StudyConfig, runs: list[PlannedRun]) -> None:
             )
 
 
+_FOR_THE_MODEL = ("recipe", "probe")
+"""Settings of a run on which defaults or limits of its model depend."""
+
+
 class _Part:
     """One part of the settings (model, data or recipe): the axes that affect it, and its value for each combination."""
 
@@ -239,6 +243,12 @@ class _Resolver:
         self.model, self.data, self.recipe = (
             _Part([[parts[which] for parts in axis] for axis in values], base[which]) for which in range(3)
         )
+        # A recipe has defaults for the model too.
+        self._of_recipe = [
+            number
+            for number, settings in enumerate(self.recipe.axes)
+            if any(name in setting for setting in settings for name in _FOR_THE_MODEL)
+        ]
         self.absent: list[str] = []
         self._images: dict[tuple[str, str | None], str | None] = {}
         self.stages: list[TrainConfig] = []
@@ -287,13 +297,14 @@ class _Resolver:
     # -- the parts -----------------------------------------------------------------------------------------------
 
     def _model(self, choice: Sequence[int]) -> tuple[str, ModelConfig]:
-        key = self.model.key(choice)
+        key = (self.model.key(choice), tuple([choice[number] for number in self._of_recipe]))
         if key not in self.model.known:
             self._refuse_one_more(self.model)
-            settings = self.model.settings(choice)
+            settings, recipe = self.model.settings(choice), self.recipe.settings(choice)
+            recipe = {name: recipe[name] for name in _FOR_THE_MODEL if name in recipe}
             if "backbone" not in settings:
                 raise ClcaError(f"{self.study.name}: the model is missing; write model: NAME under base or axes")
-            made = self._checked(choice, settings, {"root": "-"}, {}).model
+            made = self._checked(choice, settings, {"root": "-"}, recipe).model
             self.model.known[key] = (model_text(made), made)
         return self.model.known[key]
 

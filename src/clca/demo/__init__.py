@@ -1,1 +1,1 @@
-"""`clca demo`: four small models on synthetic leaves."""
+"""`clca demo`: one small encoder, four ways, on synthetic leaves."""

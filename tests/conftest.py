@@ -3,9 +3,6 @@
 import gc
 import os
 
-# Loaded libraries are a million objects that stay: going through them again and again is a tenth of all tests' time.
-gc.set_threshold(50_000, 20, 20)
-
 # One thread a test process: the processes of pytest-xdist would fight over the same cores. Before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,6 +14,9 @@ import torch
 from shared_data import shared_folder
 
 import clca
+
+# Loaded libraries are a million objects that stay: going through them again and again is a tenth of all tests' time.
+gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

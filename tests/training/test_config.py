@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from clca.errors import ClcaError
 from clca.models.config import ModelConfig
 from clca.training import DataConfig, TrainConfig
 from clca.training.config import default_run_folder, identity
-from clca.training.optim import freeze_backbone, make_optimizer, make_schedule, parameter_groups
+from clca.training.optim import freeze_backbone, freeze_blocks, make_optimizer, make_schedule, parameter_groups
 from clca.training.settings import explain_flags, read_file, to_config
 
 
@@ -102,6 +103,26 @@ def test_a_frozen_backbone_leaves_what_is_new(model: clca.TokenReducedViT) -> No
     model.requires_grad_(True)
     assert {"clr", "clr_pos_embed"} < learning
     assert {name.split(".")[0] for name in learning} == {"clr", "clr_pos_embed", "cla_head", "reductions"}
+
+
+@pytest.mark.parametrize(("blocks", "first"), [(0, 0), (2, 2), ("unreduced", 1)])
+def test_frozen_blocks_have_no_backward_pass(
+    model: clca.TokenReducedViT, blocks: int | Literal["unreduced"], first: int
+) -> None:
+    """Everything before block `first` stays; everything from there on has a gradient."""
+    model.zero_grad()
+    freeze_blocks(model, blocks)
+    model(torch.randn(2, 3, *model.patch_embed.img_size)).square().sum().backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.requires_grad_(True)
+    after = {name for name, _ in model.named_parameters() if name.startswith(("cla_head.", "reductions."))}
+    after |= {name for name, _ in model.named_parameters() if name.startswith("blocks.") and int(name[7]) >= first}
+    assert reached == after
+
+
+def test_a_model_of_which_nothing_is_left_to_train_is_refused(model: clca.TokenReducedViT) -> None:
+    with pytest.raises(ClcaError, match=f"--freeze-blocks {model.depth}: .* has {model.depth} blocks"):
+        freeze_blocks(model, model.depth)
 
 
 @pytest.mark.parametrize(

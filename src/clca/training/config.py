@@ -122,6 +122,11 @@ class TrainConfig(Settings):
     )
     head_lr_scale: Positive = Field(1.0, description="Multiply the learning rate of the classification head by this.")
     freeze_backbone: bool = Field(False, description="Train only what is new: head, carrier tokens, reduction modules.")
+    freeze_blocks: Annotated[int, Field(ge=0, le=MOST)] | Literal["unreduced"] | None = Field(
+        None,
+        description="Keep the embedding and this many first blocks as they are, which saves their backward pass; "
+        "unreduced: those before the first reduction. If omitted: none.",
+    )
 
     augmentation: Literal["none", "medium", "strong"] = Field(
         "none",
@@ -291,7 +296,12 @@ NOT_PART_OF_A_RUN = frozenset(
 
 # Settings that earlier versions did not have, with the value that they had without knowing: left out of an identity
 # where they have it, so that a run of an earlier version is still found and continued.
-_LATER: dict[str, object] = {"probe": "none", "model.cla_head": "convolution", "model.keep_rates": None}
+_LATER: dict[str, object] = {
+    "probe": "none",
+    "freeze_blocks": None,
+    "model.cla_head": "convolution",
+    "model.keep_rates": None,
+}
 
 
 def identity(config: TrainConfig) -> dict[str, object]:

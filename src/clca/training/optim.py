@@ -1,20 +1,43 @@
 """AdamW's parameter groups and the learning rate of every step."""
 
+from typing import Literal
+
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
+from clca.errors import ClcaError
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.config import TrainConfig
 
 HEAD = ("head.", "head_dist.", "cla_head.")
 NEW = (*HEAD, "clr", "reductions.")
+_AFTER_THE_BLOCKS = ("norm", "fc_norm", "attn_pool", "head", "head_dist", "cla_head", "reductions")
 
 
 def freeze_backbone(model: TokenReducedViT) -> None:
     """Freeze all parameters but those without pretrained weights: head, carrier tokens, modules of the reductions."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(NEW))
+
+
+def freeze_blocks(model: TokenReducedViT, blocks: int | Literal["unreduced"]) -> None:
+    """Freeze the embedding with its tokens, carriers included, and the first blocks; only the rest has a backward pass.
+
+    Args:
+        model: The model.
+        blocks: How many; "unreduced" for those before the first reduction location.
+
+    Raises:
+        ClcaError: The model has no more blocks than that.
+    """
+    count = min(model.locations, default=0) if blocks == "unreduced" else blocks
+    if count >= model.depth:
+        raise ClcaError(f"--freeze-blocks {count}: {model.config.backbone} has {model.depth} blocks, and none is left")
+    for name, parameter in model.named_parameters():
+        part, number, *_ = [*name.split("."), ""]
+        if int(number) < count if part == "blocks" else part not in _AFTER_THE_BLOCKS:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(model: TokenReducedViT, config: TrainConfig) -> list[dict]:

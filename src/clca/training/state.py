@@ -20,7 +20,7 @@ from clca.training.config import TrainConfig
 from clca.training.device import versions
 from clca.training.loaders import BatchPlan
 from clca.training.metrics_log import MetricsLog
-from clca.training.optim import freeze_backbone, make_optimizer, make_schedule
+from clca.training.optim import freeze_backbone, freeze_blocks, make_optimizer, make_schedule
 from clca.training.preflight import Splits, described_images, image_size, set_transforms
 from clca.training.run_folder import METRICS, RunFolder
 
@@ -60,6 +60,8 @@ class RunState:
         )  # fmt: skip
         if config.freeze_backbone:
             freeze_backbone(model)
+        if config.freeze_blocks is not None:
+            freeze_blocks(model, config.freeze_blocks)
         # Copies of the weights: model and two moments in the old and in the new checkpoint, and two weights files.
         copies = 8 + 2 * (config.ema is not None)
         need_space(self.folder, 4 * copies * sum(parameter.numel() for parameter in model.parameters()))

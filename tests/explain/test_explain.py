@@ -192,6 +192,18 @@ def test_shares_of_depths_add_up_and_what_is_equal_has_equal_shares() -> None:
     assert values[2].item() == 0
 
 
+@pytest.mark.parametrize("head", ["convolution", "linear"])
+def test_the_average_of_the_patches_has_a_share_too(head: str) -> None:
+    model = make("evit", fresh=True, cla_head=head, cla_average=True)
+    with torch.no_grad():
+        torch.nn.init.normal_(model.get_classifier().weight)
+    found = explain(model, photo())
+    assert found.baseline is not None
+    assert sum(depth.logit for depth in found.depths) == pytest.approx(found.logit - found.baseline, abs=1e-4)
+    assert [depth.name for depth in found.depths] == ["patches, block 1", "block 1", "block 2", "block 3"]
+    assert found.depths[0].logit != 0
+
+
 def test_with_many_depths_shares_still_add_up() -> None:
     head = clca.models.token_reduced_vit.CrossLayerAggregationHead(8, 13, 3).eval()
     tokens = torch.randn(13, 8)

@@ -9,6 +9,7 @@ from torch.nn.functional import layer_norm
 
 import clca
 from clca.models.cross_layer import LinearAggregationHead
+from clca.reductions import reduction_class
 
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 4}
 
@@ -73,6 +74,35 @@ def test_a_model_with_it_trains_and_is_saved(reduction: str, tmp_path: Path) -> 
     torch.testing.assert_close(loaded(images), model(images))
     model.reset_classifier(2)
     assert model(images).shape == (3, 2)
+
+
+@pytest.mark.parametrize("head", ["linear", "convolution"])
+@pytest.mark.parametrize("locations", [(0, 2), (1, 2)])
+@pytest.mark.parametrize("reduction", clca.list_reductions())
+def test_it_reads_the_average_of_the_patches_before_the_first_reduction(
+    reduction: str, locations: tuple[int, ...], head: str
+) -> None:
+    settings = {**TINY, "reduction": reduction, "keep_rate": 1.0 if reduction == "none" else 0.5, "num_clr": 2}
+    model = clca.create_model(
+        "deit_tiny_distilled_patch16_224", **settings, num_classes=5, locations=locations, cla_head=head,
+        cla_average=True,
+    ).eval()  # fmt: skip
+    seen: list[torch.Tensor] = []
+    model.blocks[locations[0]].norm1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        read = model.forward_features(images)
+    assert read.shape == (3, 2 + len(locations), 24)
+    if getattr(reduction_class(reduction), "place", "") != "before":  # where the hook would be too late
+        assert seen[0].shape[1] == 2 + 16 + 2  # CLS and distillation token, patches, carriers
+        torch.testing.assert_close(read[:, 0], seen[0][:, 2:18].mean(1))
+    own = clca.create_model(
+        "deit_tiny_distilled_patch16_224", **settings, num_classes=5, locations=locations, cla_head=head
+    ).eval()  # fmt: skip
+    own.load_state_dict({name: value for name, value in model.state_dict().items() if "cla_head" not in name}, False)
+    with torch.no_grad():
+        torch.testing.assert_close(own.forward_features(images), read[:, 1:])
+    model.train()(images).square().mean().backward()
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:

@@ -57,7 +57,7 @@ def _kinds() -> dict[str, dict[str, Any]]:
     for name in SHIPPED:
         placed = _TWICE if name in ("evit", "ats", "tome") else _ONCE
         kinds[name] = {"reduction": name, "style": _STYLE_OF[name], **placed}
-    kinds["linear head"] = {"cla_head": "linear", "reduction": "topk", **_ONCE}
+    kinds["linear head"] = {"cla_head": "linear", "cla_average": True, "reduction": "topk", **_ONCE}
     kinds["evit, base"] = {"reduction": "evit", **_BASE, **_ONCE}
     for style in _ALONE:
         kinds[style] = {"style": style, **_BASE}

@@ -89,12 +89,12 @@ def _same(one: Rates, other: Rates) -> bool:
 
 
 def depths(tr: Translator, explanation: Explanation) -> str:
-    """Bars of what each depth's CLS token adds; empty without the aggregation head."""
+    """Bars of what each depth adds; empty without the aggregation head."""
     if not explanation.depths:
         return ""
     reach = max(max(abs(depth.logit) for depth in explanation.depths), 1e-9)
     rows = "".join(
-        f"<li><div class=name><span>{escape(tr('depth', block=depth.block))}</span>"
+        f"<li><div class=name><span>{escape(tr('depth_average' if depth.average else 'depth', block=depth.block))}</span>"
         f"<span>{depth.logit:+.2f}</span></div>"
         f'<div class="bar {"for" if depth.logit > 0 else "against"}">'
         f'<i style="width:{100 * abs(depth.logit) / reach:.2f}%"></i></div></li>'

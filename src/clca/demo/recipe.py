@@ -69,6 +69,7 @@ def method_config(method: Method, out: Path, leaves: Path, seed: int, settings: 
                 "keep_rate": settings.keep_rate if method.reduction != "none" else 1.0,
                 "cla": method.clca,
                 "clc": method.clca,
+                "cla_average": False,  # CLCA as published
             },
             "data": {"root": str(leaves), "train_split": "train_val", "val_split": "none"},
             "batch_size": settings.batch_size,

@@ -27,7 +27,7 @@ class DepthShare:
     """The contribution of one depth.
 
     Attributes:
-        block: The block whose output its CLS token is.
+        block: The block whose output its CLS token is, or whose input the average of the patches is.
         logit: Its share of `logit - baseline`; the shares of all depths sum up to it.
         kernel: Its share of the output of the depth-wise kernel, in 0 … 1 (sum of magnitudes over all features).
     """
@@ -35,6 +35,13 @@ class DepthShare:
     block: int
     logit: float
     kernel: float
+    average: bool = False
+    """Whether it is the average of the patches before the first reduction, not a CLS token."""
+
+    @property
+    def name(self) -> str:
+        """As pictures show it."""
+        return f"patches, block {self.block}" if self.average else f"block {self.block}"
 
 
 @torch.no_grad()

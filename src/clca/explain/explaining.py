@@ -176,6 +176,8 @@ def _depths(model: TokenReducedViT, record: ForwardRecord, target: int) -> tuple
     values, baseline = depth_shares(model.cla_head, record.cls_tokens, target)
     size = kernel_shares(model.cla_head, record.cls_tokens).double().abs().sum(dim=1)
     kernel = size / size.sum().clamp(min=1e-12)
-    blocks = sorted({*model.locations, len(model.blocks) - 1})
+    blocks = [(block, False) for block in model.aggregate_at]
+    if model.average_before is not None:
+        blocks.insert(0, (model.average_before, True))
     shares = zip(blocks, values.tolist(), kernel.tolist(), strict=True)
-    return baseline, tuple(DepthShare(*share) for share in shares)
+    return baseline, tuple(DepthShare(block, logit, size, average) for (block, average), logit, size in shares)

@@ -137,5 +137,7 @@ class Explanation:
             ],
             "evidence": rows(self.evidence, 6),
             "baseline": self.baseline,
-            "depths": [{"block": d.block, "logit": d.logit, "kernel": d.kernel} for d in self.depths],
+            "depths": [
+                {"block": d.block, "logit": d.logit, "kernel": d.kernel, "average": d.average} for d in self.depths
+            ],
         }

@@ -91,6 +91,11 @@ class ModelConfig(Settings):
         description="Aggregation head: convolution, as published; or linear, one linear layer over all depths, which "
         "suits few photographs.",
     )
+    cla_average: bool = Field(
+        False,
+        description="The aggregation head also reads the average of the patches before the first reduction (not in the "
+        "published method).",
+    )
     backbone_kwargs: Annotated[dict[str, Any], AfterValidator(_are_arguments)] = Field(
         default_factory=dict, description="Further keywords for timm.create_model, such as a depth."
     )

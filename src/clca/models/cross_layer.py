@@ -63,14 +63,14 @@ class CrossLayerAggregationHead(nn.Module):
 
 
 class LinearAggregationHead(nn.Module):
-    """Classify by one linear layer from the CLS tokens of several depths.
+    """Classify by one linear layer from tokens of several depths: CLS, and perhaps the average of the patches.
 
     Each token is normalised over its channels, then each feature over the images. Not of the published method: it is
     the head that `clca train --recipe quick` fits, which has a single best solution and suits few photographs.
 
     Args:
         dim: Embedding width C.
-        depths: G, how many CLS tokens are aggregated.
+        depths: G, how many tokens are aggregated.
         num_classes: K; 0 returns the features before the classifier.
     """
 

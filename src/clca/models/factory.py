@@ -55,6 +55,7 @@ def create_model(
     clc_recover_at_last: bool = True,
     cla_width: int = 2,
     cla_head: str = "convolution",
+    cla_average: bool = False,
     **backbone_kwargs: Any,
 ) -> TokenReducedViT:
     """A timm ViT with token reduction and Cross-Layer Cache Aggregation.
@@ -77,6 +78,7 @@ def create_model(
         clc_recover_at_last: Whether the cache is recovered once more before the last block.
         cla_width: Features per channel in the aggregation head.
         cla_head: "convolution", the published aggregation head; or "linear", one linear layer over all depths.
+        cla_average: Whether the aggregation head also reads the average of the patches before the first reduction.
         **backbone_kwargs: Passed to `timm.create_model`.
 
     Returns:
@@ -100,6 +102,7 @@ def create_model(
         clc_recover_at_last=clc_recover_at_last,
         cla_width=cla_width,
         cla_head=cla_head,
+        cla_average=cla_average,
         backbone_kwargs=backbone_kwargs,
     )
     return build(config, pretrained=pretrained, weights=weights)
@@ -141,7 +144,7 @@ def reduce_tokens(
         num_classes: Number of classes K; None keeps the model's number and, without CLA, its head.
         weights: Local file to load; it overwrites the shared parameters.
         **settings: As for `create_model`: img_size, reduction, keep_rate, keep_rates, locations, cla, clc, num_clr,
-            clc_gap, clc_recover_at_last, cla_width, cla_head.
+            clc_gap, clc_recover_at_last, cla_width, cla_head, cla_average.
 
     Raises:
         ClcaError: The model or a setting does not fit.

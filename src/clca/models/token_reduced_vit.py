@@ -52,6 +52,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         self.config = config.model_copy(update={"locations": resolved.locations})
         self.locations, self.recover_at = resolved.locations, resolved.recover_at
         self.aggregate_at: tuple[int, ...] = (*self.locations, self.depth - 1) if config.cla else ()
+        self.average_before = self.locations[0] if config.cla and config.cla_average else None
         self.classes: list[str] | None = None
         self.preprocess: dict[str, Any] | None = None
         self.auxiliary_loss: Tensor = torch.zeros(())
@@ -126,7 +127,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
                     f"the aggregation head has no dropout, as published: drop_rate={dropped} has no effect",
                     stacklevel=3,
                 )
-            depths = len(self.aggregate_at)
+            depths = len(self.aggregate_at) + (self.average_before is not None)
             head = (
                 LinearAggregationHead(self.embed_dim, depths, config.num_classes)
                 if config.cla_head == "linear"
@@ -209,8 +210,9 @@ class TokenReducedViT(SavingMixin, TimmInterface):
             x: Images, [B, 3, H, W].
 
         Returns:
-            With CLA the CLS tokens after every location and the last block, [B, G, C]; without it the tokens after
-            the final norm, [B, N, C], where the padding of ATS is zero.
+            With CLA the CLS tokens after every location and the last block, [B, G, C], with `cla_average` after the
+            average of the patches; without it the tokens after the final norm, [B, N, C], where the padding of ATS is
+            zero.
         """
         return self._features(x, None)
 
@@ -230,9 +232,11 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         if len(self.reductions):
             # Once per forward pass: it prepares the state, which the reductions of all locations share.
             cast(Reduction, self.reductions[0]).begin(x, state)
-        cls_tokens = []
+        read_by_head = []
         for i, block in enumerate(self.blocks):
             num_tokens = x.shape[1]
+            if i == self.average_before:
+                read_by_head.append(x[:, self.num_prefix_tokens : num_tokens - self.num_clr].mean(dim=1))
             x = self._run_block(i, block, x, state)  # the block and its reduction
             if trace is not None:
                 # With CLA the last block may put out CLS alone: record the length of its input.
@@ -240,10 +244,10 @@ class TokenReducedViT(SavingMixin, TimmInterface):
             if cache is not None:
                 x = cache.recover_and_store(i, x, state)
             if i in self.aggregate_at:
-                cls_tokens.append(x[:, 0])  # for the head
+                read_by_head.append(x[:, 0])
         self.auxiliary_loss = torch.stack(state.losses).mean() if state.losses else x.new_zeros(())
         if self.cla_head is not None:
-            return torch.stack(cls_tokens, dim=1)
+            return torch.stack(read_by_head, dim=1)
         x = self.norm(x)
         return x if state.valid is None else torch.where(state.valid.unsqueeze(-1), x, x.new_zeros(()))
 

@@ -238,7 +238,7 @@ def _frame(axes: Any, view: View) -> None:
 
 def _depth_bars(axes: Any, explanation: Explanation) -> None:
     values = [depth.logit for depth in explanation.depths]
-    names = [f"block {depth.block}" for depth in explanation.depths]
+    names = [depth.name for depth in explanation.depths]
     places = np.arange(len(values))
     axes.barh(places, values, color=[_FOR if value > 0 else _AGAINST for value in values], height=0.62)
     reach = max(max(map(abs, values)), 1e-9)
@@ -248,7 +248,7 @@ def _depth_bars(axes: Any, explanation: Explanation) -> None:
                   ha="left" if value >= 0 else "right")  # fmt: skip
     axes.set_xlim(min(0.0, *values) - 0.28 * reach * (min(values) < 0), max(0.0, *values) + 0.28 * reach)
     assert explanation.baseline is not None
-    head = f"what each depth's CLS adds: {explanation.baseline:+.2f} → logit {explanation.logit:+.2f}"
+    head = f"what each depth adds: {explanation.baseline:+.2f} → logit {explanation.logit:+.2f}"
     _bars(axes, places, names, head)
     axes.axvline(0, color=_INK, linewidth=0.7)
 

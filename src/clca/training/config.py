@@ -300,6 +300,7 @@ _LATER: dict[str, object] = {
     "probe": "none",
     "freeze_blocks": None,
     "model.cla_head": "convolution",
+    "model.cla_average": False,
     "model.keep_rates": None,
 }
 

@@ -36,7 +36,7 @@ class Features:
     """What the head reads of every image of a data set.
 
     Attributes:
-        values: CLS tokens of the depths, [N, G, C]; of a model without aggregation head what its head reads, [N, 1, C].
+        values: What the aggregation head reads, [N, G, C]; of a model without it what its own head reads, [N, 1, C].
         labels: Classes, [N].
     """
 

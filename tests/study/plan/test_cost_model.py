@@ -108,6 +108,8 @@ def configs(draw: st.DrawFn, reductions: list[str] = REDUCTIONS) -> ModelConfig:
         clc_gap=gap,
         clc_recover_at_last=draw(st.booleans()),
         cla_width=draw(st.sampled_from([1, 2, 3])),
+        cla_head=draw(st.sampled_from(["convolution", "linear"])),
+        cla_average=draw(st.booleans()),
     )
 
 

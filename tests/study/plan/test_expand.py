@@ -69,7 +69,7 @@ def test_a_recipe_on_an_axis_has_its_defaults_for_the_model():
     )
     found = {recipes.labels(run)["recipe"]: recipes.config(run).model for run in recipes.runs}
     assert {name: (model.cla_head, model.clc) for name, model in found.items()} == {
-        "published": ("convolution", True), "quick": ("linear", False), "best": ("linear", True),
+        "published": ("convolution", True), "quick": ("linear", True), "best": ("linear", True),
     }  # fmt: skip
     assert len({run.id for run in recipes.runs}) == 3
 
@@ -184,13 +184,13 @@ def test_settings_without_effect_are_no_part_of_a_model():
 
     assert text(reduction="none", keep_rate=0.5) == text(reduction="none")
     assert text(clc=False, num_clr=4, clc_gap=False, clc_recover_at_last=False) == text(clc=False)
-    assert text(cla=False, cla_width=4) == text(cla=False)
+    assert text(cla=False, cla_width=4, cla_average=True) == text(cla=False)
     dense = {"reduction": "none", "cla": False, "clc": False}
     assert text(**dense, locations=(1, 2)) == text(**dense)
     for module in ("cla", "clc"):
         assert text(**{**dense, module: True}, locations=(1, 2)) != text(**{**dense, module: True})
     assert text(num_clr=4) != text()
-    assert text(cla_width=4) != text()
+    assert text(cla_width=4) != text() != text(cla_average=True)
     assert text(num_classes=7) == text()
 
 

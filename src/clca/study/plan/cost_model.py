@@ -209,7 +209,7 @@ class _Model:
             num_clr=resolved.num_clr,
             gap=config.clc_gap,
             clc=config.clc,
-            cla_width=_head_width(config, len(resolved.locations) + 1),
+            cla_width=_head_width(config, len(resolved.locations) + 1 + config.cla_average),
             training=training,
         )
 

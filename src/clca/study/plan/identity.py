@@ -32,6 +32,7 @@ def model_text(config: ModelConfig) -> str:
             settings.pop(name, None)
     if not config.cla:
         settings.pop("cla_head", None)
+        settings.pop("cla_average", None)
     if not config.cla or config.cla_head == "linear":
         settings.pop("cla_width", None)
     if config.reduction == "none" and not (config.clc or config.cla):

@@ -93,8 +93,9 @@ def depths(tr: Translator, explanation: Explanation) -> str:
     if not explanation.depths:
         return ""
     reach = max(max(abs(depth.logit) for depth in explanation.depths), 1e-9)
+    words = {False: "depth", True: "depth_average"}
     rows = "".join(
-        f"<li><div class=name><span>{escape(tr('depth_average' if depth.average else 'depth', block=depth.block))}</span>"
+        f"<li><div class=name><span>{escape(tr(words[depth.average], block=depth.block))}</span>"
         f"<span>{depth.logit:+.2f}</span></div>"
         f'<div class="bar {"for" if depth.logit > 0 else "against"}">'
         f'<i style="width:{100 * abs(depth.logit) / reach:.2f}%"></i></div></li>'

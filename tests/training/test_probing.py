@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from threadpoolctl import threadpool_info
 
 import clca
@@ -175,6 +176,28 @@ def test_training_starts_from_the_probe(make_config: Make) -> None:
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert set(lines[0]["probe"]) == {"C", "views", "loss", "top1", "val"}
     assert result.train["top1"] > 0.6  # at a rate that alone teaches nothing in two epochs
+
+
+@pytest.mark.parametrize("rates", [{}, {"reduction": "evit", "keep_rates": (0.3, 1.0)}], ids=["one rate", "two rates"])
+def test_training_keeps_the_statistics_of_the_probe(make_config: Make, tmp_path: Path, rates: dict[str, Any]) -> None:
+    """Small batches have other means than all images; the weights are trained."""
+    probed, trained = (
+        train(
+            make_config(
+                model={"cla_head": "linear", **rates}, out=tmp_path / probe, data={"val_split": "none"},
+                **(QUICK | {"probe": probe, "epochs": epochs, "lr": 1e-3}),
+            ),
+            quiet=True,
+        )
+        for probe, epochs in (("only", 1), ("first", 2))
+    )  # fmt: skip
+    before, after = (load_file(run.folder / "model.safetensors") for run in (probed, trained))
+    statistics = {name for name in before if "running_mean" in name or "running_var" in name}
+    assert statistics
+    for name in statistics:
+        assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["cla_head.classifier.weight"], after["cla_head.classifier.weight"])
+    assert not torch.equal(before["blocks.0.mlp.fc1.weight"], after["blocks.0.mlp.fc1.weight"])
 
 
 def test_training_that_makes_the_probe_worse_keeps_the_probe(make_config: Make, tmp_path: Path) -> None:

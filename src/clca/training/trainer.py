@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
 from clca.errors import ClcaError, WorkError
+from clca.models.cross_layer import LinearAggregationHead
 from clca.system.files import left_as_it_was, make_writable, read_json, write_json
 from clca.system.numbers import integer, number, share
 from clca.system.processes import is_first_on_its_machine, is_first_process
@@ -265,6 +266,8 @@ class _Trainer:
         began = monotonic()
         state.schedule.step_update(progress.step)
         state.model.train()
+        if self.config.probe == "first" and isinstance(state.bare.cla_head, LinearAggregationHead):
+            state.bare.cla_head.eval()  # its statistics stay those that it was fitted with: a batch's are noise
         # [loss × images, correct predictions, images, processes asked to stop], on the device and read once: each read
         # synchronises with the host.
         totals = torch.zeros(4, device=accelerator.device)

@@ -213,8 +213,8 @@ def test_runs_of_earlier_versions_keep_their_identity(make_config: Make) -> None
     assert identity(quick(make_config))["probe"] == "only"
 
 
-@pytest.mark.parametrize("asked", [2, None])
-def test_the_views_are_flips_and_each_is_stored(
+@pytest.mark.parametrize("asked", [2, None, 8])
+def test_the_views_are_symmetries_of_the_square_and_each_is_stored(
     asked: int | None, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLCA_CACHE", str(tmp_path / "cache"))
@@ -227,10 +227,22 @@ def test_the_views_are_flips_and_each_is_stored(
     assert len(seen) == views
     for image, flipped in zip(seen, [seen[0], seen[0].flip(3), seen[0].flip(2), seen[0].flip(2, 3)], strict=False):
         assert torch.equal(image, flipped)
+    turned = {tuple(torch.rot90(one, quarter, (2, 3)).flatten().tolist())
+              for one in (seen[0], seen[0].flip(3)) for quarter in range(4)}  # fmt: skip
+    assert {tuple(image.flatten().tolist()) for image in seen} <= turned
+    assert len({tuple(image.flatten().tolist()) for image in seen}) == views
     assert len(list((tmp_path / "cache" / "features").iterdir())) == views
     again = train(quick(make_config, out=tmp_path / "two", val_split="none", probe_views=asked), quiet=True)
     assert again.train == result.train
     assert len(seen) == views
+
+
+@pytest.mark.parametrize(
+    ("images", "trains", "views"),
+    [(2000, False, 4), (2000, True, 8), (2001, True, 2), (5000, False, 2), (5001, True, 1)],
+)
+def test_more_photographs_are_read_in_fewer_views(images: int, trains: bool, views: int) -> None:
+    assert probing._usual_views(images, trains) == views
 
 
 def test_a_run_with_a_probe_is_another_run(make_config: Make, tmp_path: Path) -> None:

@@ -79,11 +79,11 @@ class TrainConfig(Settings):
         description="Fit a linear head to the features of the frozen model, by logistic regression: only, in place of "
         "training; or first, as the start of it.",
     )
-    probe_views: Annotated[int, Field(ge=1, le=4)] | None = Field(
+    probe_views: Annotated[int, Field(ge=1, le=8)] | None = Field(
         None,
         description="Views of each photograph that the probe reads at most: 1, 2 with its mirror image, 4 with both "
-        "upside down; cross-validation chooses among them. If omitted: 4 for up to 2000 photographs, 2 for up to 5000, "
-        "else 1.",
+        "upside down, 8 with all of these by their diagonal; cross-validation chooses 1, 2 or all. If omitted: 4, "
+        "or 8 before training, for up to 2000 photographs; 2 for up to 5000; else 1.",
     )
     epochs: int = Field(
         PUBLISHED_EPOCHS,

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 from torch.utils.data import Subset
 
 from clca.data.cache.limits import FEATURES, beside_cache, free_features
@@ -29,6 +30,21 @@ from clca.training.loaders import end_workers, eval_loader
 
 _CHUNK = 256  # images; an interrupted pass continues after the last whole chunk
 _HEADS = ("cla_head.", "head.", "head_dist.", "rate_statistics.")
+
+
+class View(NamedTuple):
+    """A symmetry of the square: images [B, C, H, W] are flipped along axes, then perhaps turned by their diagonal."""
+
+    flip: tuple[int, ...] = ()
+    transposed: bool = False
+
+    def of(self, images: Tensor) -> Tensor:
+        """The images in this view, [B, C, H, W]."""
+        images = images.flip(self.flip)
+        return images.transpose(2, 3) if self.transposed else images
+
+
+AS_IT_IS = View()
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ def features_of(
     *,
     batch_size: int,
     workers: int,
-    flip: tuple[int, ...] = (),
+    view: View = AS_IT_IS,
     store: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
@@ -66,14 +82,14 @@ def features_of(
         accelerator: Device and precision.
         batch_size: Images per forward pass.
         workers: Processes that read images.
-        flip: Axes of images [B, C, H, W] to reverse first.
+        view: How the images are turned first.
         store: Keep the features in `$CLCA_CACHE/features`, else `~/.cache/clca/features`.
         progress: Called with the number of images done and their total: at the start, and after each batch. What it
             raises ends the pass.
     """
     folder = beside_cache(FEATURES) if store else None
     if folder is not None:
-        folder /= _digest(model, images, accelerator, flip)
+        folder /= _digest(model, images, accelerator, view)
     chunks: list[np.ndarray] = []
     starts = range(0, len(images), _CHUNK)
     for first in starts:
@@ -91,7 +107,7 @@ def features_of(
         passed = done
         if progress is not None:
             progress(passed, len(images))
-        for batch in _batches(model, left, accelerator, batch_size, workers, flip):
+        for batch in _batches(model, left, accelerator, batch_size, workers, view):
             waiting.append(batch)
             passed += len(batch)
             while sum(map(len, waiting)) >= _CHUNK:
@@ -114,7 +130,7 @@ def _batches(
     accelerator: Accelerator,
     batch_size: int,
     workers: int,
-    flip: tuple[int, ...],
+    view: View,
 ) -> Iterator[np.ndarray]:
     device, normalize = accelerator.device, Normalization(model.preprocess or {})
     loader = eval_loader(images, len(images), batch_size, 0, 1, workers, device)
@@ -124,7 +140,7 @@ def _batches(
         with prepacked(model):
             for pixels, _ in loader:
                 with accelerator.autocast():
-                    tokens = model.forward_features(normalize(pixels, device).flip(flip))
+                    tokens = model.forward_features(view.of(normalize(pixels, device)))
                     if model.cla_head is None:
                         tokens = model.forward_head(tokens, pre_logits=True).unsqueeze(1)
                 yield tokens.float().cpu().numpy()
@@ -133,13 +149,13 @@ def _batches(
         model.train(was_training)
 
 
-def _digest(model: TokenReducedViT, images: Any, accelerator: Accelerator, flip: tuple[int, ...]) -> str:
+def _digest(model: TokenReducedViT, images: Any, accelerator: Accelerator, view: View) -> str:
     """Of all that the features follow from; changed images are noticed by their size or time of modification."""
     digest = hashlib.sha256()
     settings = model.config.model_dump(mode="json", exclude={"num_classes", "cla_head", "cla_width", "keep_rates"})
     found = [version("clca"), version("torch"), version("timm"), accelerator.mixed_precision, accelerator.device.type]
     digest.update(
-        json.dumps([settings, model.preprocess, found, repr(images.transform), flip], sort_keys=True).encode()
+        json.dumps([settings, model.preprocess, found, repr(images.transform), view], sort_keys=True).encode()
     )
     for name, tensor in model.state_dict().items():
         if not name.startswith(_HEADS):

@@ -15,14 +15,14 @@ from clca.errors import ClcaError
 from clca.models.cross_layer import LinearAggregationHead
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.elastic import restored_rate
-from clca.training.features import features_of
+from clca.training.features import View, features_of
 from clca.training.loaders import reading_processes
 from clca.training.logistic import LogisticFit, fit_logistic
 from clca.training.preflight import image_size
 from clca.training.state import RunState
 
-_VIEWS = ((), (3,), (2,), (2, 3))
-"""Axes of [B, C, H, W] that are flipped: the photograph, its mirror image, and both upside down."""
+_VIEWS = tuple(View(flip, transposed) for transposed in (False, True) for flip in ((), (3,), (2,), (2, 3)))
+"""The photograph, its mirror image, both upside down, and these four by their diagonal."""
 
 _ALL_VIEWS, _TWO_VIEWS = 2000, 5000  # photographs up to which so many views pay for their time
 
@@ -43,21 +43,21 @@ def probe(state: RunState, progress: Callable[[int, int], None]) -> LogisticFit:
     model, config, images = state.bare, state.config, state.train_images
     require_linear_head(model)
     rates = model.config.keep_rates or (model.keep_rate,)
-    views = _VIEWS[: config.probe_views or _usual_views(len(images))]
-    passes = [(rate, flip) for rate in rates for flip in views]
+    views = _VIEWS[: config.probe_views or _usual_views(len(images), trains=config.probe == "first")]
+    passes = [(rate, view) for rate in rates for view in views]
     augmented = images.transform
     images.transform = eval_transform(image_size(model), IMAGENET_MEAN, IMAGENET_STD, normalize=False)
     found = []
     try:
         with restored_rate(model):
-            for number, (rate, flip) in enumerate(passes):
+            for number, (rate, view) in enumerate(passes):
                 model.keep_rate = rate
 
                 def show(done: int, total: int, earlier: int = number) -> None:
                     progress(earlier * total + done, len(passes) * total)
 
                 features = features_of(
-                    model, images, state.accelerator, batch_size=config.batch_size, flip=flip,
+                    model, images, state.accelerator, batch_size=config.batch_size, view=view,
                     workers=reading_processes(config.workers), store=config.cache, progress=show,
                 )  # fmt: skip
                 found.append(_read_by_head(model, features.values))
@@ -75,8 +75,11 @@ def probe(state: RunState, progress: Callable[[int, int], None]) -> LogisticFit:
     return fit
 
 
-def _usual_views(images: int) -> int:
-    return 4 if images <= _ALL_VIEWS else 2 if images <= _TWO_VIEWS else 1
+def _usual_views(images: int, trains: bool) -> int:
+    """As many as pay for their time; more of them before training, which takes far longer."""
+    if images > _ALL_VIEWS:
+        return 2 if images <= _TWO_VIEWS else 1
+    return 8 if trains else 4
 
 
 def _read_by_head(model: TokenReducedViT, values: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_leaves_mini_is_the_396_runs_that_were_asked_for():
 
 def test_real_leaves_gives_base_and_clca_the_same_recipes():
     study = plan(read_study("real-leaves"), "photos")
-    assert len(study.runs) == 3 * 8 * 3
+    assert len(study.runs) == 3 * 9 * 3
     labels = {run: study.labels(run) for run in study.runs}
     configs = {each["arm"]: study.config(run) for run, each in labels.items() if each["tokens"] == "10 %"}
     assert {name: config.recipe for name, config in configs.items()} == {

@@ -71,8 +71,8 @@ class TrainConfig(Settings):
     recipe: Literal["published", "quick", "best"] = Field(
         "published",
         description="Defaults of the other settings; each can still be given. published: the paper's; quick: a linear "
-        "head on the frozen model; best: quick, then all layers. If omitted, clca train takes quick, or published with "
-        "--config or random weights.",
+        "head on the frozen model; best: quick, then the blocks from the first reduction on. If omitted, clca train "
+        "takes quick, or published with --config or random weights.",
     )
     probe: Literal["none", "only", "first"] = Field(
         "none",

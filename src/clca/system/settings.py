@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -124,13 +124,15 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(annotation: Any) -> bool:
-    """Whether a field holds numbers, or several of them, and never text."""
+    """Whether a field holds numbers, or several of them, and never text but one of given words."""
     kinds = [annotation]
     found = False
     while kinds:
         kind = kinds.pop()
         if kind in (int, float):
             found = True
+        elif get_origin(kind) is Literal:
+            continue
         elif arguments := get_args(kind):
             kinds.extend(arguments)
         elif kind not in (None, type(None), Ellipsis) and not isinstance(kind, (FieldInfo, AfterValidator)):

@@ -13,7 +13,7 @@ from PIL import Image
 from clca.app.i18n import Translator
 from clca.app.inference import Look
 from clca.evaluation.stored import StoredEvaluation
-from clca.explain import Explanation
+from clca.explain import DepthShare, Explanation
 from clca.serve.served_model import Rates
 from clca.serve.service import Ranked
 
@@ -93,15 +93,18 @@ def depths(tr: Translator, explanation: Explanation) -> str:
     if not explanation.depths:
         return ""
     reach = max(max(abs(depth.logit) for depth in explanation.depths), 1e-9)
-    words = {False: "depth", True: "depth_average"}
     rows = "".join(
-        f"<li><div class=name><span>{escape(tr(words[depth.average], block=depth.block))}</span>"
+        f"<li><div class=name><span>{escape(_depth_name(tr, depth))}</span>"
         f"<span>{depth.logit:+.2f}</span></div>"
         f'<div class="bar {"for" if depth.logit > 0 else "against"}">'
         f'<i style="width:{100 * abs(depth.logit) / reach:.2f}%"></i></div></li>'
         for depth in explanation.depths
     )
     return f"<div class=clca-answer><h2>{escape(tr('depths', name=explanation.target))}</h2><ol>{rows}</ol></div>"
+
+
+def _depth_name(tr: Translator, depth: DepthShare) -> str:
+    return tr("depth_average" if depth.average else "depth", block=depth.block)
 
 
 def _percent(share: float) -> str:

@@ -82,7 +82,7 @@ class TrainConfig(Settings):
     probe_views: Annotated[int, Field(ge=1, le=8)] | None = Field(
         None,
         description="Views of each photograph that the probe reads at most: 1, 2 with its mirror image, 4 with both "
-        "upside down, 8 with all of these by their diagonal; cross-validation chooses 1, 2 or all. If omitted: 4, "
+        "upside down, 8 with these four mirrored at the diagonal; cross-validation chooses 1, 2 or all. If omitted: 4, "
         "or 8 before training, for up to 2000 photographs; 2 for up to 5000; else 1.",
     )
     epochs: int = Field(

@@ -33,7 +33,7 @@ _HEADS = ("cla_head.", "head.", "head_dist.", "rate_statistics.")
 
 
 class View(NamedTuple):
-    """A symmetry of the square: images [B, C, H, W] are flipped along axes, then perhaps turned by their diagonal."""
+    """A symmetry of the square: images [B, C, H, W] are flipped along axes, then perhaps mirrored at the diagonal."""
 
     flip: tuple[int, ...] = ()
     transposed: bool = False

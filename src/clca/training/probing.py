@@ -22,7 +22,7 @@ from clca.training.preflight import image_size
 from clca.training.state import RunState
 
 _VIEWS = tuple(View(flip, transposed) for transposed in (False, True) for flip in ((), (3,), (2,), (2, 3)))
-"""The photograph, its mirror image, both upside down, and these four by their diagonal."""
+"""The photograph, its mirror image, both upside down, and these four mirrored at the diagonal."""
 
 _ALL_VIEWS, _TWO_VIEWS = 2000, 5000  # photographs up to which so many views pay for their time
 

@@ -16,7 +16,7 @@ from every_export import INT8, KINDS, build
 from pt2_files import members
 
 from clca.export import load_exported, onnx_operators, pt2_operators
-from clca.export.onnx_file import save_onnx, to_onnx
+from clca.export.onnx_file import output_names, save_onnx, to_onnx
 from clca.export.program import capture, save_pt2
 from clca.export.pt2_schema import Argument, Output
 
@@ -45,7 +45,7 @@ def export_kind(kind: str, folder: Path) -> tuple[Any, list[Path], dict[str, set
     program = capture(model, kind)
     files = [folder / "a.pt2", folder / "a.onnx"]
     save_pt2(model, program, files[0])
-    proto = to_onnx(program, kind)
+    proto = to_onnx(program, kind, output_names(model))
     save_onnx(model, proto, files[1])
     if kind in INT8:
         files.append(folder / "int8.onnx")

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 import clca
+from clca.models.confidence import Confidence, Confidences, read_by_head
 from clca.reductions.registry import SHIPPED
+from clca.training.confidence import fit_confidence
 
 SIZE, CLASSES = 32, 7
 _NARROW: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 2}
@@ -58,6 +60,7 @@ def _kinds() -> dict[str, dict[str, Any]]:
         placed = _TWICE if name in ("evit", "ats", "tome") else _ONCE
         kinds[name] = {"reduction": name, "style": _STYLE_OF[name], **placed}
     kinds["linear head"] = {"cla_head": "linear", "cla_average": True, "reduction": "topk", **_ONCE}
+    kinds["linear head"] |= {"confidence": True}
     kinds["evit, base"] = {"reduction": "evit", **_BASE, **_ONCE}
     for style in _ALONE:
         kinds[style] = {"style": style, **_BASE}
@@ -78,12 +81,29 @@ INT8 = ("evit", "sit", "hybrid_resnetv2")
 """Kinds that are exported in int8 too: all have the same linear layers."""
 
 
-def build(style: str = "deit", img_size: int | tuple[int, int] = SIZE, **settings: Any) -> clca.TokenReducedViT:
+def build(
+    style: str = "deit", img_size: int | tuple[int, int] = SIZE, confidence: bool = False, **settings: Any
+) -> clca.TokenReducedViT:
     """The model of one of `KINDS`, with classes."""
     backbone, extra = STYLES[style]
     model = clca.create_model(backbone, **{"img_size": img_size, **extra, "num_classes": CLASSES, **settings})
     model.classes = [f"class {number}" for number in range(CLASSES)]
-    return uneven(model).eval()
+    uneven(model).eval()
+    if confidence:
+        model.confidence = Confidences([calibrated(model)])
+    return model
+
+
+def calibrated(model: clca.TokenReducedViT) -> Confidence:
+    """A confidence of a model, set on noise."""
+    images = torch.randn(60, model.in_chans, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(60) % model.num_classes
+    with torch.no_grad():
+        features = model.forward_features(images)
+        tokens, logits = read_by_head(model, features), model.forward_head(features)
+    return fit_confidence(
+        model, model.keep_rate, tokens[:36].numpy(), labels[:36].numpy(), tokens[36:], logits[36:], labels[36:]
+    )
 
 
 def uneven(model: clca.TokenReducedViT, seed: int = 0) -> clca.TokenReducedViT:

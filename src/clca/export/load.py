@@ -37,7 +37,7 @@ class Exported:
     """
 
     def __init__(
-        self, path: Path, kind: str, metadata: dict[str, Any], compute: Callable[[Any], Any], threads: int | None
+        self, path: Path, kind: str, metadata: dict[str, Any], compute: Callable[[Any], list[Any]], threads: int | None
     ) -> None:
         self.path, self.kind, self.metadata, self.threads = path, kind, metadata, threads
         self.classes: list[str] | None = metadata["classes"]
@@ -51,12 +51,29 @@ class Exported:
         Raises:
             ClcaError: The images have another size, the batch is empty, or the computation fails.
         """
+        return self._run(images)[0]
+
+    def with_confidence(self, images: Images) -> tuple[Images, Images]:
+        """Compute calibrated probabilities [B, K], and unfamiliarity [B]: an image beyond 1 is none of the classes.
+
+        Raises:
+            ClcaError: As calling it, or the file has no confidence: the model was not calibrated at its keep rate.
+        """
+        found = self.metadata.get("confidence")
+        if found is None:
+            raise ClcaError(f"{self.path}: has no confidence: export a run with a val split, at its own keep rate")
+        logits, unfamiliarity = self._run(images)
+        scaled: Any = torch.as_tensor(logits) / found["temperature"]
+        probabilities = scaled.softmax(1)
+        return (probabilities if isinstance(images, Tensor) else probabilities.numpy()), unfamiliarity
+
+    def _run(self, images: Images) -> list[Images]:
         if tuple(images.shape[1:]) != self._shape or len(images) == 0:
             raise ClcaError(
                 f"{self.path} expects images [B, {', '.join(map(str, self._shape))}], got {[*images.shape]}"
             )
         try:
-            logits = self._compute(images)
+            return self._compute(images)
         except (
             RuntimeError,
             ValueError,
@@ -65,7 +82,6 @@ class Exported:
         ) as error:  # the errors of the runtimes are subclasses of these
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise ClcaError(f"{self.path} fails on images {[*images.shape]}: {why}") from None
-        return logits
 
 
 def load_exported(path: str | Path, threads: int | None = None, *, trusted: bool = False) -> Exported:
@@ -104,10 +120,10 @@ def _load_onnx(path: Path, threads: int | None, trusted: bool) -> Exported:
     if trusted:
         metadata = _metadata_of(session, path)
 
-    def compute(images: Any) -> Any:
+    def compute(images: Any) -> list[Any]:
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-        logits = session.run(None, {INPUT: array})[0]
-        return torch.from_numpy(logits) if isinstance(images, Tensor) else logits
+        results = session.run(None, {INPUT: array})
+        return [torch.from_numpy(each) for each in results] if isinstance(images, Tensor) else results
 
     return Exported(path, "onnx", metadata, compute, threads)
 
@@ -132,7 +148,10 @@ def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
             metadata = json.loads(extra[METADATA_FILE])
             check_metadata(metadata)
             if not trusted:
-                check_size(program, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
+                check_size(
+                    program, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1],
+                    confidence=metadata.get("confidence") is not None,
+                )  # fmt: skip
             module = program.module()
     except TooLarge as error:
         reason = str(error).partition("\n")[0]  # torch.fx adds the node
@@ -142,10 +161,11 @@ def _load_pt2(path: Path, threads: int | None, trusted: bool) -> Exported:
     except Exception:  # a damaged archive raises almost any exception
         raise ClcaError(f"{path}: is not a program that clca exported") from None
 
-    def compute(images: Any) -> Any:
+    def compute(images: Any) -> list[Any]:
         batch = images if isinstance(images, Tensor) else torch.from_numpy(images)
         with using_threads(threads), torch.no_grad():
-            logits = module(batch)
-        return logits if isinstance(images, Tensor) else logits.numpy()
+            results = module(batch)
+        results = list(results) if isinstance(results, tuple) else [results]
+        return results if isinstance(images, Tensor) else [each.numpy() for each in results]
 
     return Exported(path, "pt2", metadata, compute, threads)

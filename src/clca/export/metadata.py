@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -11,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
+from clca.models.confidence import Confidence
 from clca.models.cost import cost
 from clca.models.limits import LARGEST_SIDE
 from clca.models.token_reduced_vit import TokenReducedViT
 
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+INPUT, OUTPUT, UNFAMILIARITY, BATCH = "images", "logits", "unfamiliarity", "batch"
 _FORMAT = "clca-export-1"
 
 TRUST = "if you trust its source, load_exported(path, trusted=True) loads it"
@@ -42,6 +44,11 @@ class _Output(_Part):
     dtype: Literal["float32"]
 
 
+class _Confidence(_Part):
+    output: Literal[UNFAMILIARITY]  # type: ignore[valid-type]
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+
+
 class _Metadata(_Part):
     """The entries that are read back; others are documentation."""
 
@@ -50,6 +57,7 @@ class _Metadata(_Part):
     preprocess: dict[str, Any] | None
     input: _Input
     output: _Output
+    confidence: _Confidence | None = None
 
 
 def one_line(text: str) -> str:
@@ -82,7 +90,8 @@ def describe(model: TokenReducedViT, **more: Any) -> dict[str, Any]:
     Returns:
         `classes` (in the order of the logits; None if the model has none), `preprocess` (its settings, and `steps`,
         which describe in words how to prepare an image file; None if the model has none), `input` and `output` (name,
-        shape, type, meaning), `config`, `keep_rate`, `gmacs` (10⁹ multiply-accumulates per image), versions.
+        shape, type, meaning), `confidence` (temperature, and the second output; None if the model has none at its keep
+        rate), `config`, `keep_rate`, `gmacs` (10⁹ multiply-accumulates per image), versions.
     """
     height, width = model.patch_embed.img_size
     config = json.loads(model.config.model_dump_json())
@@ -104,12 +113,33 @@ def describe(model: TokenReducedViT, **more: Any) -> dict[str, Any]:
             "dtype": "float32",
             "meaning": "scores before softmax, in the order of classes",
         },
+        "confidence": _described_confidence(model),
         "config": config,
         "keep_rate": config["keep_rate"],
         "gmacs": round(cost(model).gmacs, 6),
         "clca_version": version("clca"),
         "torch_version": torch.__version__,
         **more,
+    }
+
+
+def confidence_of(model: TokenReducedViT) -> Confidence | None:
+    """The confidence that is exported with a model: that of its keep rate."""
+    return None if model.confidence is None else model.confidence.at(model.keep_rate)
+
+
+def _described_confidence(model: TokenReducedViT) -> dict[str, Any] | None:
+    found = confidence_of(model)
+    if found is None:
+        return None
+    return {
+        "temperature": found.temperature.item(),
+        "probabilities": "softmax(logits / temperature)",
+        "output": UNFAMILIARITY,
+        "shape": [BATCH],
+        "dtype": "float32",
+        "meaning": "distance from the known classes; an image with more than 1 is none of them",
+        **asdict(found.facts),
     }
 
 

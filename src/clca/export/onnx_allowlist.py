@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clca.errors import ClcaError
-from clca.export.metadata import INPUT, OUTPUT, TRUST, check_metadata, one_line
+from clca.export.metadata import INPUT, OUTPUT, TRUST, UNFAMILIARITY, check_metadata, one_line
 from clca.export.onnx_operators import OPERATORS
 from clca.export.pt2_size import TooLarge, check_operations, memory_limit
 
@@ -71,8 +71,9 @@ def checked_model(path: Path, opset: int) -> tuple[bytes, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ClcaError(f"{path}: is an ONNX file that clca did not export") from None
     try:
-        _check_parts(model, opset)
-        _check_shapes(model, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1])
+        outputs = [OUTPUT] if metadata.get("confidence") is None else [OUTPUT, UNFAMILIARITY]
+        _check_parts(model, opset, outputs)
+        _check_shapes(model, tuple(metadata["input"]["shape"][1:]), metadata["output"]["shape"][1], outputs)
     except _Refused as error:
         raise ClcaError(
             f"{path}: {error}, which no export of a built-in reduction of clca does, so it is not loaded; {TRUST}"
@@ -137,7 +138,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("an integer without an end")
 
 
-def _check_parts(model: Any, opset: int) -> None:
+def _check_parts(model: Any, opset: int, outputs: list[str]) -> None:
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.initializer):
         _check_fields(part)
@@ -145,8 +146,8 @@ def _check_parts(model: Any, opset: int) -> None:
         raise _Refused(f"its operators are not those of opset {opset}")
     if len(graph.node) > _MOST_NODES:
         raise _Refused(f"it has {len(graph.node)} nodes")
-    if [value.name for value in graph.input] != [INPUT] or [value.name for value in graph.output] != [OUTPUT]:
-        raise _Refused(f"its input or output is not {INPUT} and {OUTPUT}")
+    if [value.name for value in graph.input] != [INPUT] or [value.name for value in graph.output] != outputs:
+        raise _Refused(f"its input is not {INPUT}, or its output not {' and '.join(outputs)}")
     for node in graph.node:
         if node.domain or node.op_type not in OPERATORS:
             raise _Refused(f"it calls {one_line(f'{node.domain}.{node.op_type}'.lstrip('.'))}")
@@ -184,9 +185,9 @@ def _width(data_type: int) -> int:
     return helper.tensor_dtype_to_np_dtype(data_type).itemsize
 
 
-def _check_shapes(model: Any, shape: tuple[int, ...], outputs: int) -> None:
+def _check_shapes(model: Any, shape: tuple[int, ...], classes: int, outputs: list[str]) -> None:
     """Infer all shapes for two images; refuse shapes that are unknown, and tensors that need too much memory."""
-    graph = _inferred(model, shape)
+    graph = _inferred(model, shape, outputs)
     values = (*graph.input, *graph.value_info, *graph.output)
     shapes = {value.name: _shape(value) for value in values} | {t.name: (*t.dims,) for t in graph.initializer}
     _check_operations(graph, shapes)
@@ -199,10 +200,9 @@ def _check_shapes(model: Any, shape: tuple[int, ...], outputs: int) -> None:
             raise _Refused(f"{node.op_type} needs tensors of {now:.2g} bytes")
         now -= sum(sizes.get(name, 0) for name in {*node.input} if last[name] == index)
         now -= sum(sizes[name] for name in node.output if name and name not in last)
-    (logits,) = graph.output
-    found = [dim.dim_value for dim in logits.type.tensor_type.shape.dim]
-    if len(found) != 2 or found[0] != _BATCH or found[1] != (outputs or found[1]):
-        raise _Refused(f"its output for {_BATCH} images has shape {found}")
+    found, *others = ([dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.output)
+    if len(found) != 2 or found[0] != _BATCH or found[1] != (classes or found[1]) or others not in ([], [[_BATCH]]):
+        raise _Refused(f"its output for {_BATCH} images has shape {' and '.join(map(str, (found, *others)))}")
 
 
 def _check_operations(graph: Any, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -236,7 +236,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(dim.dim_value for dim in kind.shape.dim)
 
 
-def _inferred(model: Any, shape: tuple[int, ...]) -> Any:
+def _inferred(model: Any, shape: tuple[int, ...], outputs: list[str]) -> Any:
     """The graph for two images, without weights, with all shapes that can be inferred."""
     import onnx
 
@@ -246,7 +246,8 @@ def _inferred(model: Any, shape: tuple[int, ...]) -> Any:
     graph.node.extend(model.graph.node)
     info = onnx.helper.make_tensor_value_info
     graph.input.append(info(INPUT, onnx.TensorProto.FLOAT, [_BATCH, *shape]))
-    graph.output.append(onnx.ValueInfoProto(name=OUTPUT, type=info("", onnx.TensorProto.FLOAT, None).type))
+    for name in outputs:
+        graph.output.append(onnx.ValueInfoProto(name=name, type=info("", onnx.TensorProto.FLOAT, None).type))
     known = {}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= _SMALL:

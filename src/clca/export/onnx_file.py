@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from clca.errors import ClcaError, WorkError
-from clca.export.metadata import BATCH, INPUT, OUTPUT, describe
+from clca.export.metadata import BATCH, INPUT, OUTPUT, UNFAMILIARITY, confidence_of, describe
 from clca.export.onnx_ops import translations
 from clca.export.program import capture, failure_reason, model_name, quiet
 from clca.models.token_reduced_vit import TokenReducedViT
@@ -59,7 +59,12 @@ def build_onnx(model: TokenReducedViT) -> Any:
         raise WorkError(
             f"{name} cannot be exported: {size / 2**30:.1f} GB exceeds the ONNX limit of 2 GB per file; use --to pt2"
         )
-    return to_onnx(capture(model, name), name)
+    return to_onnx(capture(model, name), name, output_names(model))
+
+
+def output_names(model: TokenReducedViT) -> tuple[str, ...]:
+    """The names of what an exported model returns."""
+    return (OUTPUT,) if confidence_of(model) is None else (OUTPUT, UNFAMILIARITY)
 
 
 def save_onnx(model: TokenReducedViT, proto: Any, path: Path, *, int8: bool = False) -> None:
@@ -102,7 +107,8 @@ def to_onnx(program: ExportedProgram, name: str, outputs: tuple[str, ...] = (OUT
                 dim.dim_param = dim.dim_param.replace(symbol, BATCH)
     for node in proto.graph.node:
         origin = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
-        node.doc_string = _NOT_QUANTIZED if any(f"'model.{part}" in origin for part in _KEPT_IN_FLOAT) else ""
+        kept = "'confidence" in origin or any(f"'model.{part}" in origin for part in _KEPT_IN_FLOAT)
+        node.doc_string = _NOT_QUANTIZED if kept else ""
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.functions):
         del part.metadata_props[:]
     return proto

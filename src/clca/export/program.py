@@ -11,30 +11,38 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from clca.errors import ClcaError, WorkError
-from clca.export.metadata import BATCH, describe
+from clca.export.metadata import BATCH, confidence_of, describe
+from clca.models.confidence import read_by_head
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.system.files import replacing
 
 METADATA_FILE = "metadata.json"
+Module = TypeVar("Module", bound=nn.Module)
 _EXAMPLE_BATCH = 2  # torch.export treats 1 as a constant
 
 
 class _Named(nn.Module):
-    """A wrapper that names the input of a model `images`."""
+    """A wrapper that names the input of a model `images`, and adds its unfamiliarity to what it returns."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = plain_copy(model)  # exporting modifies the module
+        self.model: Any = plain_copy(model)  # exporting modifies the module
+        found = confidence_of(self.model) if isinstance(model, TokenReducedViT) else None
+        self.confidence = None if found is None else plain_copy(found)
 
     def forward(self, images: Tensor) -> Any:
-        return self.model(images)
+        if self.confidence is None:
+            return self.model(images)
+        features = self.model.forward_features(images)
+        unfamiliarity = self.confidence(read_by_head(self.model, features))
+        return self.model.forward_head(features), unfamiliarity
 
 
 def export_pt2(model: TokenReducedViT, path: str | Path) -> Path:
@@ -93,7 +101,7 @@ def capture(model: nn.Module, name: str, img_size: tuple[int, int] | None = None
     return program
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
+def plain_copy(model: Module) -> Module:
     """A copy of the model in evaluation mode, in float32, on the CPU."""
     return copy.deepcopy(model).float().cpu().eval()
 

@@ -92,6 +92,7 @@ OPERATORS = frozenset(
         "torch.ops.aten.softmax.int",
         "torch.ops.aten.split.Tensor",
         "torch.ops.aten.split_with_sizes.default",
+        "torch.ops.aten.sqrt.default",
         "torch.ops.aten.sqrt_.default",
         "torch.ops.aten.square.default",
         "torch.ops.aten.squeeze.dim",

@@ -67,9 +67,10 @@ _SYMBOL_NAME = "s[0-9]{1,9}"
 _SYMBOL = rf"Symbol\('{_SYMBOL_NAME}', positive=True, integer=True\)"
 _PART = "_?[A-Za-z0-9][A-Za-z0-9_]*"  # of a module name; names with leading __ are special in Python
 
-# Specification of the input (images) and output (logits): torch imports the types that such a text names.
+# Specification of input (images) and output (logits, unfamiliarity): torch imports the types that such a text names.
 _TENSOR = '{"type": null, "context": null, "children_spec": []}'
 _ONE_RESULT = f"[1, {_TENSOR}]"
+_TWO_RESULTS = f'[1, {{"type": "builtins.tuple", "context": "null", "children_spec": [{_TENSOR}, {_TENSOR}]}}]'
 _ONE_ARGUMENT = (
     '[1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": "builtins.tuple", "context": "null", '
     f'"children_spec": [{_TENSOR}]}}, {{"type": "builtins.dict", "context": "[]", "children_spec": []}}]}}]'
@@ -305,14 +306,14 @@ class _OutputSpec(_Strict):
 
 class _Signature(_Strict):
     input_specs: Annotated[list[_InputSpec], Field(max_length=_MOST_NODES)]
-    output_specs: Annotated[list[_OutputSpec], Field(min_length=1, max_length=1)]
+    output_specs: Annotated[list[_OutputSpec], Field(min_length=1, max_length=2)]
 
 
 class _CallSignature(_Strict):
     inputs: _Empty
     outputs: _Empty
     in_spec: Literal[_ONE_ARGUMENT]  # type: ignore[valid-type]
-    out_spec: Literal[_ONE_RESULT]  # type: ignore[valid-type]
+    out_spec: Literal[_ONE_RESULT, _TWO_RESULTS]  # type: ignore[valid-type]
     forward_arg_names: Annotated[list[Literal[INPUT]], Field(min_length=1, max_length=1)]  # type: ignore[valid-type]
 
 

@@ -98,13 +98,14 @@ def check_operations(macs: int, elements: int, batch: int) -> None:
         raise TooLarge(f"{operations:.2g} operations per image")
 
 
-def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -> None:
+def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int, confidence: bool = False) -> None:
     """Run a program on fake tensors, and refuse it if it needs more memory or operations than such a model does.
 
     Args:
         program: A program on images.
         shape: Shape of an image, [C, H, W].
         outputs: Number of logits; 0 if any number is accepted.
+        confidence: Whether it also returns one number for each image.
 
     Raises:
         TooLarge: It needs too much memory or time for its images.
@@ -123,9 +124,11 @@ def check_size(program: ExportedProgram, shape: tuple[int, ...], outputs: int) -
             for spec in program.graph_signature.input_specs
         ]
         with torch.no_grad(), mode, flop_counter() as flops, _Counter(batch * limit) as counter:
-            (logits,) = torch.fx.Interpreter(program.graph_module).run(*inputs)
+            logits, *others = torch.fx.Interpreter(program.graph_module).run(*inputs)
         check_operations(flops.get_total_flops() // 2, counter.elements, batch)
         if logits.dtype != torch.float32 or logits.ndim != 2 or logits.shape[0] != batch:
             raise TooLarge(f"logits {[*logits.shape]} for {batch} images")
+        if [(other.dtype, *other.shape) for other in others] != [(torch.float32, batch)] * confidence:
+            raise TooLarge(f"{len(others)} more results for {batch} images")
         if outputs and logits.shape[1] != outputs:
             raise TooLarge(f"{logits.shape[1]} logits for {outputs} classes")

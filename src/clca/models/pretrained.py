@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clca.errors import ClcaError
+from clca.models.confidence import CONFIDENCE, load_confidences
 from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
@@ -65,6 +66,7 @@ def load_folder(folder: Path, content: dict[str, Any] | None = None) -> TokenRed
     except MemoryError:
         raise ClcaError(f"{folder}: this machine does not have enough memory for the model") from None
     model.classes, model.preprocess = content.get("classes"), content.get("preprocess")
+    model.confidence = load_confidences(model, folder / CONFIDENCE)
     return model.eval()
 
 
@@ -132,7 +134,7 @@ def _fetch(hub_id: str, revision: str | None, token: str | bool | None) -> Path:
     )
 
     try:
-        folder = snapshot_download(hub_id, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS])
+        folder = snapshot_download(hub_id, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CONFIDENCE])
     except HFValidationError:
         raise ClcaError(f"no run or saved model at {hub_id}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -6,6 +6,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from clca.errors import ClcaError, WorkError, reason
 from clca.models.backbones import PAPER_BACKBONES, build_backbone, resolve
+from clca.models.confidence import CONFIDENCE, Confidences
 from clca.models.config import ModelConfig
 from clca.models.limits import LARGEST_STORED_SIDE, MOST_PATCHES
 from clca.models.stored_model import check_classes, check_preprocess, check_storable, read_config
@@ -36,10 +38,11 @@ class SavingMixin(nn.Module):
     num_classes: int
     classes: list[str] | None
     preprocess: dict[str, Any] | None
+    confidence: Confidences | None
     patch_embed: Any
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into the folder; see `clca.from_pretrained`."""
+        """Write the files that `clca.from_pretrained` loads into the folder."""
         save_pretrained(self, folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -75,9 +78,14 @@ def save_pretrained(model: SavingMixin, folder: str | Path, *, checked: bool = F
             raise ClcaError(f"{folder / CONFIG} would be larger than {MOST_BYTES / 2**20:g} MiB: shorten the classes")
         tensors = _separate(state)
         # Both are written before either is replaced, so that a full disk leaves the old pair intact.
-        with temporary_beside(folder / WEIGHTS) as weights, temporary_beside(folder / CONFIG) as text:
+        with ExitStack() as files:
+            if model.confidence is not None:
+                model.confidence.save(files.enter_context(temporary_beside(folder / CONFIDENCE)))
+            weights, text = (files.enter_context(temporary_beside(folder / name)) for name in (WEIGHTS, CONFIG))
             save_file(tensors, weights, metadata={"format": "pt"})
             text.write_text(written, encoding="utf-8")
+        if model.confidence is None:  # one that is there was set for other weights
+            (folder / CONFIDENCE).unlink(missing_ok=True)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise ClcaError(f"{folder} cannot be written: {reason(error)}") from None
     except (OSError, SafetensorError) as error:

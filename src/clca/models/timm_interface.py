@@ -44,6 +44,9 @@ class TimmInterface(nn.Module):
     head: nn.Module
     attn_pool: nn.Module | None
     cla_head: AggregationHead | None
+    average_before: int | None
+    aggregate_at: tuple[int, ...]
+    confidence: Any
     grad_checkpointing: bool
 
     @property
@@ -71,6 +74,7 @@ class TimmInterface(nn.Module):
         if another and (global_pool not in _POOLS or self.attn_pool is not None or hasattr(self, "head_dist")):
             raise ClcaError(f"global_pool={global_pool!r}: this backbone pools by {self.global_pool!r}")
         self.config, self.num_classes, self.classes = config, config.num_classes, None
+        self.confidence = None
         if self.cla_head is not None:
             self.cla_head.reset(num_classes)
             return
@@ -107,7 +111,7 @@ class TimmInterface(nn.Module):
                 f"{self.patch_embed.img_size[1]} pixels: make and train a new model with img_size={img_size}"
             )
         self._resize_embedding((height, width))
-        self.config = config
+        self.config, self.confidence = config, None
         if self.preprocess is not None and height == width and {"img_size", "resize"} <= set(self.preprocess):
             resize = round(self.preprocess["resize"] * height / self.preprocess["img_size"])
             self.preprocess = self.preprocess | {"img_size": height, "resize": resize}

@@ -19,6 +19,7 @@ from clca.kernels.dispatch import can_split
 from clca.kernels.linear import embed_patches
 from clca.models.backbones import check_fits, check_img_size
 from clca.models.block import BlockOptions, run_block
+from clca.models.confidence import Confidences
 from clca.models.config import ModelConfig, validated
 from clca.models.cross_layer import AggregationHead, CrossLayerAggregationHead, CrossLayerCache, LinearAggregationHead
 from clca.models.pooling import pool_padded
@@ -55,6 +56,7 @@ class TokenReducedViT(SavingMixin, TimmInterface):
         self.average_before = self.locations[0] if config.cla and config.cla_average else None
         self.classes: list[str] | None = None
         self.preprocess: dict[str, Any] | None = None
+        self.confidence: Confidences | None = None  # set it to None if you change weights
         self.auxiliary_loss: Tensor = torch.zeros(())
         self.grad_checkpointing = False
         self.economical = True  # False: also compute what is never read, as the published program does

@@ -1,4 +1,5 @@
-"""A run is a folder: `config.json`, `metrics.jsonl`, `model.safetensors`, `last.ckpt`, `summary.json`.
+"""A run is a folder: `config.json`, `metrics.jsonl`, `model.safetensors`, `last.ckpt`, `summary.json`; also
+`confidence.safetensors` where there were images to set it on.
 
 All files except the growing `metrics.jsonl` are written atomically: an interruption or a full disk leaves the previous
 version intact.
@@ -22,14 +23,15 @@ from clca.training.config import TrainConfig, identity
 if TYPE_CHECKING:
     from clca.models.token_reduced_vit import TokenReducedViT
 
-CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY = (
+CONFIG, METRICS, WEIGHTS, CONFIDENCE, CHECKPOINT, SUMMARY = (
     "config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "confidence.safetensors",
     "last.ckpt",
     "summary.json",
 )
-FILES = (CONFIG, METRICS, WEIGHTS, CHECKPOINT, SUMMARY)
+FILES = (CONFIG, METRICS, WEIGHTS, CONFIDENCE, CHECKPOINT, SUMMARY)
 
 State = Literal["new", "started", "finished"]
 
@@ -86,6 +88,10 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    @property
+    def confidence(self) -> Path:
+        return self.path / CONFIDENCE
 
     @property
     def checkpoint(self) -> Path:

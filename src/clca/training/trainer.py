@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 from clca.data.transforms import Normalization
 from clca.errors import ClcaError, WorkError
 from clca.models.cross_layer import LinearAggregationHead
-from clca.system.files import left_as_it_was, make_writable, read_json, write_json
+from clca.system.files import left_as_it_was, make_writable, read_json, replacing, write_json
 from clca.system.numbers import integer, number, share
 from clca.system.processes import is_first_on_its_machine, is_first_process
 from clca.system.signals import Interrupted, first_signal
+from clca.training.confidence import FEWEST_IMAGES, set_confidence
 from clca.training.config import TrainConfig, default_run_folder
 from clca.training.device import automatic_precision, make_accelerator
 from clca.training.elastic import ElasticStep, evaluate_rates
@@ -440,6 +441,30 @@ class _Trainer:
 
     # -- the end -----------------------------------------------------------------------------------------------
 
+    def _set_confidence(self) -> None:
+        """Calibrate the kept weights and write `confidence.safetensors`, or log why there is none."""
+        state, split = self.state, self.config.watched_split
+        count = len(state.watched_images) if state.watched_images is not None and split == "val" else 0
+        if count < FEWEST_IMAGES:
+            why = f"fewer than {FEWEST_IMAGES} val images ({count})" if count else "no val split is watched"
+            self.display.log(f"probabilities are not calibrated, and no image is called unfamiliar: {why}")
+            return
+        confidences = set_confidence(state, RunFolder(state.folder).load_model(), self._show_confidence)
+        with replacing(state.run.confidence) as temporary:
+            confidences.save(temporary)
+        for one in confidences.each:
+            rate, facts = f"keep rate {one.keep_rate}: " if len(confidences.each) > 1 else "", one.facts
+            self.display.log(
+                f"{rate}probabilities calibrated on {facts.images} val images, temperature "
+                f"{one.temperature.item():.2f}: loss {facts.loss:.3f}, now {facts.scaled_loss:.3f}; expected "
+                f"calibration error {facts.ece:.3f}, now {facts.scaled_ece:.3f}"
+            )
+
+    def _show_confidence(self, done: int, total: int) -> None:
+        if self.stop_signal:  # everything else is saved
+            raise Interrupted(self.state.folder, self.progress.step, self.stop_signal)
+        self.display.features(done, total)
+
     def _finish(self) -> RunResult:
         """Write the weights and the summary."""
         state, progress = self.state, self.progress
@@ -448,6 +473,8 @@ class _Trainer:
             state.save_weights()
         if self.config.probe != "only":
             state.save()
+        if state.first:
+            self._set_confidence()
         assert progress.train is not None
         result = RunResult(
             folder=state.folder,

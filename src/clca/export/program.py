@@ -34,7 +34,7 @@ class _Named(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = plain_copy(model)  # exporting modifies the module
-        found = confidence_of(self.model) if isinstance(model, TokenReducedViT) else None
+        found = confidence_of(model) if isinstance(model, TokenReducedViT) else None
         self.confidence = None if found is None else plain_copy(found)
 
     def forward(self, images: Tensor) -> Any:

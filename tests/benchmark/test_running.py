@@ -159,7 +159,7 @@ def test_files_are_whole_and_say_the_same(result: Benchmark, tmp_path: Path) -> 
     assert {path.name for path in written} == {"benchmark.json", "benchmark.csv", "speedup.png", "speedup.pdf"}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open(encoding="utf-8-sig")))
     assert len(content["rows"]) == len(rows) == len(result.rows)
     for ours, theirs in zip(content["rows"], rows, strict=True):
         assert float(theirs["speed_up_median"]) == ours["speed_up"]["median"]
@@ -427,7 +427,7 @@ def test_runs_with_a_keep_rate_per_location_are_measured_and_drawn(tmp_path: Pat
     assert "speedup.png" in [path.name for path in found.write(tmp_path / "out")]
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert content["rows"][2]["keep_rate"] == content["growth"][0]["keep_rate"] == list(rates)
-    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open(encoding="utf-8-sig")))
     assert [row["keep_rate"] for row in rows] == ["1", "1", "0.8 0.6 0.4"] * 2
 
 

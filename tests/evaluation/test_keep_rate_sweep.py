@@ -97,7 +97,7 @@ def test_the_table_says_the_same_in_every_form(run: Path, capsys: pytest.Capture
     assert output.err.splitlines() == ["keep rate 1: done", "keep rate 0.5: done", "keep rate 0.25: done"]
     content = json.loads((room / "test-sweep.json").read_text())
     assert (content["format"], content["reduction"], content["images"]) == ("clca-sweep-1", "evit", 18)
-    rows = list(csv.DictReader((room / "test-sweep.csv").open()))
+    rows = list(csv.DictReader((room / "test-sweep.csv").open(encoding="utf-8-sig")))
     assert [row["keep_rate"] for row in rows] == ["1", "0.5", "0.25"]
     for row, point in zip(rows, content["points"], strict=True):
         assert float(row["top1"]) == point["top1"]

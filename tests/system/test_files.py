@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -9,12 +10,15 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import clca
 from clca.cli.main import main
 from clca.errors import WorkError
-from clca.system.files import replacing, write_csv
+from clca.system.files import read_csv, replacing, write_csv
 from clca.training.run_folder import FILES, refuse_run_file
 
 
@@ -39,7 +43,7 @@ def test_a_symlink_stays_and_its_target_is_replaced(tmp_path: Path, there: bool)
     write_csv(tmp_path / "link.csv", ["a", "b"], [[1, 2]])
 
     assert (tmp_path / "link.csv").is_symlink()
-    assert (folder / "target.csv").read_text() == "a,b\n1,2\n"
+    assert (folder / "target.csv").read_text("utf-8") == "\ufeffa,b\n1,2\n"
     if there:  # it was renamed into place, not written over
         assert (folder / "other name of the old one").read_text() == "old"
     assert not list(tmp_path.rglob("*.tmp"))
@@ -154,9 +158,45 @@ def test_a_table_gives_every_name_back(tmp_path: Path) -> None:
     names = ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b", "a\r"]
     write_csv(tmp_path / "names.csv", ["name", "length"], ([name, len(name)] for name in names))
 
-    with open(tmp_path / "names.csv", newline="") as file:
+    with open(tmp_path / "names.csv", newline="", encoding="utf-8-sig") as file:
         assert list(csv.reader(file)) == [["name", "length"], *([name, str(len(name))] for name in names)]
-    assert (tmp_path / "names.csv").read_bytes().startswith(b"name,length\n")
+    assert (tmp_path / "names.csv").read_bytes().startswith(b"\xef\xbb\xbfname,length\n")
+
+
+FORMULAS = st.sampled_from(
+    ["", "=", "+", "-", "@", "\t", "\r", "\n", " =", "\u00a0@", "＝", "\t=", "'", "'=", "''-", "-1"]
+)
+
+
+@given(cells=st.lists(st.builds(str.__add__, FORMULAS, st.text(st.characters(exclude_categories=["Cs"])))))
+def test_no_cell_is_a_formula_and_reading_gives_every_text_back(
+    cells: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    write_csv(path, ["=head", *cells], [["-name", *cells], ["", 1, -2.5, None, True, np.float64(-0.5), Path("-p")]])
+
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        heads, row, numbers = csv.reader(file)
+    assert numbers == ["", "1", "-2.5", "", "True", "-0.5", "'-p"]
+    for cell, text in zip([*heads, *row], ["=head", *cells, "-name", *cells], strict=True):
+        assert cell.endswith(text)
+        assert cell[:1] not in tuple("=+-@\t\r\n＝＋－＠")
+        assert cell.lstrip()[:1] not in tuple("=+-@＝＋－＠")
+    assert read_csv(path)[:2] == [["=head", *cells], ["-name", *cells]]
+    path.unlink()
+
+
+def test_a_table_of_an_earlier_version_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("class,images\n=x,1\n'y,2\n")
+    assert read_csv(tmp_path / "table.csv") == [["class", "images"], ["=x", "1"], ["'y", "2"]]
+
+
+def test_one_place_writes_csv() -> None:
+    source = Path(clca.__file__).parent
+    written = re.compile(r"csv\.writer\(|DictWriter|\.to_csv\(|from csv import|to_clipboard\(")
+    found = {str(path.relative_to(source)) for path in source.rglob("*.py") if written.search(path.read_text("utf-8"))}
+    assert found == {os.path.join("system", "files.py")}
+    assert len(written.findall((source / "system" / "files.py").read_text("utf-8"))) == 1
 
 
 def test_other_names_beside_a_run_and_in_other_folders_are_free(tmp_path: Path) -> None:

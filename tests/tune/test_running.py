@@ -355,7 +355,7 @@ def test_the_command_writes_and_advises(run: str, photos: Path, capsys: pytest.C
     folder = Path(run) / "tune"
     assert {path.name for path in folder.iterdir()} == {"tune.json", "tune.csv", "frontier.png"}
     content = json.loads((folder / "tune.json").read_text())
-    rows = list(csv.DictReader((folder / "tune.csv").open()))
+    rows = list(csv.DictReader((folder / "tune.csv").open(encoding="utf-8-sig")))
     assert [float(row["top1"]) for row in rows] == [p["top1"] for p in content["points"]]
     assert content["chosen"] in content["points"]
     assert {(row["run"], row["path"]) for row in rows} == {("evit", run)}

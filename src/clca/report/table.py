@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from clca.errors import WorkError, reason
-from clca.system.files import replacing
+from clca.system.files import replacing, write_csv
 from clca.system.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ _SPECIAL = str.maketrans(
         "’": "'",
     }
 )
+_BEYOND_T1 = 0x180  # the first character that the fonts of pdfTeX lack
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 _NUMBER = r"(?:[+−≈-]\s?)?[\d][\d.,]*"
 _LONG = 44  # a cell of more characters wraps
 
@@ -85,7 +88,8 @@ class ReportTable:
     def latex(self, label: str = "") -> str:
         """A `table`, or a `longtable` if it does not fit a page; needs booktabs (and longtable), and T1.
 
-        `86.4 ± 1.2` becomes `$86.4 \\pm 1.2$`; all other text is escaped.
+        `86.4 ± 1.2` becomes `$86.4 \\pm 1.2$`; all other text is escaped. Letters of any script stay: a table that has
+        others than Latin ones begins with a comment that it needs XeLaTeX or LuaLaTeX.
 
         Args:
             label: For `\\ref`, such as "tab:results"; "" for none.
@@ -108,18 +112,25 @@ class ReportTable:
         )
         if not long:
             text = text.replace(r"\begin{tabular}", "\\centering\n\\small\n\\begin{tabular}", 1)
-        return f"% \\usepackage[T1]{{fontenc}} \\usepackage{{booktabs{',longtable' if long else ''}}}\n{text}"
+        fonts = r"\usepackage[T1]{fontenc}"
+        if any(ord(letter) >= _BEYOND_T1 for letter in text):
+            fonts = r"XeLaTeX or LuaLaTeX, \usepackage{fontspec} \setmainfont{a font with these letters}"
+        return f"% {fonts} \\usepackage{{booktabs{',longtable' if long else ''}}}\n{text}"
 
 
 def tex(text: str) -> str:
-    """Text as LaTeX: special characters escaped, `a ± b` as mathematics, characters that pdfTeX lacks as "?"."""
-    plain = "".join(char if char in "±−≈×·→…–—’" or ord(char) < 0x180 else "?" for char in " ".join(text.split()))
-    plain = "".join(char for char in plain if char.isprintable())
+    """Text as LaTeX: special characters escaped, `a ± b` as mathematics, letters of any script as they are."""
+    plain = "".join(char for char in " ".join(text.split()) if not _is_command(char))
     parts = re.split(rf"({_NUMBER} ± {_NUMBER})", plain)
     escaped = "".join(_formula(part) if number % 2 else part.translate(_SPECIAL) for number, part in enumerate(parts))
     return (
         f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
     )  # after the end of a row, these would be its options
+
+
+def _is_command(char: str) -> bool:
+    """Whether a character is none of a text: a control character, a direction of writing, half of a character."""
+    return unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTIONS
 
 
 def _formula(text: str) -> str:
@@ -147,10 +158,21 @@ def write_tables(folder: Path, tables: Mapping[str, ReportTable]) -> list[Path]:
         raise WorkError(f"{folder} could not be made ({reason(error)}); choose another folder") from error
     written = []
     for name, table in tables.items():
-        texts = {".csv": table.frame.to_csv(index=False, lineterminator="\n"), ".tex": table.latex(f"tab:{name}")}
-        for ending, text in texts.items():
-            path = folder / f"{name}{ending}"
-            with replacing(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-            written.append(path)
+        path = folder / f"{name}.csv"
+        write_frame(path, table.frame)
+        latex = path.with_suffix(".tex")
+        with replacing(latex) as temporary:
+            temporary.write_text(table.latex(f"tab:{name}"), encoding="utf-8", errors="backslashreplace", newline="\n")
+        written += [path, latex]
     return written
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write the columns of a data frame as CSV; missing values are empty cells.
+
+    Raises:
+        WorkError: It could not be written; what was there before is still there.
+    """
+    cells = frame.astype(object).where(frame.notna(), None)
+    rows = cells.itertuples(index=False, name=None)
+    write_csv(path, [str(name) for name in frame.columns], rows, errors="backslashreplace")

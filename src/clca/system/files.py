@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from numbers import Number
 from pathlib import Path
 from typing import IO, Any
 
@@ -244,16 +245,32 @@ def as_utf8(content: Any) -> Any:
     return [as_utf8(value) for value in content] if isinstance(content, list) else content
 
 
-def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table as UTF-8, a line a row.
+def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Iterable[Any]], errors: str = "strict") -> None:
+    """Write a table as `csv_writer` does, a line a row.
+
+    Args:
+        path: Replaced where it exists.
+        heads: Names of the columns.
+        rows: Cells; numbers as numbers.
+        errors: What becomes of text that is not Unicode, as for `open`.
 
     Raises:
         WorkError: It could not be written; what was there before is still there.
     """
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    encoding = csv_encoding(path)
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding=encoding, errors=errors) as file:
         writer = csv_writer(file)
         writer.writerow(heads)
         writer.writerows(rows)
+
+
+def csv_encoding(path: Path) -> str:
+    """UTF-8 with a byte order mark for a file, without one for a pipe or device, or an open file that is appended to.
+
+    Without the mark Excel reads names in the local code page. pandas, readr and LibreOffice skip it; Python's `csv`
+    needs `encoding="utf-8-sig"`.
+    """
+    return "utf-8" if _is_stream(path) else "utf-8-sig"
 
 
 _LARGEST_CSV, _MOST_CELLS = 16 << 20, 2_000_000
@@ -262,23 +279,68 @@ _LARGEST_CSV, _MOST_CELLS = 16 << 20, 2_000_000
 def read_csv(path: Path) -> list[list[str]]:
     """Lines of a table; none where there is no such file, it cannot be read, or is larger than an evaluation leaves.
 
-    A table of the confusions of 1,400 classes has two million cells.
+    A table of the confusions of 1,400 classes has two million cells. Names are as they were before `csv_writer` made
+    them harmless in a spreadsheet.
     """
     try:
         content = read_bounded(path, _LARGEST_CSV)
         if content.count(b",") + content.count(b"\n") > _MOST_CELLS:
             return []
-        return [line for line in csv.reader(io.StringIO(content.decode("utf-8"), newline="")) if line]
+        lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        return [[original_cell(cell) for cell in line] for line in lines if line]
     except (OSError, ValueError, csv.Error):
         return []
 
 
-def csv_writer(file: IO[str]) -> Any:
-    """A writer of `csv` whose lines end in a line feed alone.
+class CsvWriter:
+    """Writes the rows of a table as CSV: harmless in a spreadsheet, and with lines that end in a line feed alone.
 
-    With `lineterminator` set to that, `csv` would not quote a carriage return in a name.
+    All tables of the library are written here. A text that a spreadsheet would take for a formula gets an apostrophe
+    before it (`original_cell` takes it away); numbers stay numbers, negative ones too. A cell of None is empty.
+
+    Args:
+        file: Opened with `newline=""`; for a file on disk in `csv_encoding`.
     """
-    return csv.writer(_LineFeeds(file))
+
+    def __init__(self, file: IO[str]) -> None:
+        # With `lineterminator` set to a line feed, `csv` would not quote a carriage return in a name.
+        self._writer = csv.writer(_LineFeeds(file))
+
+    def writerow(self, cells: Iterable[Any]) -> None:
+        self._writer.writerow([harmless_cell(cell) for cell in cells])
+
+    def writerows(self, rows: Iterable[Iterable[Any]]) -> None:
+        for row in rows:
+            self.writerow(row)
+
+
+def csv_writer(file: IO[str]) -> CsvWriter:
+    """A writer with the `writerow` and `writerows` of Python's `csv`, for texts of any origin."""
+    return CsvWriter(file)
+
+
+# Beginnings that a spreadsheet takes for a formula; the wide ones too, which some change into the others.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+
+
+def harmless_cell(cell: Any) -> Any:
+    """A number or None as it is; anything else as text, with an apostrophe before what a spreadsheet would execute."""
+    if cell is None or isinstance(cell, Number):
+        return cell
+    text = str(cell)
+    return f"'{text}" if _needs_apostrophe(text) else text
+
+
+def original_cell(text: str) -> str:
+    """The text from which `harmless_cell` made this one."""
+    return text[1:] if text.startswith("'") and _needs_apostrophe(text[1:]) else text
+
+
+def _needs_apostrophe(text: str) -> bool:
+    # Those with apostrophes of their own too, so that the original can be told. Blanks before it do not keep every
+    # program from seeing a formula.
+    text = text.lstrip("'")
+    return text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA)
 
 
 class _LineFeeds:

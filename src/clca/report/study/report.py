@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from clca.errors import ClcaError
 from clca.report.page import need_extras, shown, write_page
-from clca.system.files import make_writable, replacing
+from clca.system.files import make_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     from clca.report.study.settings import by_default, finished_runs, without_pretraining
     from clca.report.study.state import missing, mixed
     from clca.report.study.tables import study_tables
-    from clca.report.table import write_tables
+    from clca.report.table import write_frame, write_tables
     from clca.study.results.folder import begun_runs, left_out, read_study_file
     from clca.study.results.table import read_table
 
@@ -113,8 +113,7 @@ def study_report(folder: Path, out: Path, *, runs: bool = False) -> Report:
     pictures, absent = study_figures(numbers)
     tables = study_tables(study, table, numbers.gradients)
     write_tables(out / "tables", tables)
-    with replacing(out / "tables" / "runs.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_frame(out / "tables" / "runs.csv", table)
     state = missing(study, table)
     answer = the_answer(numbers, state)
     figures = [

@@ -205,9 +205,8 @@ def _loader() -> Any:
             # PyYAML would keep the last duplicate. Keys written here take precedence over merged ones (<<: *another).
             seen: set[Any] = set()
             for key, _ in node.value:
-                if key.tag == f"{_TAG}merge":
-                    continue
-                word = self.construct_object(key, deep=True)
+                merges = key.tag == f"{_TAG}merge"
+                word = key.value if merges else self.construct_object(key, deep=True)
                 if word in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{word} occurs twice", key.start_mark)
                 seen.add(word)

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 import clca
+from clca.data.sources.photographs import find_images
 from clca.errors import ClcaError, WorkError
 from clca.evaluation import predict
-from clca.evaluation.predictor import find_images
 from clca.system import timing as measure
 
 PRIVATE = ("run", "images", "out")  # settings that hold paths

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from clca.cli.commands.predict import names_from_stdin
 from clca.cli.commands.train import arguments
 from clca.cli.main import COMMANDS, main
 from clca.cli.parsing import read
@@ -160,6 +161,79 @@ def test_predict_reads_names_from_stdin_and_skips_bad_files(
     ]
 
 
+@pytest.mark.parametrize("to_file", [True, False])
+def test_predict_has_a_row_for_every_file_that_was_there(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to_file: bool
+) -> None:
+    folder = tmp_path / "new"
+    (folder / "@eaDir" / "good.png").mkdir(parents=True)
+    for name in ("good.png", "-3.png", "@eaDir/good.png/SYNOPHOTO_THUMB_M.png"):
+        shutil.copy(photos / "test" / "alder" / "0.png", folder / name)
+    for name in ("IMG_1.HEIC", "bad.jpg"):
+        (folder / name).write_text("no image")
+    os.mkfifo(folder / "fifo.jpg")
+    reasons = {
+        "IMG_1.HEIC": "left out because its format is not read: convert it to JPEG or PNG",
+        "bad.jpg": "is text, not an image",
+        "fifo.jpg": "a FIFO or a device, not an image file",
+    }
+    told = {}
+    for form in ("csv", "jsonl", "table"):
+        out = tmp_path / f"answers.{form}"
+        argv = ["predict", str(run), str(folder), "--device", "cpu", "--top-k", "1", "--format", form]
+        with pytest.warns(UserWarning, match=r"1 image\(s\) are left out because they are in .* \(@eaDir\)") as warned:
+            assert main([*argv, *(["--out", str(out)] if to_file else [])]) == 1
+        line = f"{folder}: 1 image(s) are left out because their format is not read: 1 .heic, such as IMG_1.HEIC; "
+        assert [str(one.message).startswith(line) for one in warned] == [True]
+        caught = capsys.readouterr()
+        told[form] = out.read_text("utf-8-sig") if to_file else caught.out
+        assert caught.err.splitlines() == [
+            *(f"clca: {folder / name}: {reasons[name]}" for name in ("bad.jpg", "fifo.jpg")),
+            "clca: 3 of the files could not be read",
+        ]
+    assert sorted(os.listdir(tmp_path)) == sorted(["new", *(f"answers.{form}" for form in told if to_file)])
+
+    names = sorted(["good.png", "-3.png", *reasons])
+    rows = list(csv.DictReader(io.StringIO(told["csv"], newline="")))
+    assert [row["path"] for row in rows] == [str(folder / name) for name in names]
+    assert {Path(row["path"]).name: row["error"] for row in rows if row["error"]} == reasons
+    assert all(bool(row["class"]) == bool(row["probability"]) == (not row["error"]) for row in rows)
+    objects = [json.loads(line) for line in told["jsonl"].splitlines()]
+    assert [item["path"] for item in objects] == [str(folder / name) for name in names]
+    assert {Path(item["path"]).name: item["error"] for item in objects if not item["top"]} == reasons
+    assert all(name in told["table"] for name in names)
+    assert all(f"({reason})" in told["table"] for reason in reasons.values())
+
+
+def test_predict_out_is_left_alone_if_the_work_fails(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "answers.csv").write_text("before")
+    monkeypatch.setattr("clca.system.files.CsvWriter.writerow", fail)
+    argv = ["predict", str(run), str(photos / "test"), "--device", "cpu", "--format", "csv"]
+    assert main([*argv, "--out", str(tmp_path / "answers.csv")]) == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_list_of_names_may_begin_with_a_byte_order_mark(
+    photos: Path, encoding: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(photos / "test" / "alder" / "0.png"), "Rosé.jpg", "赤霞珠.jpg", "last.jpg"]
+    stream = io.TextIOWrapper(io.BytesIO((end.join(names) + end).encode(encoding)), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stream)
+    assert [name for name in names_from_stdin() if name] == names
+
+
+def test_a_list_that_is_text_already_loses_its_mark_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffa.jpg\nb.jpg\n"))
+    assert names_from_stdin() == ["a.jpg", "b.jpg"]
+
+
 @pytest.fixture(scope="module")
 def odd_names(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Names that are markup, an emoji, a colour of the terminal, two lines, not UTF-8, or long."""
@@ -198,8 +272,9 @@ def test_predict_gives_every_name_back(
         written = out.read_bytes() if to_file else capfdbinary.readouterr().out
         text = written.decode(errors="surrogateescape")
         if form == "csv":
+            assert text.startswith("\ufeff" * to_file + "path,rank,class,probability,error\n")
+            text = text.removeprefix("\ufeff")
             given = [row["path"] for row in csv.DictReader(io.StringIO(text, newline=""))]
-            assert text.startswith("path,rank,class,probability\n")
             assert text.count("\r") == 1
         else:
             assert written.decode()

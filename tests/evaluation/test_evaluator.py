@@ -18,10 +18,10 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 import clca
+from clca.data.sources.photographs import find_images
 from clca.errors import ClcaError
 from clca.evaluation import evaluate, predict
 from clca.evaluation.evaluator import ClassResult, Evaluation
-from clca.evaluation.predictor import find_images
 from clca.evaluation.stored import evaluations
 from clca.models.config import ModelConfig
 from clca.plots.confusion import most_confused, write_confusion_picture
@@ -55,7 +55,7 @@ def test_evaluation_counts_every_image_and_writes_its_files(run: Path) -> None:
         "evaluation.json", "classes.csv", "confusion.csv", "confusion.png"
     }  # fmt: skip
     assert json.loads((result.folder / "evaluation.json").read_text())["top1"] == result.top1
-    rows = list(csv.reader((result.folder / "confusion.csv").open()))
+    rows = list(csv.reader((result.folder / "confusion.csv").open(encoding="utf-8-sig")))
     assert rows[0][1:] == ["class0", "class1", "class2"]
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == result.confusion.tolist()
 

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv or os.environ.get("CLCA_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]
     warnings.formatwarning = format_warning
+    _escape_what_cannot_be_printed()
     try:
         with logging_to_stderr():
             return _run(_import_own_reductions(argv))
@@ -96,6 +98,13 @@ def _import_own_reductions(argv: list[str]) -> list[str]:
 
         offer(modules)
     return words
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """In a terminal of another encoding than UTF-8, print `\\u8d64` for a letter that it lacks, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _line(error: Exception) -> tuple[int, str]:

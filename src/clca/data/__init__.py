@@ -51,8 +51,9 @@ def open(
             "soyageing-R1" (R3, R4, R5, R6); None detects the source from the layout.
         transform: Called with each RGB PIL image; None returns the image unchanged.
         strict: True raises an error if the set is incomplete (missing files, counts that differ from the published
-            ones), and, for a training split, warns about images in the folder that are left out. False accepts an
-            incomplete set. Images that are in both training and test cause a warning either way, if not an error.
+            ones), and, for a training split, warns about images in the folder that are left out and about class names
+            that differ by case alone. False accepts an incomplete set. Images that are in both training and test cause
+            a warning either way, if not an error.
 
     Returns:
         A torch Dataset of (transformed image, label) with `classes`, `paths`, `labels` and a settable `transform`.
@@ -75,9 +76,12 @@ def open(
         names = f"{leaked[0].name} …" if len(leaked) > 1 else leaked[0].name
         line = f"{listing.root}: {len(leaked)} image(s) are in training and in test ({names}): test results are invalid"
         warnings.warn(line, stacklevel=2)
-    if strict and listing.unused and split.startswith("train"):
-        lines = describe_unused(listing.root, listing.unused)
-        warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=2)
+    if strict and split.startswith("train"):
+        if listing.unused:
+            lines = describe_unused(listing.root, listing.unused)
+            warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=2)
+        for line in listing.warnings:
+            warnings.warn(line, stacklevel=2)
     return ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
 
 

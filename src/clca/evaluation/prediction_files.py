@@ -12,8 +12,8 @@ from rich.console import Console
 
 from clca.errors import ClcaError, reason
 from clca.evaluation.predictor import Prediction
-from clca.system.files import csv_writer, replacing
-from clca.system.paths import shown
+from clca.system.files import csv_encoding, csv_writer, replacing
+from clca.system.paths import as_text, shown
 from clca.system.tables import Column, Table, words
 
 
@@ -23,8 +23,9 @@ def write_predictions(
     """Write predictions, each as soon as it is available (a table at the end).
 
     Args:
-        predictions: Predictions without errors.
-        form: "table" for reading; "csv" with a row per class and image; "jsonl" with an object per image.
+        predictions: With classes, or with an error, which gets a row of its own.
+        form: "table" for reading; "csv" with a row per class and image, and one per image that could not be read;
+            "jsonl" with an object per image.
         out: File, written atomically; None for standard output.
 
     Raises:
@@ -33,18 +34,19 @@ def write_predictions(
     """
     # File names that are not UTF-8: CSV keeps their bytes, and JSON uses the escapes that Python decodes.
     writer, errors = {
-        "table": (_table, None), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
+        "table": (_table, "backslashreplace"), "csv": (_csv, "surrogateescape"), "jsonl": (_jsonl, "backslashreplace"),
     }[form]  # fmt: skip
     if out is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=errors)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # programs read UTF-8, whatever the terminal shows
+            sys.stdout.reconfigure(encoding=None if form == "table" else "utf-8", errors=errors)
         writer(predictions, sys.stdout)
         return
     if not out.parent.is_dir() or out.is_dir():
         raise ClcaError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}")
     with replacing(out) as temporary:
         try:
-            file = open(temporary, "w", encoding="utf-8", errors=errors, newline="")  # noqa: SIM115 (closed below)
+            encoding = csv_encoding(out) if form == "csv" else "utf-8"
+            file = open(temporary, "w", encoding=encoding, errors=errors, newline="")  # noqa: SIM115 (closed below)
         except OSError as error:
             raise ClcaError(f"--out {out}: cannot be written ({reason(error)})") from None
         with file if file is not None else nullcontext():
@@ -54,8 +56,8 @@ def write_predictions(
 def _table(predictions: Iterable[Prediction], file: IO[str]) -> None:
     rows = [
         [
-            shown(prediction.path),
-            "\n".join(map(shown, prediction.classes)),
+            shown(as_text(prediction.path)),
+            "\n".join(map(shown, prediction.classes)) if prediction.error is None else f"({shown(prediction.error)})",
             "\n".join(f"{probability:.1%}" for probability in prediction.probabilities),
         ]
         for prediction in predictions
@@ -67,15 +69,19 @@ def _table(predictions: Iterable[Prediction], file: IO[str]) -> None:
 
 def _csv(predictions: Iterable[Prediction], file: IO[str]) -> None:
     writer = csv_writer(file)
-    writer.writerow(["path", "rank", "class", "probability"])
+    writer.writerow(["path", "rank", "class", "probability", "error"])
     for prediction in predictions:
+        path = as_text(prediction.path)
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        writer.writerows([prediction.path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(pairs, 1))
+        writer.writerows([path, rank, name, f"{p:.6f}", None] for rank, (name, p) in enumerate(pairs, 1))
+        if prediction.error is not None:
+            writer.writerow([path, None, None, None, prediction.error])
 
 
 def _jsonl(predictions: Iterable[Prediction], file: IO[str]) -> None:
     for prediction in predictions:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         top = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
-        file.write(json.dumps({"path": str(prediction.path), "top": top}, ensure_ascii=False) + "\n")
+        line = {"path": as_text(prediction.path), "top": top, "error": prediction.error}
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()

@@ -1,9 +1,8 @@
 """`predict(model, paths)`: classify photographs."""
 
-import glob
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,15 +11,14 @@ import torch
 from torch import Tensor
 
 from clca.data.decoding import Decoders
-from clca.data.images import EXTENSIONS
-from clca.data.sources.walk import visible_files
+from clca.data.sources.photographs import Photographs, find_photographs
+from clca.data.sources.photographs import find_images as find_images  # its former home, for those that import it here
 from clca.data.transforms import Normalization, apply_transform, from_preprocess
-from clca.errors import ClcaError, reason
+from clca.errors import ClcaError
 from clca.kernels.prepack import prepacked
 from clca.models.pretrained import from_pretrained
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.system.paths import expanded
 from clca.training.device import make_accelerator
 
 _PROCESSES = 4  # for decoding images
@@ -35,17 +33,19 @@ class Prediction:
         classes: The most likely classes, best first; empty where the file could not be read.
         probabilities: Their probabilities, 0 … 1.
         error: Why the file could not be read, or None.
+        left_out: Whether it was left out of its folder by its name, and not opened; `error` has the reason.
     """
 
     path: Path
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+    left_out: bool = False
 
 
 def predict(
     model: TokenReducedViT | str | Path,
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path] | Photographs,
     top_k: int = 5,
     *,
     keep_rate: float | tuple[float, ...] | None = None,
@@ -56,13 +56,17 @@ def predict(
 ) -> Iterator[Prediction]:
     """Classify images in the given order; one that cannot be read has an error instead of classes.
 
+    So do the images in a folder that are left out, as in training: of formats that are not read, without an extension,
+    in a cloud only. A warning counts them, and those in folders that a system made (a recycle bin, thumbnails).
+
         model = clca.from_pretrained("runs/leaves")
         for prediction in clca.predict(model, "photos/"):
             print(prediction.path, prediction.classes[0], prediction.probabilities[0])
 
     Args:
         model: A model with `classes` and `preprocess`, as training sets them; or a run folder or hub id.
-        paths: Files, folders (searched recursively for images) and patterns such as `photos/*.jpg`.
+        paths: Files, folders (searched recursively for images, also through links) and patterns such as
+            `photos/*.jpg`; or what `clca.data.sources.photographs.find_photographs` found.
         top_k: Number of classes to return for each image, at most all of them.
         keep_rate: Share of tokens to keep instead of the one that the model was trained with.
         batch_size: Images per batch.
@@ -83,12 +87,20 @@ def predict(
         raise ClcaError(f"batch_size {batch_size}: must be at least 1")
     if keep_rate is not None:
         model.keep_rate = keep_rate
-    files = find_images([paths] if isinstance(paths, (str, Path)) else paths)
-    return _predictions(model, files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
+    found = paths if isinstance(paths, Photographs) else find_photographs(paths)
+    for line in found.warnings:
+        warnings.warn(line, stacklevel=2)
+    return _predictions(model, found.files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
 
 
 def _predictions(
-    model: TokenReducedViT, files: list[Path], top_k: int, batch_size: int, device: str, precision: str, compile: bool
+    model: TokenReducedViT,
+    files: Mapping[Path, str | None],
+    top_k: int,
+    batch_size: int,
+    device: str,
+    precision: str,
+    compile: bool,
 ) -> Iterator[Prediction]:
     accelerator = make_accelerator(device=device, precision=precision)
     model = model.to(accelerator.device).eval()
@@ -104,15 +116,19 @@ def _predictions(
         except ClcaError as error:
             return str(error).removeprefix(f"{path}: ")
 
+    def started(item: tuple[Path, str | None]) -> tuple[Path, str | Future[Tensor | str]]:
+        path, why_left_out = item
+        return path, pool.submit(read, path) if why_left_out is None else why_left_out
+
     # The next batch is decoded while this one is classified, each image in a process that is killed on a timeout.
     processes = min(_PROCESSES, len(files))
     with Decoders(processes) as decoders, ThreadPoolExecutor(processes) as pool, prepacked(model):
-        remaining = iter(files)
-        waiting = [(path, pool.submit(read, path)) for path in islice(remaining, 2 * batch_size)]
+        remaining = map(started, files.items())
+        waiting = list(islice(remaining, 2 * batch_size))
         while waiting:
             batch, waiting = waiting[:batch_size], waiting[batch_size:]
-            found = [(path, job.result()) for path, job in batch]
-            waiting += [(path, pool.submit(read, path)) for path in islice(remaining, batch_size)]
+            found = [(path, job if isinstance(job, str) else job.result()) for path, job in batch]
+            waiting += islice(remaining, batch_size)
             images = [image for _, image in found if isinstance(image, Tensor)]
             ranked: Iterator[tuple[list[float], list[int]]] = iter(())
             if images:
@@ -122,45 +138,7 @@ def _predictions(
                 ranked = iter(zip(best[0].tolist(), best[1].tolist(), strict=True))
             for path, image in found:
                 if isinstance(image, str):
-                    yield Prediction(path, error=image)
+                    yield Prediction(path, error=image, left_out=files[path] is not None)
                 else:
                     probabilities, indices = next(ranked)
                     yield Prediction(path, tuple(classes[k] for k in indices), tuple(probabilities))
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files, those in folders and those that match patterns; each file once, in order.
-
-    In folders, hidden files and leftovers of archivers (`._leaf.jpg`, `__MACOSX`) are ignored, as in training.
-
-    Raises:
-        ClcaError: A folder cannot be read, a folder or pattern has no image, or `paths` is empty.
-    """
-    found: dict[Path, None] = {}
-    for name in paths:
-        path = expanded(name)
-        # os.path returns False where Path raises, as for a name that is too long.
-        if os.path.isdir(path):
-            inside = sorted(file for file in _images_in(path) if os.path.isfile(file))
-            if not inside:
-                raise ClcaError(f"{path}: no images in this folder")
-        elif not os.path.exists(path) and glob.has_magic(str(path)):
-            inside = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
-            if not inside:
-                raise ClcaError(f"{path}: no file matches this pattern")
-        else:
-            inside = [path]  # a missing file is reported with the others that cannot be read
-        found.update(dict.fromkeys(inside))
-    if not found:
-        raise ClcaError("no images given")
-    return list(found)
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    def failed(error: OSError) -> None:
-        raise ClcaError(
-            f"{error.filename}: this folder cannot be read ({reason(error)}): change its permissions, or omit it"
-        )
-
-    files = visible_files(folder, followlinks=False, on_error=failed)
-    return (file for file in files if file.suffix.lower() in EXTENSIONS)

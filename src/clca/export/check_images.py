@@ -14,9 +14,9 @@ from torch import Tensor
 from clca import data
 from clca.data.datasets import Leaves
 from clca.data.images import read_image
+from clca.data.sources.photographs import find_images
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
-from clca.evaluation.predictor import find_images
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.training.run_folder import RunFolder
 

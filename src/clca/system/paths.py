@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,26 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def as_text(path: str | Path) -> str:
+    """The path or name of a file as text: its bytes as UTF-8, whatever encoding the locale suggests to Python.
+
+    In a locale of Latin-1 Python reads the folder `Rosé` as `RosÃ©`, which would become the name of a class. Bytes that
+    are not UTF-8 become surrogates, as Python represents them in a locale of UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # it is not from the file system, and no file there can have this name
+        return str(path)
+
+
+def as_path(text: str) -> Path:
+    """The file with a name given as text: the inverse of `as_text`."""
+    try:
+        return Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))
+    except UnicodeEncodeError:
+        return Path(text)
 
 
 def shown(path: str | Path) -> str:

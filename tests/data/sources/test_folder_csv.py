@@ -3,6 +3,7 @@
 import io
 import os
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def refused(root, *args, **options) -> str:
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*differ only by case")
 def test_split_folders_are_read_as_they_are(tmp_path):
     folder(tmp_path, {"train": {"b": 3, "a": 2, "B": 1}, "val": {"a": 1}, "test": {"b": 2, "B": 1}})
 
@@ -327,6 +329,28 @@ def test_real_sets_open(shared, name, counts):
     assert tuple(len(split) for split in splits) == counts
     assert len(splits[0].classes) == int(name[-1])
     assert splits[0][0][0].mode == "RGB"
+
+
+LATIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_names_are_utf8_in_every_locale(tmp_path: Path) -> None:
+    """The same classes and splits, from folders and from a CSV file, and no wrong name."""
+    put(*(tmp_path / name / f"é{i}.png" for name in ("Rosé", "赤霞珠") for i in range(6)))
+    rows = [f"{name}/é{i}.png,{name}" for name in ("Rosé", "赤霞珠") for i in range(6)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]), "utf-8")
+    program = (
+        "import sys; from clca.data.sources.folder_csv import read_listing; from clca.system.paths import as_text\n"
+        "print(ascii([(found.classes, [[(as_text(path), label) for path, label in part] for part in"
+        " found.splits.values()]) for found in map(read_listing, sys.argv[1:])]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), str(tmp_path / "list.csv")]
+    plain, other = (
+        subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=True).stdout
+        for more in ({"PYTHONUTF8": "1"}, LATIN)
+    )
+    assert plain == other
+    assert plain.count("['Ros\\xe9', '\\u8d64\\u971e\\u73e0']") == 2
 
 
 def test_one_name_in_two_forms_of_unicode_is_no_two_classes(tmp_path: Path) -> None:

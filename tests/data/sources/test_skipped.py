@@ -90,6 +90,93 @@ def test_what_is_no_image_or_hidden_is_left_alone(tmp_path):
     assert not any("left out" in line for line in check(tmp_path).warnings)
 
 
+THUMBNAIL = "@eaDir/IMG_1000.jpg/SYNOPHOTO_THUMB_M.jpg"
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "test")])
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [
+        ("", ["lost+found/1.jpg"]),
+        ("", ["$Recycle.Bin/S-1-5-21/$RA0B1C2.jpg", "System Volume Information/a.png"]),
+        ("", ["photos.photoslibrary/originals/0/a.heic"]),
+        ("class", [THUMBNAIL]),
+        ("class", ["deep/@EADIR/IMG_1.jpg/SYNOPHOTO_THUMB_S.jpg", "#recycle/2.png", ".Trash-1000/files/3.png"]),
+        ("split", ["#Recycle/a/3.png"]),
+        ("split", [".@__thumb/s100a.jpg"]),
+    ],
+)
+def test_what_a_system_keeps_among_the_photographs_is_counted_and_no_class(
+    tmp_path: Path, splits: tuple[str, ...], place: str, names: list[str]
+) -> None:
+    photos(tmp_path, *splits)
+    before = read_listing(tmp_path)
+    split = tmp_path / (splits[0] if splits else "")
+    files = [{"": tmp_path, "split": split, "class": split / "a"}[place] / name for name in names]
+    touch(*files)
+
+    after = read_listing(tmp_path)
+
+    assert after.classes == before.classes == ["a", "b"]
+    assert after.splits == before.splits
+    assert sorted(after.unused) == sorted(files)
+    [warning] = warned(tmp_path)
+    assert f"{len(files)} image(s) are left out because they are in folders that a system or program made (" in warning
+    assert warning.endswith("; move those that you need to another folder")
+    assert all(f"{name.split('/')[0 if 'deep' not in name else 1]}" in warning for name in names)
+    assert warning.removeprefix(f"{tmp_path}: ") in check(tmp_path, progress=False).warnings
+
+
+def test_folders_of_a_system_without_images_need_no_line(tmp_path: Path) -> None:
+    photos(tmp_path)
+    (tmp_path / "lost+found").mkdir(mode=0)
+    touch(
+        tmp_path / "a" / "@eaDir" / "0.png@SynoEAStream", tmp_path / "System Volume Information" / "IndexerVolumeGuid"
+    )
+    touch(tmp_path / "#recycle" / "._0.png")
+    (tmp_path / "b" / "#snapshot").symlink_to(tmp_path / "a")
+    assert read_listing(tmp_path).classes == ["a", "b"]
+    assert warned(tmp_path) == []
+
+
+def test_a_class_of_thumbnails_alone_is_an_error_that_counts_them(tmp_path: Path) -> None:
+    photos(tmp_path)
+    touch(tmp_path / "c" / THUMBNAIL)
+    with pytest.raises(ClcaError, match=r"/c: no usable images in this class folder: 1 image\(s\) .*\(@eaDir\)"):
+        clca.data.open(tmp_path)
+
+
+def test_a_snapshot_of_a_whole_disk_is_not_counted_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos(tmp_path)
+    touch(*(tmp_path / "#snapshot" / f"{number}.jpg" for number in range(9)), tmp_path / "@eaDir" / "1.jpg")
+    monkeypatch.setattr("clca.data.sources.skipped.MOST_COUNTED", 5)
+    [warning] = warned(tmp_path)
+    assert "at least 6 image(s) are left out because they are in folders that a system or program made (" in warning
+    assert "(#snapshot, @eaDir)" in warning
+
+
+def test_what_is_in_a_cloud_only_and_second_versions_are_counted(tmp_path: Path) -> None:
+    photos(tmp_path)
+    before = read_listing(tmp_path).splits
+    folder = tmp_path / "a"
+    touch(folder / ".IMG_1.HEIC.icloud", folder / "2.jpg.nextcloud", folder / ".notes.txt.icloud")
+    touch(folder / "0 (conflicted copy 2024-01-01).png", folder / "0.sync-conflict-20240101-101500-ABCDEF7.png")
+
+    assert read_listing(tmp_path).splits == before
+    [warning] = warned(tmp_path)
+    assert "2 image(s) are left out because they are in a cloud only, not on this machine: 1 .heic, 1 .jpg" in warning
+    assert "2 image(s) are left out because a cloud client saved them as a second version of a file: 2 .png" in warning
+
+
+def test_a_file_that_is_linked_twice_is_no_two_images(tmp_path: Path) -> None:
+    photos(tmp_path)
+    touch(tmp_path / ".more" / "9.png")
+    for name in ("x", "y"):
+        (tmp_path / "a" / name).symlink_to(tmp_path / ".more")
+    found = [path for samples in read_listing(tmp_path).splits.values() for path, _ in samples]
+    assert [path for path in found if path.name == "9.png"] == [tmp_path / "a" / "x" / "9.png"]
+
+
 @pytest.mark.parametrize("splits", [(), ("train", "test")])
 def test_folders_with_a_leading_underscore_are_reported(tmp_path, splits):
     photos(tmp_path, *splits)

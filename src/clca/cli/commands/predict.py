@@ -1,24 +1,22 @@
 """`clca predict`."""
 
+import codecs
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from clca.cli.arguments import Arguments, Device, KeepRate, Precision, Run, Spelling
 from clca.cli.parsing import parse, refusing_useless_rate
-from clca.system.paths import expanded, shown
-
-if TYPE_CHECKING:
-    from clca.evaluation.predictor import Prediction
+from clca.system.paths import as_text, expanded, shown
 
 
 class Predict(Arguments):
-    """Classify photographs. Files that cannot be read are reported and skipped; the exit code is then 1.
+    """Classify photographs. Files that cannot be read get a row with the reason; the exit code is then 1.
 
     Examples:
       clca predict runs/first leaf.jpg
@@ -52,27 +50,21 @@ class Predict(Arguments):
 
 def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Predict, "clca predict", argv))
-    if isinstance(sys.stdin, io.TextIOWrapper):  # file names are bytes, of any encoding
-        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
-    names = [
-        name
-        for given in chosen["images"]
-        for name in ((line.rstrip("\r\n") for line in sys.stdin) if given == "-" else [given])
-        if name
-    ]
+    names = [name for given in chosen["images"] for name in (names_from_stdin() if given == "-" else [given]) if name]
+    from clca.data.sources.photographs import Photographs, find_photographs
     from clca.errors import ClcaError
     from clca.evaluation import predict as classify
     from clca.evaluation.prediction_files import write_predictions
-    from clca.evaluation.predictor import find_images
+    from clca.evaluation.predictor import Prediction
     from clca.training.run_folder import refuse_run_file
 
     out = Path(chosen["out"]) if chosen["out"] else None
+    images: list[str] | Photographs = names
     if out is not None:
         refuse_run_file(out, Path(chosen["run"]))
-        images = find_images(names)
-        if os.path.realpath(out) in map(os.path.realpath, images):
+        images = find_photographs(names)
+        if os.path.realpath(out) in map(os.path.realpath, images.files):
             raise ClcaError(f"--out {out}: is one of the images; choose another name")
-        names = [str(image) for image in images]
     model, explanations, keep_rate = chosen["run"], None, chosen["keep_rate"]
     if chosen["explain"] is not None:
         from clca.evaluation.explanation_files import ExplanationFiles
@@ -83,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     with refusing_useless_rate(chosen["run"], keep_rate):
         answers = classify(
             model,
-            names,
+            images,
             chosen["top_k"],
             keep_rate=keep_rate,
             batch_size=chosen["batch_size"],
@@ -93,25 +85,34 @@ def run(argv: Sequence[str]) -> int:
         )
     bad = 0
 
-    def readable() -> Any:
+    def explained() -> Iterator[Prediction]:
         nonlocal bad
-        answer: Prediction
         for answer in answers:
-            error = answer.error
-            if error is None and explanations is not None:
+            if answer.error is None and explanations is not None:
                 try:
                     explanations.write(model, answer.path)
                 except ClcaError as unreadable:  # it was there a moment ago
-                    error = str(unreadable).removeprefix(f"{answer.path}: ")
-            if error is None:
-                yield answer
-            else:
+                    answer = Prediction(answer.path, error=str(unreadable).removeprefix(f"{answer.path}: "))
+            if answer.error is not None:
                 bad += 1
-                print(f"clca: {shown(answer.path)}: {error}", file=sys.stderr)
+                if not answer.left_out:  # of those that are, a warning is on stderr
+                    print(f"clca: {shown(as_text(answer.path))}: {answer.error}", file=sys.stderr)
+            yield answer
 
-    write_predictions(readable(), chosen["format"], out)
+    write_predictions(explained(), chosen["format"], out)
     if explanations is not None:
         print(f"explanations written to {explanations.folder}", file=sys.stderr)
     if bad:
         print(f"clca: {bad} of the files could not be read", file=sys.stderr)
     return 1 if bad else 0
+
+
+def names_from_stdin() -> list[str]:
+    """The lines of standard input: names of files, which are bytes of any encoding, also as PowerShell writes them."""
+    if not isinstance(sys.stdin, io.TextIOWrapper):
+        return sys.stdin.read().removeprefix("\ufeff").splitlines()
+    content = sys.stdin.buffer.read()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "surrogatepass").encode("utf-8", "surrogatepass")
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [os.fsdecode(line.rstrip(b"\r")) for line in lines]

@@ -159,6 +159,7 @@ def check(
         errors=errors,
         warnings=[
             *describe_unused(listing.root, listing.unused),
+            *listing.warnings,
             *_class_warnings(listing, counts),
             *_image_warnings(near_empty, duplicates),
         ],

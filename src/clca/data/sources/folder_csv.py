@@ -8,9 +8,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from clca.data.image_formats import EXTENSIONS, UNREAD_EXTENSIONS, has_photo_signature
+from clca.data.sources.csv_text import SAVE_AS, open_csv, read_table
+from clca.data.sources.leftovers import is_leftover
 from clca.data.sources.listing import Listing, check_classes, first_few, with_validation
-from clca.data.sources.skipped import describe_empty_class, describe_unused, in_underscore_folder
+from clca.data.sources.skipped import (
+    describe_empty_class,
+    describe_unused,
+    images_in_leftovers,
+    in_underscore_folder,
+    is_image,
+    is_read,
+)
 from clca.data.sources.splits import Samples, split_by_rule
 from clca.data.sources.ultra_fgvc import (
     ULTRA_FGVC,
@@ -22,7 +30,7 @@ from clca.data.sources.ultra_fgvc import (
 from clca.data.sources.walk import FolderId, folder_id, is_hidden, visible_files, with_parents
 from clca.errors import ClcaError, brief, reason
 from clca.system.numbers import is_whole_number
-from clca.system.paths import expanded, shown
+from clca.system.paths import as_path, as_text, expanded, shown
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -88,7 +96,7 @@ def read_folder(root: Path) -> Listing:
         splits = split_by_rule(_images_of(root, classes, excluded, unused, problems))
     else:
         names = {split: _class_folders(folder) for split, folder in split_folders.items()}
-        classes = sorted(set().union(*names.values()))
+        classes = sorted(set().union(*names.values()), key=as_text)
         excluded = _excluded_folders(root, {folder: names[split] for split, folder in split_folders.items()})
         index = {name: label for label, name in enumerate(classes)}
         splits = {}
@@ -101,6 +109,7 @@ def read_folder(root: Path) -> Listing:
         raise ClcaError(f"{root}: no usable images: {'; '.join(describe_unused(root, unused))}")
     if problems and not any(splits.values()):
         raise ClcaError(problems[0])
+    classes = [as_text(name) for name in classes]
     problems += check_classes(root, classes, splits)
     return Listing(root, "folder", classes, with_validation(splits), problems, unused)
 
@@ -109,8 +118,9 @@ def read_csv(root: Path) -> Listing:
     r"""Read a CSV file (or a folder with exactly one) with columns path, label and, optionally, split.
 
     Paths are relative to the CSV file or absolute. Labels may be any text; classes are sorted, numerically if all
-    labels are integers. Semicolons as separators, as spreadsheets write them in some locales, and \ in paths, as on
-    Windows, are accepted too. Without a split column, or without validation rows, the same rules hold as for folders.
+    labels are integers. Semicolons or tabs as separators, a first line `sep=;` and UTF-16, as spreadsheets write them,
+    and \ in paths, as on Windows, are accepted too. Without a split column, or without validation rows, the same rules
+    hold as for folders.
 
     Raises:
         ClcaError: It is not such a file, or exceeds a limit: 256 MiB, a million rows, 65,536 characters per line, 1,000
@@ -124,9 +134,9 @@ def read_csv(root: Path) -> Listing:
     rows, missing = [], 0
     first_missing: list[str] = []
     for line, row in _rows(file, required=("path", "label")):
-        path = file.parent / row["path"]
+        path = file.parent / as_path(row["path"])
         if "\\" in row["path"] and not os.path.isfile(path):  # a Windows path
-            path = file.parent / row["path"].replace("\\", "/")
+            path = file.parent / as_path(row["path"].replace("\\", "/"))
         if not os.path.isfile(path):  # Path.is_file raises an error for names that are too long
             missing += 1
             if len(first_missing) < 5:
@@ -161,11 +171,8 @@ def read_csv(root: Path) -> Listing:
 def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and stripped values of a CSV file whose required columns must exist and not be empty."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            head = stream.readline(LONGEST_LINE)
-            stream.seek(0)
-            delimiter = ";" if head.count(";") > head.count(",") else ","
-            reader = csv.DictReader(_lines(stream, file), delimiter=delimiter)
+        with open_csv(file) as stream:
+            reader, skipped = read_table(_lines(stream, file), required)
             columns = [(name or "").strip() for name in reader.fieldnames or []]
             if len(columns) > MOST_COLUMNS:
                 raise ClcaError(f"{file}: has {len(columns):,} columns; at most {MOST_COLUMNS:,} are read")
@@ -177,12 +184,13 @@ def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
                 if number > MOST_ROWS:
                     raise ClcaError(f"{file}: has more than {MOST_ROWS:,} rows; split it")
                 values = {name: (row[name] or "").strip() for name in columns if isinstance(row.get(name), str)}
+                line = reader.line_num + skipped
                 if not all(values.get(name) for name in required):
-                    raise ClcaError(f"{file}, line {reader.line_num}: {' or '.join(required)} is empty")
-                _check_label(values.get("label", ""), f"{file}, line {reader.line_num}")
-                yield reader.line_num, values
+                    raise ClcaError(f"{file}, line {line}: {' or '.join(required)} is empty")
+                _check_label(values.get("label", ""), f"{file}, line {line}")
+                yield line, values
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): save it as UTF-8") from None
+        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): {SAVE_AS}") from None
 
 
 def _check_label(label: str, where: str) -> None:
@@ -212,13 +220,16 @@ def _csv_in(folder: Path) -> Path | None:
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Sorted subfolders that may be classes or splits: those that are not hidden and do not start with _."""
+    """Sorted subfolders that may be classes or splits: not hidden, of no system, and without _ at the beginning."""
     return [path for path in _visible_folders(parent) if not path.name.startswith("_")]
 
 
 def _visible_folders(parent: Path) -> list[Path]:
     found = (path for path in parent.iterdir() if path.is_dir())
-    return sorted((path for path in found if not is_hidden(path.name)), key=lambda path: path.name)
+    return sorted(
+        (path for path in found if not is_hidden(path.name) and not is_leftover(path)),
+        key=lambda path: as_text(path.name),
+    )
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -277,50 +288,34 @@ def _images_of(
 
     samples: Samples = []
     for label, name in enumerate(classes):
-        before = len(problems)
-        files = visible_files(folder / name, followlinks=True, excluded=excluded, on_error=on_error)
-        images = sorted(path for path in files if _is_image(path))
+        before, leftovers = len(problems), list[Path]()
+        files = visible_files(
+            folder / name, followlinks=True, excluded=excluded, on_error=on_error, leftovers=leftovers
+        )
+        images = sorted(path for path in files if is_image(path))
         left_out = [
-            path
-            for path in images
-            if not _has_read_extension(path) or in_underscore_folder(path.relative_to(folder / name))
+            path for path in images if not is_read(path) or in_underscore_folder(path.relative_to(folder / name))
         ]
-        unused += left_out
-        if len(left_out) == len(images) and len(problems) == before and not may_be_empty:
-            problems.append(describe_empty_class(folder / name, left_out))
         skipped = set(left_out)
-        samples.extend((path, label) for path in images if path not in skipped)
+        found = [(path, label) for path in images if path not in skipped]
+        left_out += images_in_leftovers(leftovers)
+        unused += left_out
+        if not found and len(problems) == before and not may_be_empty:
+            problems.append(describe_empty_class(folder / name, left_out))
+        samples += found
     return samples
 
 
 def _images_beside(folder: Path, known: Iterable[str]) -> Iterator[Path]:
     """The images in `folder` that are not in one of the known subfolders."""
     beside = (path for path in sorted(folder.iterdir()) if not is_hidden(path.name))
-    yield from (path for path in beside if path.is_file() and _is_image(path))
+    yield from (path for path in beside if path.is_file() and is_image(path))
+    leftovers = sorted(path for path in folder.iterdir() if path.is_dir() and is_leftover(path))
     for other in _visible_folders(folder):
         if other.name not in known and not other.is_symlink():  # a link may lead anywhere
-            yield from sorted(path for path in visible_files(other, followlinks=False) if _is_image(path))
-
-
-def _has_read_extension(path: Path) -> bool:
-    return os.path.splitext(path.name)[1].lower() in EXTENSIONS
-
-
-def _is_image(path: Path) -> bool:
-    """Return whether a file is an image, by its extension or, if it has none, by its first bytes."""
-    extension = os.path.splitext(path.name)[1].lower()
-    known = extension in EXTENSIONS or extension in UNREAD_EXTENSIONS
-    return known or (not extension and _is_unnamed_photo(path))
-
-
-def _is_unnamed_photo(path: Path) -> bool:
-    try:
-        if not path.is_file():  # opening a FIFO would block
-            return False
-        with path.open("rb") as file:
-            return has_photo_signature(file.read(12))
-    except OSError:
-        return False
+            files = visible_files(other, followlinks=False, leftovers=leftovers)
+            yield from sorted(path for path in files if is_image(path))
+    yield from images_in_leftovers(leftovers)
 
 
 SOURCES: dict[str, Callable[[Path], Listing]] = {"folder": read_folder, "csv": read_csv}

@@ -1,12 +1,11 @@
 """`Listing`, the common result of all sources: class names, and the files and labels of each split."""
 
-import os
 import shlex
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clca.data.sources.class_names import describe_similar, refuse_lookalikes
 from clca.data.sources.splits import Samples, take_every_fifth
 from clca.errors import ClcaError
 
@@ -25,7 +24,7 @@ class Listing:
             `leaked` reports.
         problems: Reasons why the set cannot be used as it is, one line each: missing files, wrong counts.
         unused: Images in the folder that are in no split: with a format that is not read, without an extension, outside
-            the class folders, or in folders whose names begin with _.
+            the class folders, in folders whose names begin with _, or left by a system, program or cloud client.
     """
 
     root: Path
@@ -34,6 +33,11 @@ class Listing:
     splits: dict[str, Samples]
     problems: list[str] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may be a mistake but does not prevent training, one line each: classes that differ by case alone."""
+        return describe_similar(self.root, self.classes)
 
     def leaked(self) -> list[Path]:
         """Test images that are also in training or validation, which makes test results invalid."""
@@ -76,8 +80,8 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
         A line for val and for test if they contain classes that training lacks.
 
     Raises:
-        ClcaError: There are no images, there is a single class, a class name is not valid UTF-8, or two names differ
-            only in Unicode normalisation.
+        ClcaError: There are no images, there is a single class, a class name is not valid UTF-8, or two names look
+            the same.
     """
     if not any(splits.values()):
         raise ClcaError(f"{root}: no images found")
@@ -88,18 +92,12 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
             name.encode()
         except UnicodeEncodeError:
             command = f"convmv -f latin1 -t utf8 -r --notest {shlex.quote(str(root))}"
+            bytes_of_it = name.encode(errors="surrogateescape")
             raise ClcaError(
-                f"{root}: the name of the class {os.fsencode(name)!r} is not UTF-8: rename it, or all names of an old "
+                f"{root}: the name of the class {bytes_of_it!r} is not UTF-8: rename it, or all names of an old "
                 f"disk at once: {command}"
             ) from None
-    normalized: dict[str, str] = {}
-    for name in classes:
-        if normalized.setdefault(unicodedata.normalize("NFC", name), name) != name:
-            command = f"convmv -f utf8 -t utf8 --nfc -r --notest {shlex.quote(str(root))}"
-            raise ClcaError(
-                f"{root}: two classes look the same, {name!r}: one has accents as separate characters, as on macOS; "
-                f"{'use one form' if root.is_file() else f'rename all at once: {command}'}"
-            )
+    refuse_lookalikes(root, classes)
     problems = []
     trained = {label for _, label in splits.get("train", [])}
     for name in ("val", "test"):

@@ -1,32 +1,114 @@
-"""Describe the images in a folder that are left out of the data set."""
+"""Which images in a folder are left out of a data set or of a prediction, and why, for people to read."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
-from clca.data.image_formats import UNREAD_EXTENSIONS
+from clca.data.image_formats import EXTENSIONS, UNREAD_EXTENSIONS, has_photo_signature
+from clca.data.sources.leftovers import is_conflict_copy, leftover_above, placeholder_for
+from clca.data.sources.listing import first_few
+from clca.data.sources.walk import files_in_leftover
 from clca.system.paths import shown
 
-_WHY = {
-    "unread": ("their format is not read", "convert them to JPEG or PNG"),
-    "outside": ("they are outside the class folders", "move them into the folder of their class"),
-    "nameless": ("their names have no extension such as .jpg", "rename them"),
-    "aside": ("they are in folders whose names begin with _", "rename the folders if they belong to the set"),
+Kind = Literal["unread", "outside", "nameless", "aside", "away", "conflict", "leftover"]
+
+MOST_COUNTED = 10_000
+"""Images that are counted in one folder of a system: in snapshots of a whole disk there are millions."""
+
+
+@dataclass(frozen=True)
+class _Why:
+    """Why images are left out, and what to do.
+
+    Attributes:
+        several, remedy: For a line about all images of a kind.
+        single: For one image.
+    """
+
+    several: str
+    remedy: str
+    single: str = ""
+
+
+_WHY: dict[Kind, _Why] = {
+    "unread": _Why(
+        "their format is not read",
+        "convert them to JPEG or PNG",
+        "left out because its format is not read: convert it to JPEG or PNG",
+    ),
+    "outside": _Why("they are outside the class folders", "move them into the folder of their class"),
+    "nameless": _Why(
+        "their names have no extension such as .jpg",
+        "rename them",
+        "left out because its name has no extension such as .jpg: rename it",
+    ),
+    "aside": _Why("they are in folders whose names begin with _", "rename the folders if they belong to the set"),
+    "away": _Why(
+        "they are in a cloud only, not on this machine",
+        "download them",
+        "left out because it is in a cloud only, not on this machine: download it",
+    ),
+    "conflict": _Why(
+        "a cloud client saved them as a second version of a file",
+        "rename those that you need",
+        "left out because a cloud client saved it as a second version of a file: rename it if you need it",
+    ),
+    "leftover": _Why("they are in folders that a system or program made", "move those that you need to another folder"),
 }
-"""Kinds of images that are left out: the reason, and what to do."""
 
 
-def describe_unused(root: Path, unused: Sequence[Path]) -> list[str]:
-    """One line for each reason why images are left out."""
-    kinds: dict[str, list[Path]] = {kind: [] for kind in _WHY}
+def describe_unused(root: Path, unused: Sequence[Path], *, of_a_set: bool = True) -> list[str]:
+    """One line for each reason why images are left out.
+
+    Args:
+        root: The folder that they are in.
+        unused: The images.
+        of_a_set: Whether they are left out of a data set, for which folders whose names begin with _ do not count.
+    """
+    kinds: dict[Kind, list[Path]] = {kind: [] for kind in _WHY}
     for path in unused:
-        kinds[_kind(path.relative_to(root))].append(path)
+        kinds[_kind(path, root, of_a_set)].append(path)
     lines = []
-    for (because, remedy), paths in zip(_WHY.values(), kinds.values(), strict=True):
+    for kind, paths in kinds.items():
         if paths:
+            why, count = _WHY[kind], str(len(paths))
+            because = why.several
+            if kind == "leftover":
+                folders = Counter(str(leftover_above(path, root)) for path in paths)
+                because += f" ({first_few(sorted({shown(Path(folder).name) for folder in folders}))})"
+                count = f"at least {count}" if max(folders.values()) >= MOST_COUNTED else count
             examples = f"{_extensions(paths)}, such as {shown(paths[0].relative_to(root))}"
-            lines.append(f"{len(paths)} image(s) are left out because {because}: {examples}; {remedy}")
+            lines.append(f"{count} image(s) are left out because {because}: {examples}; {why.remedy}")
     return lines
+
+
+def why_left_out(path: Path, folder: Path) -> str | None:
+    """Why an image in a folder is not classified; None if it is to be read."""
+    return None if is_read(path) else _WHY[_kind(path, folder, of_a_set=False)].single
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is an image, by its extension or, if it has none, by its first bytes.
+
+    Formats that are not read, and placeholders of images that are in a cloud only, count too.
+    """
+    extension = _extension(placeholder_for(path.name) or path.name)
+    known = extension in EXTENSIONS or extension in UNREAD_EXTENSIONS
+    return known or (not extension and _is_unnamed_photo(path))
+
+
+def is_read(path: Path) -> bool:
+    """Return whether an image is read, by its name: its folder is not looked at."""
+    return _extension(path.name) in EXTENSIONS and not is_conflict_copy(path.name)
+
+
+def images_in_leftovers(folders: Iterable[Path]) -> list[Path]:
+    """The images in folders that a system or program made, sorted within each, at most `MOST_COUNTED` of one."""
+    return [path for folder in folders for path in islice(filter(is_image, files_in_leftover(folder)), MOST_COUNTED)]
 
 
 def in_underscore_folder(path: Path) -> bool:
@@ -34,16 +116,22 @@ def in_underscore_folder(path: Path) -> bool:
     return any(name.startswith("_") for name in path.parts[:-1])
 
 
-def _kind(path: Path) -> str:
-    if in_underscore_folder(path):
+def _kind(path: Path, root: Path, of_a_set: bool) -> Kind:
+    if leftover_above(path, root) is not None:
+        return "leftover"
+    if of_a_set and in_underscore_folder(path.relative_to(root)):
         return "aside"
-    extension = path.suffix.lower()
+    if placeholder_for(path.name) is not None:
+        return "away"
+    if is_conflict_copy(path.name):
+        return "conflict"
+    extension = _extension(path.name)
     return "unread" if extension in UNREAD_EXTENSIONS else "outside" if extension else "nameless"
 
 
 def describe_empty_class(folder: Path, unused: Sequence[Path]) -> str:
     """Describe a class folder without usable images, given those in it that are left out."""
-    if all(_kind(path.relative_to(folder)) == "unread" for path in unused) and unused:
+    if all(_kind(path, folder, of_a_set=True) == "unread" for path in unused) and unused:
         found = _extensions(unused)
         return f"{folder}: this class folder has only formats that are not read ({found}): convert them to JPEG or PNG"
     if unused:
@@ -52,6 +140,21 @@ def describe_empty_class(folder: Path, unused: Sequence[Path]) -> str:
 
 
 def _extensions(paths: Sequence[Path]) -> str:
-    counts = Counter(path.suffix.lower() or "without an extension" for path in paths).most_common()
+    names = (_extension(placeholder_for(path.name) or path.name) for path in paths)
+    counts = Counter(name or "without an extension" for name in names).most_common()
     rest = sum(count for _, count in counts[5:])
     return ", ".join(f"{count} {extension}" for extension, count in counts[:5]) + (f", {rest} others" if rest else "")
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_unnamed_photo(path: Path) -> bool:
+    try:
+        if not path.is_file():  # opening a FIFO would block
+            return False
+        with path.open("rb") as file:
+            return has_photo_signature(file.read(12))
+    except OSError:
+        return False

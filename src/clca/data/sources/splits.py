@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from clca.system.paths import as_text
+
 Samples = list[tuple[Path, int]]
 """Image files with labels, which are indices into the class names."""
 
@@ -15,7 +17,8 @@ def _by_name_hash(paths: Sequence[Path]) -> list[int]:
 
 
 def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()  # keeps the bytes of names that are not UTF-8
+    # The bytes of the name, in every locale, and of names that are not UTF-8 too.
+    return hashlib.sha256(as_text(name).encode(errors="surrogateescape")).digest()
 
 
 def _per_class(samples: Samples) -> dict[int, list[int]]:

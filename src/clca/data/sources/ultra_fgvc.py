@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clca.data.image_formats import EXTENSIONS
+from clca.data.sources.csv_text import SAVE_AS, open_csv, read_table
 from clca.data.sources.listing import Listing, check_classes, first_few
 from clca.data.sources.splits import Samples
 from clca.errors import ClcaError
@@ -48,6 +49,7 @@ IMAGE_FOLDERS = (
 )  # fmt: skip
 _IMAGE_NAME = re.compile(r"(?P<cultivar>.+?)(?:_(?P<stage>R\d))?_(?P<number>[0-9]{1,9})_(?P<split>train|test)")
 _NUMERIC_NAME = re.compile(r"0*(?P<cultivar>[1-9][0-9]{0,4})_0*(?P<number>[1-9][0-9]{0,8})_(?P<split>train|test)")
+_COLUMNS = ("class_id", "dir")
 _MOST_CLASSES = 100_000  # far more than in any set
 _FOLDER_HINTS = {
     "cotton": "cotton80", "local": "soylocal", "soybean2000": "soyglobal", "soybean200": "soylocal",
@@ -178,15 +180,16 @@ def _csv_files(root: Path) -> dict[str, Path]:
     """The CSV files of the published layout in `root`; files of the same name with other columns do not count."""
     files = {split: root / f"{split}.csv" for split in ("train", "val", "train_val", "test")}
     found = {split: file for split, file in files.items() if file.is_file()}
-    return {split: file for split, file in found.items() if {"class_id", "dir"} <= set(_header(file))}
+    return {split: file for split, file in found.items() if set(_COLUMNS) <= set(_header(file))}
 
 
 def _header(file: Path) -> list[str]:
-    with file.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        try:
-            return [column.strip() for column in next(csv.reader(stream), [])]
-        except csv.Error:  # not a CSV file
-            return []
+    try:
+        with open_csv(file, errors="replace") as stream:
+            reader, _ = read_table(stream, _COLUMNS)
+            return [column.strip() for column in reader.fieldnames or []]
+    except (ClcaError, csv.Error):  # not a CSV file
+        return []
 
 
 def _read_annotation(file: Path) -> list[tuple[str, int]]:
@@ -208,16 +211,16 @@ def _read_annotation(file: Path) -> list[tuple[str, int]]:
 def _read_csv(file: Path) -> list[tuple[str, int]]:
     entries = []
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+        with open_csv(file) as stream:
+            reader, skipped = read_table(stream, _COLUMNS)
             reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
             for row in reader:
                 label, name = (row["class_id"] or "").strip(), (row["dir"] or "").strip()
                 if not is_whole_number(label) or int(label) >= _MOST_CLASSES or not name:
-                    raise ClcaError(f"{file}, line {reader.line_num}: expected a class_id from 0 and a dir")
+                    raise ClcaError(f"{file}, line {reader.line_num + skipped}: expected a class_id from 0 and a dir")
                 entries.append((name, int(label)))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error})") from None
+        raise ClcaError(f"{file}: is not a CSV file in UTF-8 ({error}): {SAVE_AS}") from None
     return entries
 
 

@@ -8,6 +8,7 @@ import pytest
 from clca.cli.main import main
 from clca.errors import ClcaError
 from clca.system.yaml import read_yaml
+from clca.training.settings import read_file
 
 
 def read(folder: Path, text: str) -> object:
@@ -51,6 +52,21 @@ def test_a_word_is_a_word(tmp_path: Path, word: str) -> None:
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("0", 0), ("-0.5", -0.5), ("10", 10), ("'010'", "010")])
 def test_plain_numbers_and_quoted_text_are_read(tmp_path: Path, text: str, value: object) -> None:
     assert read(tmp_path, f"a: {text}") == {"a": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "both"),
+    [
+        ("keep_rate: 0.5\nkeep-rate: 0.25", "keep_rate and keep-rate"),
+        ("backbone: a\nmodel: b", "backbone and model"),
+        ("img_size: 224\nmodel: {img_size: 448}", "img_size and model: img_size"),
+        ("data:\n  root: a\nroot: b", "data: root and root"),
+    ],
+)
+def test_a_setting_under_two_spellings_is_refused(tmp_path: Path, text: str, both: str) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ClcaError, match=f": {both} are the same setting; give it once$"):
+        read_file(str(tmp_path / "settings.yaml"))
 
 
 @pytest.mark.parametrize("text", ["seed: 010", "seed: 1\nseed: 2", "seed: 1:30"])

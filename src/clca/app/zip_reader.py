@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
+from clca.data.sources.leftovers import is_leftover_name
 from clca.errors import ClcaError
 from clca.serve.errors import Refusal
 from clca.serve.settings import MIB
@@ -343,12 +344,13 @@ def _refuse_kind(name: str, info: ZipInfo) -> Refusal | None:
 
 
 def _goes_unsaid(name: str, info: ZipInfo) -> bool:
-    """Folders, and what desktops put into zips unasked."""
+    """Folders, and what desktops and storage devices put into them unasked."""
     *folders, file = name.split("/")
     return (
         not file
         or stat.S_ISDIR(info.external_attr >> 16)
         or folders[:1] == ["__MACOSX"]
+        or any(map(is_leftover_name, folders))
         or file in (".DS_Store", "Thumbs.db")
     )
 

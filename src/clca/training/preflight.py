@@ -29,6 +29,7 @@ from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.stored_model import check_class_names, check_classes
 from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.paths import as_text
 from clca.training.config import TrainConfig
 from clca.training.run_folder import RunFolder
 
@@ -149,7 +150,7 @@ def _digest(images: Images) -> str:
             name = str(path.relative_to(below)) if path.is_relative_to(below) else path.name
             with suppress(OSError):  # `verify_images` reports a missing image
                 size = path.stat().st_size
-        digest.update(f"{name}\t{size}\t{label}\n".encode(errors="surrogateescape"))
+        digest.update(f"{as_text(name)}\t{size}\t{label}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

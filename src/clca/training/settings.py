@@ -71,14 +71,21 @@ def flat_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         where: Prefix of an error line about them.
 
     Raises:
-        ClcaError: One of them does not exist.
+        ClcaError: One of them does not exist, or is given under two spellings.
     """
     flat: dict[str, Any] = {}
-    for name, value in content.items():
-        nested = value if name in ("model", "data") and isinstance(value, dict) else {name: value}
-        flat.update({_RENAMED.get(str(key), str(key)).replace("-", "_"): inner for key, inner in nested.items()})
-    known = setting_names()
+    spelled: dict[str, str] = {}
     prefix = f"{where}: " if where else ""
+    for name, value in content.items():
+        is_group = name in ("model", "data") and isinstance(value, dict)
+        for key, inner in (value if is_group else {name: value}).items():
+            setting = _RENAMED.get(str(key), str(key)).replace("-", "_")
+            spelling = f"{name}: {key}" if is_group else str(key)
+            if setting in flat:
+                both = f"{brief(spelled[setting], 100)} and {brief(spelling, 100)}"
+                raise ClcaError(f"{prefix}{both} are the same setting; give it once")
+            flat[setting], spelled[setting] = inner, spelling
+    known = setting_names()
     _refuse_spelled_switches(flat.get("backbone_kwargs"), where)
     for name in flat:
         if name not in known:

@@ -152,7 +152,11 @@ def test_a_snapshot_of_a_whole_disk_is_not_counted_to_its_end(tmp_path: Path, mo
     monkeypatch.setattr("clca.data.sources.skipped.MOST_COUNTED", 5)
     [warning] = warned(tmp_path)
     assert "at least 6 image(s) are left out because they are in folders that a system or program made (" in warning
-    assert "(#snapshot, @eaDir)" in warning
+    assert "(#snapshot, @eaDir): 6 .jpg, such as #snapshot/0.jpg" in warning
+    monkeypatch.setattr("clca.data.sources.skipped.MOST_COUNTED", 9)
+    assert f"{tmp_path}: 10 image(s) are left out" in warned(tmp_path)[0]
+    monkeypatch.setattr("clca.data.sources.skipped.MOST_LOOKED_AT", 3)
+    assert "at least 4 image(s)" in warned(tmp_path)[0]
 
 
 def test_what_is_in_a_cloud_only_and_second_versions_are_counted(tmp_path: Path) -> None:

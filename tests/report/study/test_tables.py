@@ -194,6 +194,15 @@ class TestTable:
         assert r"\begin{longtable}{p{0.4\linewidth}r}" in many.latex()
         assert r"\begin{table}[htbp]" in small().latex()
 
+    @pytest.mark.parametrize(("name", "fonts"), [("Rosé", "T1"), ("赤霞珠", "XeLaTeX"), ("Κάβα", "XeLaTeX")])
+    def test_other_alphabets_stay_and_the_table_names_what_it_needs(self, tmp_path, name, fonts):
+        rows = ((name, "86.4 ± 1.2"),)
+        write_tables(tmp_path, {"a": small(rows=rows)})
+        text = (tmp_path / "a.tex").read_text("utf-8")
+        assert f"{name} & $86.4 \\pm 1.2$ \\\\" in text
+        assert "?" not in text
+        assert fonts in text.splitlines()[0]
+
     @pytest.mark.parametrize(
         ("plain", "latex"),
         [

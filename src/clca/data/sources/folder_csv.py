@@ -68,7 +68,7 @@ def read_listing(root: str | Path, source: str | None = None) -> Listing:
 def find_source(root: Path) -> str:
     """The name of the source that matches the layout of `root`."""
     if root.is_file():
-        if root.suffix.lower() == ".csv":
+        if root.suffix.lower() in (".csv", ".tsv", ".txt"):  # Excel's "Unicode Text" is a .txt
             return "csv"
         raise ClcaError(f"{root}: is a file; choose a folder of images or a .csv file")
     if _split_folders(root):

@@ -44,7 +44,7 @@ _FOLDERS = frozenset(
         *(".MobileBackups", ".PKInstallSandboxManager", ".HFS+ Private Directory Data", "Backups.backupdb"),
         *("Desktop DB", "Desktop DF", "iPod Photo Cache"),
         # Linux, Android
-        *("lost+found", ".thumbnails", ".xvpics", "LOST.DIR", ".globalTrash", ".trashed"),
+        *("lost+found", ".thumbnails", ".xvpics", "LOST.DIR", ".globalTrash"),
         # Photo managers: digiKam, Picasa, ACDSee, Capture One, Nikon, Corel, Adobe
         *(".dtrash", ".picasaoriginals", "[Originals]", "CaptureOne", "NKSC_PARAM", "Corel Auto-Preserve"),
         *("Adobe Bridge Cache", ".BridgeCache", ".comments", ".pp3cache"),
@@ -94,9 +94,14 @@ def is_leftover(folder: Path) -> bool:
     Args:
         folder: Its path. A folder `Originals` is one of Picasa's if there is a `.picasa.ini` beside it.
     """
-    name = folder.name.rstrip("\r").casefold()
-    if name == "originals":
+    if folder.name.casefold() == "originals":
         return any((folder.parent / ini).is_file() for ini in (".picasa.ini", "Picasa.ini"))
+    return is_leftover_name(folder.name)
+
+
+def is_leftover_name(name: str) -> bool:
+    """Whether a folder of this name is a leftover wherever it is; no file is looked at."""
+    name = name.rstrip("\r").casefold()
     return name in _FOLDERS or _FOLDER_PATTERN.fullmatch(name) is not None
 
 

@@ -24,7 +24,8 @@ class Listing:
             `leaked` reports.
         problems: Reasons why the set cannot be used as it is, one line each: missing files, wrong counts.
         unused: Images in the folder that are in no split: with a format that is not read, without an extension, outside
-            the class folders, in folders whose names begin with _, or left by a system, program or cloud client.
+            the class folders, in folders whose names begin with _, or left by a system, program or cloud client. A
+            folder that a system made stands for further images in it, which were not counted.
     """
 
     root: Path

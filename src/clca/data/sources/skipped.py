@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from clca.data.image_formats import EXTENSIONS, UNREAD_EXTENSIONS, has_photo_signature
-from clca.data.sources.leftovers import is_conflict_copy, leftover_above, placeholder_for
+from clca.data.sources.leftovers import is_conflict_copy, is_leftover, leftover_above, placeholder_for
 from clca.data.sources.listing import first_few
 from clca.data.sources.walk import files_in_leftover
 from clca.system.paths import shown
 
 Kind = Literal["unread", "outside", "nameless", "aside", "away", "conflict", "leftover"]
 
+# Of one folder of a system: in snapshots of a whole disk there are millions.
 MOST_COUNTED = 10_000
-"""Images that are counted in one folder of a system: in snapshots of a whole disk there are millions."""
+MOST_LOOKED_AT = 100_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def describe_unused(root: Path, unused: Sequence[Path], *, of_a_set: bool = True
 
     Args:
         root: The folder that they are in.
-        unused: The images.
+        unused: The images, as `Listing.unused`.
         of_a_set: Whether they are left out of a data set, for which folders whose names begin with _ do not count.
     """
     kinds: dict[Kind, list[Path]] = {kind: [] for kind in _WHY}
@@ -75,13 +76,13 @@ def describe_unused(root: Path, unused: Sequence[Path], *, of_a_set: bool = True
     lines = []
     for kind, paths in kinds.items():
         if paths:
-            why, count = _WHY[kind], str(len(paths))
-            because = why.several
+            why = _WHY[kind]
+            because, images = why.several, [path for path in paths if not is_leftover(path)]
             if kind == "leftover":
-                folders = Counter(str(leftover_above(path, root)) for path in paths)
-                because += f" ({first_few(sorted({shown(Path(folder).name) for folder in folders}))})"
-                count = f"at least {count}" if max(folders.values()) >= MOST_COUNTED else count
-            examples = f"{_extensions(paths)}, such as {shown(paths[0].relative_to(root))}"
+                folders = {leftover_above(path, root) for path in images}
+                because += f" ({first_few(sorted({shown(folder.name) for folder in folders if folder}))})"
+            count = f"{'at least ' if len(images) < len(paths) else ''}{len(images)}"
+            examples = f"{_extensions(images)}, such as {shown(images[0].relative_to(root))}"
             lines.append(f"{count} image(s) are left out because {because}: {examples}; {why.remedy}")
     return lines
 
@@ -107,8 +108,17 @@ def is_read(path: Path) -> bool:
 
 
 def images_in_leftovers(folders: Iterable[Path]) -> list[Path]:
-    """The images in folders that a system or program made, sorted within each, at most `MOST_COUNTED` of one."""
-    return [path for folder in folders for path in islice(filter(is_image, files_in_leftover(folder)), MOST_COUNTED)]
+    """The images in folders that a system or program made, sorted within each.
+
+    Of a folder with more files than are looked at, the folder itself follows.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        files = files_in_leftover(folder)
+        images = list(islice(filter(is_image, islice(files, MOST_LOOKED_AT)), MOST_COUNTED))
+        is_whole = not images or next(files, None) is None
+        found += images if is_whole else [*images, folder]
+    return found
 
 
 def in_underscore_folder(path: Path) -> bool:
@@ -117,7 +127,7 @@ def in_underscore_folder(path: Path) -> bool:
 
 
 def _kind(path: Path, root: Path, of_a_set: bool) -> Kind:
-    if leftover_above(path, root) is not None:
+    if is_leftover(path) or leftover_above(path, root) is not None:
         return "leftover"
     if of_a_set and in_underscore_folder(path.relative_to(root)):
         return "aside"

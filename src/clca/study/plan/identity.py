@@ -11,7 +11,7 @@ from typing import Any
 
 from clca.errors import ClcaError, reason
 from clca.models.config import ModelConfig
-from clca.system.paths import expanded
+from clca.system.paths import as_text, expanded
 from clca.training.config import NOT_PART_OF_A_RUN, DataConfig, TrainConfig
 
 COMPUTES = 1
@@ -94,7 +94,7 @@ def images_fingerprint(root: str, source: str | None = None) -> str | None:
     for split in sorted(listing.splits):
         for path, label in sorted(listing.splits[split]):
             name = path.relative_to(below) if path.is_relative_to(below) else path.name
-            line = f"{split}\t{listing.classes[label]}\t{name}\t{path.stat().st_size}\n"
+            line = f"{split}\t{listing.classes[label]}\t{as_text(name)}\t{path.stat().st_size}\n"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 

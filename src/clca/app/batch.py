@@ -61,12 +61,19 @@ class Row:
         classes: The most likely ones, best first; none where there is an error.
         probabilities: Theirs, in 0 … 1.
         error: Why there is no answer.
+        unfamiliarity: As of `clca.serve.service.Ranked`.
     """
 
     name: str
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: Refusal | None = None
+    unfamiliarity: float | None = None
+
+    @property
+    def is_unfamiliar(self) -> bool:
+        """Whether the photograph is taken for none of the classes."""
+        return self.unfamiliarity is not None and self.unfamiliarity > 1
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,7 @@ async def _rows(
         if isinstance(answer, Refusal):
             rows.append(Row(one.name, error=answer))
         else:
-            rows.append(Row(one.name, answer.classes, answer.probabilities))
+            rows.append(Row(one.name, answer.classes, answer.probabilities, unfamiliarity=answer.unfamiliarity))
     return rows, stopped
 
 

@@ -136,6 +136,9 @@ def rows_html(tr: Translator, rows: list[Row]) -> str:
         if row.error is not None:
             body.append([row.name, row.error.message])
             continue
+        if row.is_unfamiliar:
+            body.append([row.name, tr("none_of_these"), ""])
+            continue
         others = [f"{n} {p:.0%}" for n, p in zip(row.classes[1:3], row.probabilities[1:3], strict=True)]
         body.append([row.name, row.classes[0], f"{row.probabilities[0]:.1%}", *others])
     note = tr("batch_more", shown=_SHOWN, total=len(rows)) if len(rows) > _SHOWN else ""

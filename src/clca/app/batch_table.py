@@ -16,6 +16,8 @@ COLUMNS = (
     "second_probability",
     "third",
     "third_probability",
+    "unfamiliarity",
+    "none_of_these",
     "error",
 )
 
@@ -41,6 +43,8 @@ def cells(row: Row) -> list[str | float]:
     line: list[str | float] = [row.name]
     for k in range(3):
         line += [row.classes[k], round(row.probabilities[k], 6)] if k < len(row.classes) else ["", ""]
+    known = row.unfamiliarity is not None
+    line += [round(row.unfamiliarity or 0.0, 4), "yes" if row.is_unfamiliar else "no"] if known else ["", ""]
     return [*line, row.error.message if row.error else ""]
 
 
@@ -48,15 +52,16 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """A batch in numbers.
 
     Returns:
-        `images`, `answered`, `refused`; `classes`, how often each came first, the most frequent first; `reasons`, how
-        often each code of a refusal.
+        `images`, `answered`, `refused`; `none_of_these`, how many were taken for none of the classes; `classes`, how
+        often each of the others came first, the most frequent first; `reasons`, how often each code of a refusal.
     """
-    classes = Counter(row.classes[0] for row in rows if row.classes)
+    classes = Counter(row.classes[0] for row in rows if row.classes and not row.is_unfamiliar)
     reasons = Counter(row.error.code for row in rows if row.error)
     return {
         "images": len(rows),
         "answered": len(rows) - reasons.total(),
         "refused": reasons.total(),
+        "none_of_these": sum(row.is_unfamiliar for row in rows),
         "classes": dict(classes.most_common()),
         "reasons": dict(reasons.most_common()),
     }

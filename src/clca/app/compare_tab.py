@@ -53,7 +53,7 @@ def compare_tab(context: PageContext, tab: gr.Tab, identified: gr.Image) -> None
                 yield {side.answer: render.problem(error_text(tr, error)), side.price: "", side.stages: ""}
                 continue
             yield {
-                side.answer: render.answer(tr, look.ranked, shown, len(served.classes)),
+                side.answer: render.answer(tr, look.ranked, shown, len(served.classes), served.false_alarms),
                 side.price: render.price(tr, look, context.rates(served, slider), context.evaluations(served)),
             }
             yield {side.stages: await stages_html(tr, look)}

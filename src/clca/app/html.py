@@ -18,18 +18,41 @@ from clca.serve.served_model import Rates
 from clca.serve.service import Ranked
 
 
-def answer(tr: Translator, ranked: Ranked, examples: Mapping[str, Sequence[str]], classes: int) -> str:
-    """The most likely classes with bars and example pictures; the first is said to screen readers."""
-    first, probability = ranked.classes[0], ranked.probabilities[0]
+def answer(
+    tr: Translator,
+    ranked: Ranked,
+    examples: Mapping[str, Sequence[str]],
+    classes: int,
+    false_alarms: float | None = None,
+) -> str:
+    """The most likely classes with bars and example pictures, or that it is none of them; said to screen readers.
+
+    Args:
+        tr: The words.
+        ranked: The answer.
+        examples: Addresses of pictures of each class.
+        classes: How many the model knows.
+        false_alarms: Share of known photographs that are taken for none of the classes; None if that is not known.
+    """
+    first, probability = escape(ranked.classes[0]), f"{ranked.probabilities[0]:.0%}"
     rows = "".join(
         _row(tr, name, share, examples.get(name, ()))
         for name, share in zip(ranked.classes, ranked.probabilities, strict=True)
     )
     missing = "" if any(examples.values()) else f"<p class=note>{escape(tr('no_examples'))}</p>"
+    if ranked.is_unfamiliar:
+        said = f"<strong>{escape(tr('none_of_these'))}</strong>"
+        about = f"<p class=warning>{escape(tr('looks_like_none', count=classes))}</p>"
+        return (
+            f'<div class="clca-answer unfamiliar"><p class=said role=status aria-live=polite>{said}</p>{about}'
+            f"<ol>{rows}</ol>{missing}</div>"
+        )
+    note = tr("only_knows", count=classes)
+    if ranked.is_unfamiliar is False and false_alarms is not None:
+        note = tr("familiar", share=f"{false_alarms:.0%}")
     return (
-        f"<div class=clca-answer><p class=said role=status aria-live=polite><strong>{escape(first)}</strong> "
-        f"<span>{probability:.0%}</span></p><ol>{rows}</ol>{missing}"
-        f"<p class=note>{escape(tr('only_knows', count=classes))}</p></div>"
+        f"<div class=clca-answer><p class=said role=status aria-live=polite><strong>{first}</strong> "
+        f"<span>{probability}</span></p><ol>{rows}</ol>{missing}<p class=note>{escape(note)}</p></div>"
     )
 
 

@@ -66,7 +66,7 @@ def identify_tab(context: PageContext, model: gr.Dropdown, page: gr.Blocks) -> g
         rates = context.rates(served, slider)
         yield {
             **clear,
-            answer: render.answer(tr, look.ranked, shown, len(served.classes)),
+            answer: render.answer(tr, look.ranked, shown, len(served.classes), served.false_alarms),
             price: render.price(tr, look, rates, context.evaluations(served)),
             why: gr.update(visible=True),
         }

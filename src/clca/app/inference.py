@@ -121,13 +121,13 @@ class PhotoInference:
         times = []
         while True:
             start = time.perf_counter()
-            probabilities = served.probabilities(rates, [pixels])[0]
+            answer = served.answers(rates, [pixels])[0]
             times.append(time.perf_counter() - start)
             if len(times) == _TIMINGS or time.perf_counter() - began > _TIMING_SECONDS:
                 break
-        if not bool(torch.isfinite(probabilities).all()):
+        if not bool(torch.isfinite(answer[:-1]).all()):
             raise Refusal(500, "not_finite", "the model gave no finite probabilities for this image")
-        ranked = Ranked.of(served, probabilities, TOP)
+        ranked = Ranked.of(served, answer, TOP)
         view, found = stages(served.model, image)
         return Look(image, ranked, 1000 * median(times), self._price(served, rates), view, found)
 

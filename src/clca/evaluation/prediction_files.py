@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from rich.console import Console
 
@@ -53,35 +53,47 @@ def write_predictions(
             writer(predictions, file)
 
 
+NONE_OF_THESE = "none of these"
+
+
 def _table(predictions: Iterable[Prediction], file: IO[str]) -> None:
-    rows = [
-        [
-            shown(as_text(prediction.path)),
-            "\n".join(map(shown, prediction.classes)) if prediction.error is None else f"({shown(prediction.error)})",
-            "\n".join(f"{probability:.1%}" for probability in prediction.probabilities),
-        ]
-        for prediction in predictions
-    ]
+    rows, judged = [], False
+    for one in predictions:
+        lines = [shown(name) for name in one.classes] if one.error is None else [f"({shown(one.error)})"]
+        shares = [f"{probability:.1%}" for probability in one.probabilities]
+        if one.is_unfamiliar:  # the classes are what it resembles most
+            lines, shares = [NONE_OF_THESE, *(f"({line})" for line in lines)], ["", *shares]
+        judged = judged or one.unfamiliarity is not None
+        distance = "" if one.unfamiliarity is None else f"{one.unfamiliarity:.2f}"
+        rows.append([shown(as_text(one.path)), "\n".join(lines), "\n".join(shares), distance])
     if rows:
-        columns = [words("image"), words("class"), Column("probability")]
+        columns = [words("image"), words("class"), Column("probability"), Column("unfamiliarity")]
+        if not judged:
+            columns, rows = columns[:3], [row[:3] for row in rows]
         Table(columns, rows, sections=range(len(rows))).render(Console(file=file))
 
 
 def _csv(predictions: Iterable[Prediction], file: IO[str]) -> None:
     writer = csv_writer(file)
-    writer.writerow(["path", "rank", "class", "probability", "error"])
+    writer.writerow(["path", "rank", "class", "probability", "unfamiliarity", "none_of_these", "error"])
     for prediction in predictions:
-        path = as_text(prediction.path)
+        path, distance, none = as_text(prediction.path), None, None
+        if prediction.unfamiliarity is not None:
+            distance, none = f"{prediction.unfamiliarity:.4f}", "yes" if prediction.is_unfamiliar else "no"
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        writer.writerows([path, rank, name, f"{p:.6f}", None] for rank, (name, p) in enumerate(pairs, 1))
+        writer.writerows(
+            [path, rank, name, f"{p:.6f}", distance, none, None] for rank, (name, p) in enumerate(pairs, 1)
+        )
         if prediction.error is not None:
-            writer.writerow([path, None, None, None, prediction.error])
+            writer.writerow([path, None, None, None, None, None, prediction.error])
 
 
 def _jsonl(predictions: Iterable[Prediction], file: IO[str]) -> None:
     for prediction in predictions:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         top = [{"class": name, "probability": round(p, 6)} for name, p in pairs]
-        line = {"path": as_text(prediction.path), "top": top, "error": prediction.error}
+        line: dict[str, Any] = {"path": as_text(prediction.path), "top": top, "error": prediction.error}
+        if prediction.unfamiliarity is not None:
+            line |= {"unfamiliarity": round(prediction.unfamiliarity, 4), "none_of_these": prediction.is_unfamiliar}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()

@@ -16,6 +16,7 @@ from clca.data.sources.photographs import find_images as find_images  # its form
 from clca.data.transforms import Normalization, apply_transform, from_preprocess
 from clca.errors import ClcaError
 from clca.kernels.prepack import prepacked
+from clca.models.confidence import AnsweringModel
 from clca.models.pretrained import from_pretrained
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
@@ -31,7 +32,9 @@ class Prediction:
     Attributes:
         path: The file.
         classes: The most likely classes, best first; empty where the file could not be read.
-        probabilities: Their probabilities, 0 … 1.
+        probabilities: Their probabilities, 0 … 1, calibrated where the model's confidence allows.
+        unfamiliarity: How far the image is from the known classes; None where the model has no confidence at its keep
+            rate.
         error: Why the file could not be read, or None.
         left_out: Whether it was left out of its folder by its name, and not opened; `error` has the reason.
     """
@@ -39,8 +42,14 @@ class Prediction:
     path: Path
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
+    unfamiliarity: float | None = None
     error: str | None = None
     left_out: bool = False
+
+    @property
+    def is_unfamiliar(self) -> bool:
+        """Whether the image is taken for none of the classes."""
+        return self.unfamiliarity is not None and self.unfamiliarity > 1
 
 
 def predict(
@@ -104,8 +113,7 @@ def _predictions(
 ) -> Iterator[Prediction]:
     accelerator = make_accelerator(device=device, precision=precision)
     model = model.to(accelerator.device).eval()
-    if compile:
-        model.compile()
+    answer = AnsweringModel(model, compile=compile)
     classes = model.classes or []
     preprocess = model.preprocess or {}
     transform, normalize = from_preprocess(preprocess, normalize=False), Normalization(preprocess)
@@ -130,15 +138,16 @@ def _predictions(
             found = [(path, job if isinstance(job, str) else job.result()) for path, job in batch]
             waiting += islice(remaining, batch_size)
             images = [image for _, image in found if isinstance(image, Tensor)]
-            ranked: Iterator[tuple[list[float], list[int]]] = iter(())
+            ranked: Iterator[tuple[list[float], list[int], float | None]] = iter(())
             if images:
                 with torch.inference_mode(), accelerator.autocast():
-                    logits = model(normalize(torch.stack(images), accelerator.device))
-                best = most_likely(logits.float().softmax(1), top_k)
-                ranked = iter(zip(best[0].tolist(), best[1].tolist(), strict=True))
+                    shares, unfamiliarity = answer(normalize(torch.stack(images), accelerator.device))
+                best = most_likely(shares, top_k)
+                distances = [None] * len(images) if unfamiliarity is None else unfamiliarity.tolist()
+                ranked = iter(zip(best[0].tolist(), best[1].tolist(), distances, strict=True))
             for path, image in found:
                 if isinstance(image, str):
                     yield Prediction(path, error=image, left_out=files[path] is not None)
                 else:
-                    probabilities, indices = next(ranked)
-                    yield Prediction(path, tuple(classes[k] for k in indices), tuple(probabilities))
+                    probabilities, indices, distance = next(ranked)
+                    yield Prediction(path, tuple(classes[k] for k in indices), tuple(probabilities), distance)

@@ -14,7 +14,7 @@ from clca.errors import WorkError
 _MOST_COMPILATIONS = 200  # more than a model has keep rates, in training and evaluation
 
 
-def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
+def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Any]:
     """The module's call, compiled once for all batch sizes.
 
     Training, evaluation, each precision and each keep rate are compiled once each.
@@ -27,7 +27,7 @@ def compiled_call(module: nn.Module, **options: Any) -> Callable[[Tensor], Tenso
     shapes, dynamo = cast(Any, torch.fx.experimental._config), cast(Any, torch._dynamo.config)
     call = torch.compile(module._call_impl, **{"fullgraph": True, **options})
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Any:
         torch._dynamo.maybe_mark_dynamic(images, 0)
         # Without the first a batch of one is specialised and compiled separately; without the second a keep rate that
         # was changed once becomes a variable, and with it the number of tokens. The usual limit is eight compilations.

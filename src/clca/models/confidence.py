@@ -152,6 +152,45 @@ class ModelWithConfidence(nn.Module):
         logits = model.forward_head(features)
         return logits, self.confidence(read_by_head(self.model, features))
 
+    def compile(self, **options: Any) -> None:
+        """Compile both in place, as `TokenReducedViT.compile` does."""
+        from clca.models.compile import compiled_call
+
+        self._compiled_call_impl: Any = compiled_call(self, **options)
+
+
+class AnsweringModel:
+    """A model as it is applied to images: calibrated probabilities, and unfamiliarity where its confidence allows.
+
+    Args:
+        model: On its device, in evaluation mode; its keep rate may change between calls.
+        compile: Compile it.
+    """
+
+    def __init__(self, model: TimmInterface, *, compile: bool = False) -> None:
+        self.model: Any = model
+        self._with: dict[Confidence, ModelWithConfidence] = {}
+        if model.confidence is not None:
+            model.confidence.to(next(model.parameters()).device)
+            self._with = {one: ModelWithConfidence(model, one) for one in model.confidence.each}
+        if compile:
+            for each in (self.model, *self._with.values()):
+                each.compile()
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """That of the present keep rate; None if it was not set at this rate."""
+        confidences: Confidences | None = self.model.confidence
+        return None if confidences is None else confidences.at(self.model.keep_rate)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Probabilities [B, K] in float32, and unfamiliarity [B] or None, of images [B, 3, H, W]."""
+        found = self.confidence
+        if found is None:
+            return self.model(images).float().softmax(dim=1), None
+        logits, unfamiliarity = self._with[found](images)
+        return found.probabilities(logits), unfamiliarity
+
 
 def read_by_head(model: TimmInterface, features: Tensor) -> Tensor:
     """What the head reads, [B, G, C], of what `forward_features` returns; G is 1 without aggregation head."""

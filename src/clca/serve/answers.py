@@ -20,11 +20,21 @@ class Refused(BaseModel):
 
 
 class ImageAnswer(BaseModel):
-    """The answer to one image: classes and probabilities, best first; or the reason for none."""
+    """The answer to one image: classes and probabilities, best first; or the reason for none.
+
+    Also an image of none of the classes has them: they are what it resembles most.
+    """
 
     name: str = Field(description="as the client called it", examples=["leaf.jpg"])
     classes: list[str] = Field(default=[], examples=[["cultivar 12", "cultivar 3"]])
     probabilities: list[float] = Field(default=[], description="0 … 1", examples=[[0.91, 0.04]])
+    unfamiliarity: float | None = Field(
+        default=None,
+        description="distance from the known classes, beyond 1 for an image of none of them; null where the model was "
+        "not calibrated at the keep rate",
+        examples=[0.42],
+    )
+    none_of_these: bool | None = Field(default=None, description="whether unfamiliarity is beyond 1", examples=[False])
     error: Reason | None = None
 
 

@@ -230,7 +230,13 @@ def _as_result(upload: Upload, answer: Ranked | Refusal) -> ImageAnswer:
     if isinstance(answer, Refusal):
         reason = Reason(status=answer.status, code=answer.code, message=answer.message)
         return ImageAnswer(name=upload.name, error=reason)
-    return ImageAnswer(name=upload.name, classes=list(answer.classes), probabilities=list(answer.probabilities))
+    return ImageAnswer(
+        name=upload.name,
+        classes=list(answer.classes),
+        probabilities=list(answer.probabilities),
+        unfamiliarity=answer.unfamiliarity,
+        none_of_these=answer.is_unfamiliar,
+    )
 
 
 def _describe(model: ServedModel) -> ModelAnswer:

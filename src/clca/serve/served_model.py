@@ -12,6 +12,7 @@ from torch import Tensor
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
 from clca.kernels.prepack import prepacked
+from clca.models.confidence import AnsweringModel
 from clca.models.cost import Cost, cost
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
@@ -48,7 +49,14 @@ class ServedModel:
         self.image_size: int = model.preprocess["img_size"]
         self._normalize = Normalization(model.preprocess)
         self.model = model.to(accelerator.device).eval()
+        self._answer = AnsweringModel(self.model)
         prepacked(self.model).__enter__()  # never left: the weights do not change, and what is kept goes with them
+
+    @property
+    def false_alarms(self) -> float | None:
+        """The share of known images that are taken for none of the classes; None without a confidence."""
+        each = () if self.model.confidence is None else self.model.confidence.each
+        return each[0].facts.false_alarms if each else None
 
     @property
     def keep_rate_is_free(self) -> bool:
@@ -72,8 +80,10 @@ class ServedModel:
             raise ClcaError(f"reduction {self.reduction} {why}: leave keep_rate out")
         return asked
 
-    def probabilities(self, rates: Rates, images: Sequence[Tensor]) -> Tensor:
-        """Probabilities [B, K] on the CPU; in one thread at a time.
+    def answers(self, rates: Rates, images: Sequence[Tensor]) -> Tensor:
+        """Probabilities and unfamiliarity, [B, K + 1] on the CPU; in one thread at a time.
+
+        The last column is NaN at keep rates at which the model's confidence was not set.
 
         Args:
             rates: As `rates` returned.
@@ -81,8 +91,10 @@ class ServedModel:
         """
         self.model.keep_rate = rates
         with torch.inference_mode(), self._accelerator.autocast():
-            logits = self.model(self._normalize(torch.stack(list(images)), self._accelerator.device))
-            return logits.float().softmax(1).cpu()
+            found = self._answer(self._normalize(torch.stack(list(images)), self._accelerator.device))
+        probabilities, unfamiliarity = found
+        last = probabilities.new_full((len(probabilities),), torch.nan) if unfamiliarity is None else unfamiliarity
+        return torch.cat([probabilities, last[:, None]], dim=1).cpu()
 
 
 def load(models: Mapping[str, TokenReducedViT] | Sequence[str | Path], accelerator: Accelerator) -> list[ServedModel]:

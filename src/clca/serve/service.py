@@ -28,16 +28,30 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ranked:
-    """The answer to one image: the most likely classes, best first, and their probabilities."""
+    """The answer to one image: the most likely classes, best first, and their probabilities.
+
+    Attributes:
+        classes, probabilities: Of the most likely classes.
+        unfamiliarity: How far the image is from the known classes, beyond 1 for one of none of them; None where the
+            model's confidence was not set at the keep rate.
+    """
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    unfamiliarity: float | None = None
+
+    @property
+    def is_unfamiliar(self) -> bool | None:
+        """Whether the image is taken for none of the classes; None where that is not known."""
+        return None if self.unfamiliarity is None else self.unfamiliarity > 1
 
     @classmethod
-    def of(cls, served: ServedModel, probabilities: Tensor, k: int) -> "Ranked":
-        """The `k` most likely of a model's classes, or all that it has, by its `probabilities` [C]."""
-        best, index = most_likely(probabilities, k)
-        return cls(tuple(served.classes[i] for i in index.tolist()), tuple(best.tolist()))
+    def of(cls, served: ServedModel, answer: Tensor, k: int) -> "Ranked":
+        """The `k` most likely of a model's classes, or all that it has, by a row of `ServedModel.answers`, [K + 1]."""
+        best, index = most_likely(answer[:-1], k)
+        last = answer[-1].item()
+        unfamiliarity = None if math.isnan(last) else last
+        return cls(tuple(served.classes[i] for i in index.tolist()), tuple(best.tolist()), unfamiliarity)
 
 
 class Place:
@@ -182,12 +196,12 @@ class Service:
         except Refusal as refusal:
             self.metrics.images.labels(served.name, refusal.code).inc()
             return refusal
-        probabilities = await self._batcher.submit((served.name, rates), image)
-        if not bool(torch.isfinite(probabilities).all()):
+        found = await self._batcher.submit((served.name, rates), image)
+        if not bool(torch.isfinite(found[:-1]).all()):
             self.metrics.images.labels(served.name, "not_finite").inc()
             return Refusal(500, "not_finite", "the model gave no finite probabilities for this image")
         self.metrics.images.labels(served.name, "answered").inc()
-        return Ranked.of(served, probabilities, top_k)
+        return Ranked.of(served, found, top_k)
 
     async def on_worker(self, function: Callable[[], Result]) -> Result:
         """The result of anything else that needs a model, run between two batches in the thread that has them."""
@@ -202,9 +216,9 @@ class Service:
     def _compute(self, key: tuple[str, Rates], images: list[Tensor]) -> list[Tensor]:
         name, rates = key
         began = time.perf_counter()
-        probabilities = self.models[name].probabilities(rates, images)
+        answers = self.models[name].answers(rates, images)
         seconds = time.perf_counter() - began
         self._seconds_an_image += 0.2 * (seconds / len(images) - self._seconds_an_image)
         self.metrics.batches.labels(name).observe(len(images))
         self.metrics.compute.labels(name).observe(seconds)
-        return list(probabilities)
+        return list(answers)

@@ -1,4 +1,4 @@
-"""What becomes of photographs of no known class: how many are turned away, by which score, and how calibrated answers are.
+"""What becomes of photographs of no known class: how many are turned away, and how calibrated the answers are.
 
 For each pair of held-out classes a run is trained on the others; the held-out classes (all their photographs) and those
 of other sets are strangers. Prints and writes, for each set: the share of known test images and of strangers that the

@@ -272,7 +272,9 @@ def test_predict_gives_every_name_back(
         written = out.read_bytes() if to_file else capfdbinary.readouterr().out
         text = written.decode(errors="surrogateescape")
         if form == "csv":
-            assert text.startswith("\ufeff" * to_file + "path,rank,class,probability,unfamiliarity,none_of_these,error\n")
+            assert text.startswith(
+                "\ufeff" * to_file + "path,rank,class,probability,unfamiliarity,none_of_these,error\n"
+            )
             text = text.removeprefix("\ufeff")
             given = [row["path"] for row in csv.DictReader(io.StringIO(text, newline=""))]
             assert text.count("\r") == 1

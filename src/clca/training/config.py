@@ -140,12 +140,22 @@ class TrainConfig(Settings):
     )
     mixup: NotNegative = Field(0.0, description="Mixup's alpha (0: off; 0.8 is usual).")
     cutmix: NotNegative = Field(0.0, description="CutMix' alpha (0: off; 1 is usual).")
+    balance: Literal["none", "loss", "sampler"] = Field(
+        "none",
+        description="For classes with different numbers of images. loss: weight each image so that all classes count "
+        "the same; sampler: draw each class equally often, with repetition. The probe weights its images with both.",
+    )
+    watch: Literal["auto", "top1", "macro", "loss"] = Field(
+        "auto",
+        description="What is best on val, which decides on the weights kept: top-1, its mean over classes, or the "
+        "loss. auto: macro if the largest class has over three times the training images of the smallest, else top1.",
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Use a moving average of the weights with this decay (0.999 suits a few thousand steps).",
     )
     patience: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
-        None, description="Stop after this many epochs without a better top-1 on val. If omitted: never."
+        None, description="Stop after this many epochs that are not better on val (`watch`). If omitted: never."
     )
 
     precision: Literal["auto", "no", "bf16", "fp16"] = Field(
@@ -299,6 +309,8 @@ NOT_PART_OF_A_RUN = frozenset(
 _LATER: dict[str, object] = {
     "probe": "none",
     "freeze_blocks": None,
+    "balance": "none",
+    "watch": "auto",
     "model.cla_head": "convolution",
     "model.cla_average": False,
     "model.keep_rates": None,

@@ -6,7 +6,7 @@ an epoch and distributed over machines.
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,7 @@ class BatchPlan:
         grad_accum: Parts per update in each process.
         processes: Number of processes.
         seed: Seed of the order of the images.
+        shares: Probability of each image in every draw, [images]; None to draw each once an epoch.
     """
 
     images: int
@@ -114,32 +115,40 @@ class BatchPlan:
     grad_accum: int
     processes: int
     seed: int
+    shares: Tensor | None = field(default=None, compare=False)
 
     @classmethod
     def create(
-        cls, images: int, batch_size: int, grad_accum: int, processes: int, seed: int, mixes: bool = False
+        cls,
+        images: int,
+        batch_size: int,
+        grad_accum: int,
+        processes: int,
+        seed: int,
+        mixes: bool = False,
+        shares: Tensor | None = None,
     ) -> "BatchPlan":
         """A plan with batches of `batch_size`, or of all images if there are fewer.
 
         Args:
-            images, batch_size, grad_accum, processes, seed: As for the class.
+            images, batch_size, grad_accum, processes, seed, shares: As for the class.
             mixes: Whether images are mixed, which needs an even number in each part of a batch.
 
         Raises:
             ClcaError: The batch cannot be divided evenly, or there are fewer images than processes times parts.
         """
-        shares = grad_accum * processes * (2 if mixes else 1)
+        parts = grad_accum * processes * (2 if mixes else 1)
         pairs = " in pairs, as mixup and cutmix need them" if mixes else ""
-        if batch_size % shares:
+        if batch_size % parts:
             raise ClcaError(
                 f"--batch-size {batch_size} cannot be divided over {processes} processes with --grad-accum "
-                f"{grad_accum}{pairs}; choose a multiple of {shares}"
+                f"{grad_accum}{pairs}; choose a multiple of {parts}"
             )
-        if images < shares:
+        if images < parts:
             raise ClcaError(
                 f"{images} training images are too few for {processes} processes with --grad-accum {grad_accum}{pairs}"
             )
-        return cls(images, min(batch_size, images - images % shares), grad_accum, processes, seed)
+        return cls(images, min(batch_size, images - images % parts), grad_accum, processes, seed, shares)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -154,6 +163,8 @@ class BatchPlan:
     def order(self, epoch: int) -> list[int]:
         """Indices of the images of an epoch, in order."""
         generator = torch.Generator().manual_seed(_derived_seed(_ORDER, self.seed, epoch) % 2**63)
+        if self.shares is not None:
+            return torch.multinomial(self.shares, self.images, replacement=True, generator=generator).tolist()
         return torch.randperm(self.images, generator=generator).tolist()
 
 

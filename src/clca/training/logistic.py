@@ -58,6 +58,7 @@ def fit_logistic(
     classes: int,
     *,
     groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
     apart: bool = True,
@@ -72,22 +73,25 @@ def fit_logistic(
         labels: Classes, [N]; each of 0 … classes - 1 occurs.
         classes: K.
         groups: Images of one group are left out together, [N]; None if there are no groups.
+        weights: How much each image counts, [N], with a mean of 1; None for all the same.
         strengths: Inverse regularisations to compare, ascending.
         seed: Of the folds.
         apart: Standardise the features of each keep rate by their own mean and variance; otherwise all by one.
     """
     features = features if features.ndim == 4 else features[None, None]
+    weights = np.ones(len(labels)) if weights is None else weights
     several = len(features) > 1 and apart
     images, found = len(labels), []
     folds = _split(labels, groups, _MOST_IN_FOLDS // (features.shape[0] * features.shape[1]), seed)
     for views in sorted({1, min(2, features.shape[1]), features.shape[1]}):
         standard, _, _ = _standardised(features[:, :views], apart)
         found += [
-            (loss, top1, views, c) for c, loss, top1 in _cross_validate(standard, labels, classes, folds, strengths)
+            (loss, top1, views, c)
+            for c, loss, top1 in _cross_validate(standard, labels, weights, classes, folds, strengths)
         ]
     loss, top1, views, strength = min(found) if found else (None, None, features.shape[1], _USUAL)
     standard, mean, variance = _standardised(features[:, :views], apart)
-    weight, bias = _Solver(*_rows(standard, labels), classes).fit(strength)
+    weight, bias = _Solver(*_rows(standard, labels, weights), classes).fit(strength)
     losses, hits = _judge(standard[:, 0] @ weight.T + bias, labels)
     own = float(losses.mean()), float(hits.mean())
     mean, variance = (mean, variance) if several else (mean[0], variance[0])
@@ -103,10 +107,10 @@ def _standardised(features: np.ndarray, apart: bool) -> tuple[np.ndarray, np.nda
     return (features - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + _EPSILON), mean, variance
 
 
-def _rows(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features [R, V, N, F] as rows [R · V · N, F], with the label of each."""
+def _rows(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [R, V, N, F] as rows [R · V · N, F], with the label and the weight of each."""
     copies = features.shape[0] * features.shape[1]
-    return features.reshape(-1, features.shape[-1]), np.tile(labels, copies)
+    return features.reshape(-1, features.shape[-1]), np.tile(labels, copies), np.tile(weights, copies)
 
 
 def _split(labels: np.ndarray, groups: np.ndarray | None, most: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -132,6 +136,7 @@ def _split(labels: np.ndarray, groups: np.ndarray | None, most: int, seed: int) 
 def _cross_validate(
     features: np.ndarray,
     labels: np.ndarray,
+    weights: np.ndarray,
     classes: int,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     strengths: Sequence[float],
@@ -139,7 +144,8 @@ def _cross_validate(
     """Strength, cross-entropy and accuracy of each strength, up to two after the best; features: [R, V, N, F]."""
     if not folds:
         return []
-    solvers = [_Solver(*_rows(features[:, :, fit], labels[fit]), classes) for fit, _ in folds]
+    solvers = [_Solver(*_rows(features[:, :, fit], labels[fit], weights[fit]), classes) for fit, _ in folds]
+    counted = np.concatenate([np.tile(weights[left_out], len(features)) for _, left_out in folds])
     scores: list[tuple[float, float, float]] = []
     for strength in strengths:
         losses, hits = [], []
@@ -148,7 +154,8 @@ def _cross_validate(
             loss, hit = _judge(features[:, 0, left_out] @ weight.T + bias, labels[left_out])
             losses.append(loss)
             hits.append(hit)
-        scores.append((strength, float(np.concatenate(losses).mean()), float(np.concatenate(hits).mean())))
+        mean = float(np.average(np.concatenate(losses), weights=counted))
+        scores.append((strength, mean, float(np.concatenate(hits).mean())))
         best = min(range(len(scores)), key=lambda number: scores[number][1])
         if len(scores) - best > _PATIENCE:
             break
@@ -170,23 +177,24 @@ class _Solver:
     Args:
         features: [M, F].
         labels: Classes, [M].
+        weights: How much each row counts, [M].
         classes: K; one without rows has the logits of a rare one.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    def __init__(self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int) -> None:
         from sklearn.linear_model import LogisticRegression
 
         self._rotation: np.ndarray | None = None
         if len(features) < features.shape[1]:  # an L2 penalty is the same in any rotation; M rows span M dimensions
             _, _, self._rotation = np.linalg.svd(features - features.mean(0), full_matrices=False)
             features = features @ self._rotation.T
-        self._features, self._labels, self._classes = features, labels, classes
+        self._features, self._labels, self._weights, self._classes = features, labels, weights, classes
         self._model = LogisticRegression(max_iter=_ITERATIONS, tol=1e-4, warm_start=True)
 
     def fit(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
         """Weight [K, F] and bias [K] at an inverse regularisation."""
         model = self._model.set_params(C=strength)
-        model.fit(self._features, self._labels)
+        model.fit(self._features, self._labels, None if (self._weights == 1).all() else self._weights)
         weight, bias = model.coef_, model.intercept_
         if len(model.classes_) == 2:  # one logit, of the second class
             weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])

@@ -18,6 +18,7 @@ from clca.training.elastic import restored_rate
 from clca.training.features import View, features_of
 from clca.training.loaders import reading_processes
 from clca.training.logistic import LogisticFit, fit_logistic
+from clca.training.losses import class_weights
 from clca.training.preflight import image_size
 from clca.training.state import RunState
 
@@ -68,11 +69,21 @@ def probe(state: RunState, progress: Callable[[int, int], None]) -> LogisticFit:
     apart = model.rate_statistics is not None
     # NumPy's threads beside those of other runs on this machine would spend most of their time waiting for a core.
     with threadpool_limits(torch.get_num_threads(), user_api="blas"):
-        fit = fit_logistic(stacked, features.labels, model.num_classes, seed=config.seed, apart=apart)
+        fit = fit_logistic(
+            stacked, features.labels, model.num_classes, weights=_weights(features.labels, state), seed=config.seed,
+            apart=apart,
+        )  # fmt: skip
     set_head(model, fit)
     if state.ema is not None:
         state.ema.set(model)
     return fit
+
+
+def _weights(labels: np.ndarray, state: RunState) -> np.ndarray | None:
+    """How much each training image counts, [N]; None if classes count by their number of images."""
+    if state.config.balance == "none":
+        return None
+    return class_weights(labels.tolist(), state.bare.num_classes)[labels]
 
 
 def _usual_views(images: int, trains: bool) -> int:

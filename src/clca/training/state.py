@@ -19,6 +19,7 @@ from clca.training.checkpoints import Progress, check_position, load_checkpoint,
 from clca.training.config import TrainConfig
 from clca.training.device import versions
 from clca.training.loaders import BatchPlan
+from clca.training.losses import class_weights
 from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, freeze_blocks, make_optimizer, make_schedule
 from clca.training.preflight import Splits, described_images, image_size, set_transforms
@@ -56,7 +57,7 @@ class RunState:
         self.first: bool = accelerator.is_main_process
         self.plan = BatchPlan.create(
             len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed,
-            mixes=bool(config.mixup or config.cutmix),
+            mixes=bool(config.mixup or config.cutmix), shares=_shares(splits.train.labels, config),
         )  # fmt: skip
         if config.freeze_backbone:
             freeze_backbone(model)
@@ -215,6 +216,13 @@ class RunState:
                 f"--track {self.config.track}: {reason(error)}; nothing more is sent there; {METRICS} has all metrics"
             )
         return None
+
+
+def _shares(labels: list[int], config: TrainConfig) -> torch.Tensor | None:
+    """The probability of each image in a draw, so that classes are drawn equally often; None for a plain order."""
+    if config.balance != "sampler":
+        return None
+    return torch.from_numpy(class_weights(labels, max(labels) + 1)[labels]) / len(labels)
 
 
 def _flat(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:

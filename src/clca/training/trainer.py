@@ -33,7 +33,7 @@ from clca.training.loaders import (
     seed_step,
     train_loader,
 )
-from clca.training.losses import make_loss
+from clca.training.losses import make_loss, watched_measure
 from clca.training.metrics_log import MetricsLog, locked_log
 from clca.training.preflight import build_model, open_splits, require_same_images, verify_images
 from clca.training.probing import probe
@@ -198,7 +198,7 @@ class _Trainer:
         self.nothing_to_save = False
         self.epoch_just_ended = False
         self.normalize = Normalization(state.bare.preprocess or {})
-        self.loss, self.mix = make_loss(state.config, state.bare.num_classes)
+        self.loss, self.mix = make_loss(state.config, state.bare.num_classes, state.train_images.labels)
         elastic = state.bare.config.keep_rates is not None and state.config.probe != "only"
         self.elastic = ElasticStep(state, self.loss) if elastic else None
 
@@ -389,10 +389,14 @@ class _Trainer:
         self.epoch_just_ended = True
 
     def _note_if_best(self, numbers: dict[str, Any]) -> bool:
-        """Record whether this epoch has the highest top-1 on val so far, or the same with a lower loss."""
-        progress = self.progress
+        """Record whether this epoch is the best so far on val; of two as accurate, the one with the lower loss."""
+        progress, measure = self.progress, watched_measure(self.config, self.state.train_images.labels)
+
+        def worth(found: dict[str, Any]) -> tuple[float, float]:
+            return (-found["loss"] if measure == "loss" else found[measure], -found["loss"])
+
         best = progress.best
-        better = best is None or (numbers["top1"], -numbers["loss"]) > (best["top1"], -best["loss"])
+        better = best is None or worth(numbers) > worth(best)
         if better:
             progress.best, progress.best_epoch = numbers, progress.epochs_done
         progress.stale = 0 if better else progress.stale + 1

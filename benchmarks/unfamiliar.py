@@ -6,9 +6,9 @@ run turns away, the area under the ROC curve of its score, and the same for scor
 largest probability), each at the limit that 5 % of the known test images exceed; and the calibration error.
 
     python benchmarks/unfamiliar.py OUT rice_bd8 --strangers grapevine_leaves5 --hold-out BD30,BR22 BD72,BINADHAN7 \\
-        --weights FILE
+        -- --model vit_small_patch14_dinov2 --weights FILE --img-size 224 --reduction evit --keep-rate 0.25
 
-trains with `--recipe quick`; everything after -- goes to `clca train`.
+Everything after -- goes to `clca train`.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--strangers", type=Path, nargs="*", default=[])
     parser.add_argument("--hold-out", nargs="*", default=[""], help="classes with commas, one run for each")
-    parser.add_argument("train", nargs=argparse.REMAINDER, help="after --: settings of clca train")
-    given = parser.parse_args()
-    settings = [word for word in given.train if word != "--"]
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    given, settings = parser.parse_args(words[:place]), words[place + 1 :]
     lines = []
     for held in given.hold_out:
         left_out = set(filter(None, held.split(",")))

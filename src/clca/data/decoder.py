@@ -17,15 +17,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import AvifImagePlugin, Image
+from PIL import AvifImagePlugin, Image, ImageChops, ImageStat
 
+from clca.data import heif_photos
 from clca.data.image_formats import UnreadableImage
-from clca.data.images import decode_image, read_bytes
+from clca.data.images import Decoded, decode, read_bytes
 from clca.errors import ClcaError
 
 THUMBNAIL = 16
-"""Side of the grey thumbnail of an image, in pixels."""
+"""Side of the thumbnail of an image, in pixels."""
+
+NOTES = ("profile", "profile_problem", "left_out", "dark")
+"""Attributes of `Decoded` that describe what was converted, ignored or left out."""
+
+_DIFFERS = 12  # levels of any channel between a pixel and the median of the image
+_LEAST_SHOWN = 0.002  # a scan with dust on it still counts as empty; a leaf or a grain covers more of the image
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,6 +56,7 @@ def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # Pillow's warnings about unusual files that it reads
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the parent sets how many images are decoded in parallel
+    heif_photos.decoding_threads = 1
     _limit_memory(memory)
     _silence_libraries()
     with contextlib.suppress(EOFError, OSError):  # the parent closed it, or died
@@ -91,9 +98,9 @@ def _silence_libraries() -> None:
 def _reply(request: Mapping[str, Any], content: bytes | None) -> Reply:
     try:
         data = read_bytes(Path(request["path"])) if content is None else content
-        image, kind = decode_image(data, request["max_pixels"])
+        decoded = decode(data, request["max_pixels"])
         del data
-        return _OPERATIONS[request["operation"]](image, kind, request)
+        return _OPERATIONS[request["operation"]](decoded, request)
     except UnreadableImage as error:
         return {"error": str(error), "code": error.code}, b""
     except ClcaError as error:
@@ -102,27 +109,35 @@ def _reply(request: Mapping[str, Any], content: bytes | None) -> Reply:
         return {"error": "not enough memory to decode it: make it smaller", "code": "damaged"}, b""
 
 
-def _pixels(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Reply:
+def _pixels(decoded: Decoded, request: Mapping[str, Any]) -> Reply:
+    image = decoded.image
     if request.get("resize"):
         side, interpolation = request["resize"]
         image = image.resize((side, side), RESAMPLING[interpolation])
-    return {"size": image.size, "kind": kind}, image.tobytes()
+    return {"size": image.size, "kind": decoded.kind}, image.tobytes()
 
 
-def _inspect(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Reply:
-    grey = image.convert("L")
-    fine = np.asarray(grey.resize((128, 128), Image.Resampling.BOX)).astype(np.int16)
-    # A scan with dust on it still counts as empty; a leaf or a grain covers more than 0.2 % of the image.
-    near_empty = bool(np.mean(np.abs(fine - np.median(fine)) > 12) < 0.002)
-    thumbnail = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return {"size": image.size, "kind": kind, "near_empty": near_empty}, thumbnail.tobytes()
+def _inspect(decoded: Decoded, request: Mapping[str, Any]) -> Reply:
+    reply, _ = _verify(decoded, request)
+    thumbnail = decoded.image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return {**reply, **{name: getattr(decoded, name) for name in NOTES}}, thumbnail.tobytes()
 
 
-def _verify(image: Image.Image, kind: str, request: Mapping[str, Any]) -> Reply:
-    return {"size": image.size, "kind": kind}, b""
+def _verify(decoded: Decoded, request: Mapping[str, Any]) -> Reply:
+    image = decoded.image
+    return {"size": image.size, "kind": decoded.kind, "near_empty": is_near_empty(image)}, b""
 
 
-_OPERATIONS: dict[str, Callable[[Image.Image, str, Mapping[str, Any]], Reply]] = {
+def is_near_empty(image: Image.Image) -> bool:
+    """Return whether almost all pixels have the median colour."""
+    fine = image.resize((128, 128), Image.Resampling.BOX)
+    median = Image.new("RGB", fine.size, tuple(ImageStat.Stat(fine).median))
+    red, green, blue = ImageChops.difference(fine, median).split()
+    levels = ImageChops.lighter(ImageChops.lighter(red, green), blue).histogram()
+    return sum(levels[_DIFFERS + 1 :]) < _LEAST_SHOWN * 128 * 128
+
+
+_OPERATIONS: dict[str, Callable[[Decoded, Mapping[str, Any]], Reply]] = {
     "pixels": _pixels,
     "inspect": _inspect,
     "verify": _verify,

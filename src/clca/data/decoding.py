@@ -89,12 +89,12 @@ class Decoders:
         width, height = reply["size"]
         return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1), reply["kind"]
 
-    def verify(self, path: Path) -> None:
-        """Decode a file only to raise the errors that `image` would raise."""
-        self._request("verify", path)
+    def verify(self, path: Path) -> bool:
+        """Decode a file only to raise the errors that `image` would raise; return whether it is nearly empty."""
+        return bool(self._request("verify", path)[0]["near_empty"])
 
     def inspect(self, path: Path) -> tuple[dict[str, Any], bytes]:
-        """Size, kind and near-emptiness of an image, and its grey thumbnail; see `clca.data.checks.decode`."""
+        """Size, kind and near-emptiness of an image, notes, and its thumbnail; see `clca.data.checks.decode`."""
         return self._request("inspect", path)
 
     def close(self) -> None:
@@ -223,6 +223,7 @@ class _Process:
                 env={
                     **os.environ,
                     "OPENBLAS_NUM_THREADS": "1",
+                    "OMP_NUM_THREADS": "1",  # of LibRaw: the parent sets how many images are decoded in parallel
                 },  # its threads take longer to start than everything else
             )
         self._psutil = psutil.Process(self._process.pid)

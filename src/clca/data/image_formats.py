@@ -1,7 +1,12 @@
-"""The image formats: which are read, how a file's first bytes identify them, and names for those that are not read."""
+"""The image formats: which are read, how a file's first bytes identify them, and names for those that are not read.
+
+HEIC and raw photographs are read if the extra `photos` is installed. Its libraries are loaded when the first of these
+files is decoded, not here: a listing of files only asks whether they are there.
+"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
 from PIL import (
@@ -20,20 +25,52 @@ from PIL import (
 from clca.errors import ClcaError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "BMP", "GIF", "PPM")
-"""Pillow's names of the formats that are read: those of cameras, phones and scanners. HEIF requires a plug-in that is
-registered with Pillow. All other formats that Pillow supports are refused before a decoder sees the file."""
+"""Pillow's names of the formats that are read: those of cameras, phones and scanners. HEIF requires a plug-in. All
+other formats that Pillow supports are refused before a decoder sees the file."""
 
-EXTENSIONS = frozenset(
+RAW = "RAW"
+"""Name of the raw files of all cameras, which LibRaw reads rather than Pillow."""
+
+PLUGINS = {"HEIF": "pillow_heif", RAW: "rawpy"}
+"""The formats that need a further library, both of the extra `photos`, and the module that reads them."""
+
+INSTALL = "install the extra photos (pip install 'clca[photos]')"
+"""What to do if a library of `PLUGINS` is missing."""
+
+_PILLOW_EXTENSIONS = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff"),
         *(".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
     }
 )
+_RAW = "3fr arw cr2 cr3 crw dng erf iiq kdc mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+PLUGIN_EXTENSIONS = {
+    "HEIF": frozenset({".heic", ".heics", ".heif", ".hif"}),
+    RAW: frozenset(f".{extension}" for extension in _RAW.split()),
+}
+"""File name extensions, in lower case, of the formats in `PLUGINS`."""
+_OTHER = "svg svgz eps psd psb xcf ico icns tga j2k jpx jxl jxr hdp wdp exr hdr pcx sgi"
+
+
+def has_plugin(name: str) -> bool:
+    """Return whether the library for a format in `PLUGINS` is installed, without loading it."""
+    try:
+        return find_spec(PLUGINS[name]) is not None
+    except (ImportError, ValueError):  # ValueError: a module in `sys.modules` without a specification
+        return False
+
+
+def read_extensions() -> frozenset[str]:
+    """File name extensions of the formats that are read with the libraries that are installed."""
+    return _PILLOW_EXTENSIONS.union(*(found for name, found in PLUGIN_EXTENSIONS.items() if has_plugin(name)))
+
+
+EXTENSIONS = read_extensions()
 """File name extensions, in lower case, of the formats that are read; a folder listing takes these files as images."""
 
-_RAW = "3fr arw cr2 cr3 crw dng erf iiq kdc mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
-_OTHER = "heic heics heif hif svg svgz eps psd psb xcf ico icns tga j2k jpx jxl jxr hdp wdp exr hdr pcx sgi"
-UNREAD_EXTENSIONS = frozenset(f".{extension}" for extension in f"{_RAW} {_OTHER}".split())
+UNREAD_EXTENSIONS = (
+    frozenset(f".{extension}" for extension in _OTHER.split()).union(*PLUGIN_EXTENSIONS.values()) - EXTENSIONS
+)
 """File name extensions, in lower case, of image formats that are not read."""
 
 HEAD = 4096
@@ -47,6 +84,12 @@ _PLAIN_PNM = {b"P1": "PBM", b"P2": "PGM", b"P3": "PPM"}
 _OTHER_PNM = {b"Pf": "PFM", b"PF": "PFM", b"P7": "PAM"}
 _BLANKS = b" \t\n\v\f\r#"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_RAW_STARTS = (
+    *(b"II*\0\x10\0\0\0CR", b"II\x1a\0\0\0HEAPCCDR", b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"\0MRM"),
+    *(b"FOVb", b"II*\0IIII", b"MM\0*IIII"),
+)
+"""Starts of the raw files of Canon (two), Fujifilm, Panasonic, Olympus (three), Minolta, Sigma and Phase One. The raw
+files of most others start as every TIFF does: `clca.data.tiff.is_raw` looks into those."""
 _CONVERT = "convert it to JPEG or PNG"
 
 
@@ -64,7 +107,9 @@ class UnreadableImage(ClcaError):
 
 
 def format_of(head: bytes) -> str:
-    """Identify a file's format: Pillow's name for it, one of `FORMATS`.
+    """Identify a file's format: Pillow's name for it, one of `FORMATS`, or `RAW`.
+
+    A raw photograph that starts as every TIFF does is identified as "TIFF", since its tags may be anywhere in the file.
 
     Args:
         head: The first `HEAD` bytes of the file, or all of a shorter one.
@@ -73,9 +118,17 @@ def format_of(head: bytes) -> str:
         UnreadableImage: With code `not_an_image`; the message names what the file is instead.
     """
     name = _format_of(head)
-    if name is None or name not in Image.OPEN:
+    if name in PLUGINS and name not in Image.OPEN and not has_plugin(name):
+        raise missing_plugin(name)
+    if name is None or name not in (*Image.OPEN, *PLUGINS):
         raise UnreadableImage(_describe_other(head), "not_an_image")
     return name
+
+
+def missing_plugin(name: str) -> UnreadableImage:
+    """Build the error for a photograph whose library is not installed."""
+    kind = "an HEIC photograph" if name == "HEIF" else "a raw photograph"
+    return UnreadableImage(f"is {kind}: {INSTALL}, or convert it to JPEG", "not_an_image")
 
 
 def has_photo_signature(head: bytes) -> bool:
@@ -86,7 +139,7 @@ def has_photo_signature(head: bytes) -> bool:
     Args:
         head: At least the first 12 bytes of the file.
     """
-    return _format_of(head) in ("JPEG", "PNG", "WEBP", "TIFF")
+    return _format_of(head) in ("JPEG", "PNG", "WEBP", "TIFF") or head.startswith(_TIFF)
 
 
 def _format_of(head: bytes) -> str | None:
@@ -96,6 +149,8 @@ def _format_of(head: bytes) -> str | None:
         return "PNG"
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WEBP"
+    if head.startswith(_RAW_STARTS) or head[4:12] == b"ftypcrx ":
+        return RAW
     if head.startswith(_TIFF):
         return "TIFF"
     if head.startswith(b"BM"):
@@ -133,8 +188,6 @@ def _describe_other(head: bytes) -> str:
         return "is a git-lfs pointer, not the image: run `git lfs pull`"
     if head.startswith(b"%PDF"):
         return "is a PDF, not an image"
-    if set(_brands(head)) & set(_HEIC):
-        return "is an HEIC photograph: convert it to JPEG"
     if head[:2] in _PLAIN_PNM:
         return f"is {_PLAIN_PNM[head[:2]]} in plain text, which is not read: {_CONVERT}"
     if head[:2] in _OTHER_PNM and head[2:3].isspace():

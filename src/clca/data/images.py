@@ -1,17 +1,20 @@
 """Read image files as 8-bit RGB, whatever a camera, phone or scanner wrote, with clear errors for unreadable ones."""
 
+import io
 import os
 import re
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from clca.data.image_bounds import ORIENTATION, LimitedReader, orientation_of, sanitized, too_many_pixels
-from clca.data.image_formats import EXTENSIONS, HEAD, UnreadableImage, format_of
+from clca.data.image_bounds import LimitedReader, Sanitized, orientation_of, sanitized, too_many_pixels
+from clca.data.image_formats import EXTENSIONS, HEAD, RAW, UnreadableImage, format_of, has_plugin
+from clca.data.tiff import ORIENTATION, is_raw, white_level, why_unsupported
 from clca.errors import ClcaError, reason
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "decode_image", "read_image", "read_with_format"]
@@ -37,16 +40,40 @@ _BLOCK = 4096
 
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
+_DARK_BITS = 14  # of 16; values of no more bits were probably not scaled
+
 # Pillow warns at every image above MAX_PIXELS / 2; read_image checks its own limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file completely and return it upright, as 8-bit RGB.
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image, and what should be known about it.
 
-    EXIF rotation is applied; transparent pixels are composited on white; CMYK and palettes are converted; 16-bit grey
-    is scaled to 8 bits; the first frame of an animation is used. The format is detected from the content and must be
-    one of `clca.data.image_formats.FORMATS`. Format, size and structure are checked before the pixels are decoded.
+    Attributes:
+        image: The pixels, upright, as sRGB with 8 bits.
+        kind: Format and mode of the file, such as "JPEG CMYK".
+        profile: Name of the colour profile that it was converted from; None if the file has none, or sRGB.
+        profile_problem: Why its colour profile was ignored, in words that follow "its colour profile".
+        left_out: Which bands were left out, in words that follow the file's name.
+        dark: Why it is almost black, if its values use few of 16 bits.
+    """
+
+    image: Image.Image
+    kind: str
+    profile: str | None = None
+    profile_problem: str | None = None
+    left_out: str | None = None
+    dark: str | None = None
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file completely and return it upright, as 8-bit sRGB.
+
+    EXIF rotation is applied; colours are converted from an embedded profile to sRGB; transparent pixels are composited
+    on white; CMYK and palettes are converted; 16-bit grey is scaled to 8 bits; the first frame of an animation is used.
+    The format is detected from the content and must be one of `clca.data.image_formats.FORMATS` or raw. Format, size
+    and structure are checked before the pixels are decoded.
 
     The image is decoded in this process, so a decoder that takes too long cannot be stopped: use `clca.data.decoding`
     for untrusted files. Training reads a data set here, after `clca.data.decoding` has decoded each image once, to
@@ -81,10 +108,7 @@ def read_bytes(path: Path) -> bytes:
         ClcaError: The file cannot be read, is a folder or device, is too large, or is not an image.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a FIFO would block
-            raise ClcaError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a FIFO or a device'}, not an image file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(HEAD)
             format_of(data)
             size = min(os.fstat(file.fileno()).st_size, MAX_BYTES)  # Python allocates what may be read at most
@@ -93,13 +117,38 @@ def read_bytes(path: Path) -> bytes:
         raise UnreadableImage(f"{path}: {error}", error.code) from None
     except ClcaError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+    except OSError as error:
         raise ClcaError(_access_error(path, error)) from None
     except MemoryError:
         raise UnreadableImage(f"{path}: not enough memory to read it", "too_long") from None
     if len(data) > MAX_BYTES:
         raise UnreadableImage(f"{path}: over the limit of {MAX_BYTES >> 20} MiB: make it smaller", "too_long")
     return data
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading, without waiting for the other end of a FIFO and without touching a device.
+
+    Raises:
+        ClcaError: It cannot be opened, or is a folder, a FIFO or a device.
+    """
+    try:
+        _check_regular(path, os.stat(path).st_mode)
+        # The file may have become a FIFO in the meantime; opening one would block without this flag.
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ClcaError(_access_error(path, error)) from None
+    try:
+        _check_regular(path, os.fstat(file.fileno()).st_mode)
+    except ClcaError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ClcaError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a FIFO or a device'}, not an image file")
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
@@ -112,21 +161,28 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image
     Raises:
         UnreadableImage: With the reason; the message does not contain a path.
     """
+    decoded = decode(data, max_pixels)
+    return decoded.image, decoded.kind
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """As `decode_image`; also returns what was ignored, left out or converted."""
     kind = format_of(data[:HEAD])
+    if kind == "TIFF" and is_raw(data):
+        kind = RAW
     try:
-        content, exif = sanitized(data, kind, max_pixels)
-        with LimitedReader(content) as file, Image.open(file, formats=[kind]) as image:
-            described = f"{image.format} {image.mode}"
-            _check_size(*image.size, max_pixels)
-            _check_pixels(image)
-            file.limited = False
-            _load(image, content)
-            if kind == "JPEG" and _ends_in_zeros(data):
-                raise _damaged("it ends in zero bytes", ": copy it again")
-            return _upright(_to_rgb(image), _orientation(image, exif)), described
+        if kind == RAW:
+            return _developed(data, max_pixels)
+        safe = sanitized(data, kind, max_pixels)
+        if kind == "HEIF" and has_plugin(kind):
+            return _decoded_heif(safe, max_pixels)
+        return _decoded(safe, data, kind, max_pixels)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
+        unsupported = why_unsupported(data) if kind == "TIFF" else None
+        if unsupported is not None:
+            raise UnreadableImage(unsupported, "not_an_image") from None
         raise _damaged("its header cannot be read") from None
     except Image.DecompressionBombError:
         limit = f"over the limit of {max_pixels / 1e6:g} million pixels: make it smaller"
@@ -135,6 +191,64 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image
         raise UnreadableImage("not enough memory to decode it: make it smaller", "damaged") from None
     except Exception as error:  # decoders raise almost any exception on a damaged file
         raise _damaged(reason(error)) from None
+
+
+def _decoded(safe: Sanitized, data: bytes, kind: str, max_pixels: int) -> Decoded:
+    """Decode a file with Pillow."""
+    with LimitedReader(safe.content) as file, Image.open(file, formats=[kind]) as image:
+        described = f"{image.format} {image.mode}"
+        _check_size(*image.size, max_pixels)
+        _check_pixels(image)
+        file.limited = False
+        deep = _is_deep(image)
+        pixels, left_out = _load(image, safe.content)
+        if kind == "JPEG" and _ends_in_zeros(data):
+            raise _damaged("it ends in zero bytes", ": copy it again")
+        dark = None
+        if deep:
+            pixels, dark = _deep_pixels(image, pixels)
+        pixels, name, problem = _in_srgb(pixels, image, safe)
+        upright = _upright(_to_rgb(pixels), _orientation(image, safe.exif))
+        return Decoded(upright, described, name, problem, left_out, dark)
+
+
+def _decoded_heif(safe: Sanitized, max_pixels: int) -> Decoded:
+    from clca.data.heif_photos import read_heif
+
+    image = read_heif(safe.content, lambda width, height: _check_size(width, height, max_pixels))
+    described, dark = f"HEIF {image.mode}", None
+    pixels = image
+    if image.mode.startswith("I"):
+        pixels, dark = _deep_pixels(image, image)
+    pixels, name, problem = _in_srgb(pixels, image, safe)
+    return Decoded(_to_rgb(pixels), described, name, problem, None, dark)
+
+
+def _developed(data: bytes, max_pixels: int) -> Decoded:
+    from clca.data.raw_photos import develop
+
+    return Decoded(develop(data, lambda width, height: _check_size(width, height, max_pixels)), f"{RAW} RGB")
+
+
+def _in_srgb(pixels: Image.Image, image: Image.Image, safe: Sanitized) -> tuple[Image.Image, str | None, str | None]:
+    """Convert pixels with the colour profile of their file, if it has one.
+
+    Args:
+        pixels: The decoded pixels.
+        image: The file.
+        safe: What was removed from the file.
+
+    Returns:
+        The pixels, the name of the profile unless it is sRGB, and why it is ignored if it cannot be used.
+    """
+    problem, icc = safe.profile_problem, safe.profile or image.info.get("icc_profile")
+    incomplete = "icc_profile" in image.info and icc is None  # parts of it are missing in a JPEG
+    if problem is not None or not (icc or incomplete):
+        return pixels, None, problem
+    from clca.data.colour_profiles import read_profile, to_srgb  # few photographs need LittleCMS
+
+    profile = read_profile(icc, pixels.mode)
+    return to_srgb(pixels, profile), profile.name, profile.problem
 
 
 def _damaged(why: str, remedy: str = "") -> UnreadableImage:
@@ -160,12 +274,16 @@ def _check_pixels(image: ImageFile.ImageFile) -> None:
             )
 
 
-def _load(image: ImageFile.ImageFile, content: bytes) -> None:
-    """Decode the pixels into `image`."""
+def _load(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, str | None]:
+    """Decode the pixels; also say which bands were left out."""
+    if image.format == "TIFF":
+        from clca.data.tiff_pixels import load_tiff
+
+        return load_tiff(image, content)
     if image.tile and image.tile[0][0] == "ppm":
-        pixels = _pnm_pixels(image, content)
-        image.tile, image.im, image._mode = [], pixels.im, pixels.mode
+        return _pnm_pixels(image, content), None
     image.load()
+    return image, None
 
 
 def _pnm_pixels(image: ImageFile.ImageFile, content: bytes) -> Image.Image:
@@ -227,8 +345,6 @@ def _ends_in_zeros(data: bytes) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's convert() would clip to 255
-        return _sixteen_bit_to_rgb(image)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         white = Image.new("RGBA", layers.size, "white")
@@ -236,20 +352,53 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Return whether a file that was opened, but not yet decoded, has more than 8 bits per value."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8  # type: ignore[attr-defined]
+    if image.mode.startswith("I"):
+        return True
+    args = image.tile[0][3] if image.tile else None
+    return isinstance(args, (tuple, str)) and ";16" in str(args[0] if isinstance(args, tuple) else args)
+
+
+def _deep_pixels(image: Image.Image, pixels: Image.Image) -> tuple[Image.Image, str | None]:
+    """Scale grey of 16 bits to 8 (Pillow scales colours), and say whether the values use only some of the 16 bits."""
+    if not pixels.mode.startswith("I"):
+        extrema: Any = pixels.convert("RGB").getextrema()
+        largest = max(high for _, high in extrema)
+        return pixels, _why_dark(largest << 8 | 255 if largest else 0)
+    values = np.asarray(pixels)
+    if values.min() < 0:
+        raise UnreadableImage("negative or 32-bit pixels have no standard range: save it as 8-bit RGB", "damaged")
+    white = white_level(getattr(image, "tag_v2", {}))  # only TIFF has these
+    largest = int(values.max())
+    if largest > white:
+        white = 65535
+    if largest > white:
         raise UnreadableImage("32-bit pixels out of the 16-bit range: save it as 8-bit RGB", "damaged")
-    scaled = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded; 65535 / 257 = 255
-    if _is_white_zero(image):
+    scaled = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)  # rounded
+    white_is_zero = _is_white_zero(image, pixels)
+    if white_is_zero:
         scaled = 255 - scaled
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # 16-bit PNG: this grey level is transparent
-        scaled[pixels == transparent] = 255
-    return Image.fromarray(scaled).convert("RGB")
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled), None if white < 65535 or white_is_zero else _why_dark(largest)
 
 
-def _is_white_zero(image: Image.Image) -> bool:
+def _why_dark(largest: int) -> str | None:
+    """Say that values of 16 bits use only the lower ones, if they do, as those of cameras with 10, 12 or 14 bits."""
+    bits = max(8, largest.bit_length())
+    if not largest or bits > _DARK_BITS:
+        return None
+    return (
+        f"dark: no value is above {2**bits - 1} of 65535, as if {bits} bits were stored in 16: multiply the values by "
+        f"{2 ** (16 - bits)}, or convert it to 8 bits"
+    )
+
+
+def _is_white_zero(image: Image.Image, pixels: Image.Image) -> bool:
     """Return whether 0 is white (TIFF WhiteIsZero), which Pillow handles only up to 8 bits."""
     tags = getattr(image, "tag_v2", {})  # only TIFF has these
-    return image.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    return pixels.mode.startswith("I;16") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0

@@ -13,8 +13,8 @@ import torch
 
 from clca import data
 from clca.data.cache.fill import cacheable_resize, use_cache
-from clca.data.checks.decode import BadImage
-from clca.data.checks.decode import verify_images as decode_images
+from clca.data.checks.decode import BadImage, decode_all
+from clca.data.sources.listing import first_few
 from clca.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -29,7 +29,7 @@ from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.stored_model import check_class_names, check_classes
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.system.paths import as_text
+from clca.system.paths import as_text, shown
 from clca.training.config import TrainConfig
 from clca.training.run_folder import RunFolder
 
@@ -191,7 +191,8 @@ def _some(names: Sequence[str]) -> str:
 def verify_images(splits: Splits, progress: bool) -> None:
     """Decode every image file once, so that no error comes up later; render synthetic leaves before workers share them.
 
-    Resized images are written to the cache on the way; cached images that have not changed need no check.
+    Resized images are written to the cache on the way; cached images that have not changed need no check. A warning is
+    logged if images are nearly empty.
 
     Args:
         splits: The images.
@@ -200,7 +201,7 @@ def verify_images(splits: Splits, progress: bool) -> None:
     Raises:
         ClcaError: There are unreadable files; up to three are listed, with their number.
     """
-    files, undecoded, bad = [], [], []
+    files, undecoded, bad, near_empty = [], [], [], []
     for images in (splits.train, splits.watched):
         if isinstance(images, data.Leaves):
             for index in range(len(images)):
@@ -211,11 +212,12 @@ def verify_images(splits: Splits, progress: bool) -> None:
                 undecoded += images.paths
     if splits.cache:
         outcome = use_cache(_both(splits), gigabytes=splits.cache_gb, progress=progress)
-        bad, undecoded = outcome.bad, undecoded + outcome.unread
+        bad, undecoded, near_empty = outcome.bad, undecoded + outcome.unread, outcome.near_empty
         warn_of_cache(outcome.problem if progress else None)
         splits.cache = outcome.problem is None
-    bad += decode_images(undecoded, progress=progress)
-    refuse_unreadable(bad, files)
+    decoded = decode_all(undecoded, progress=progress)
+    refuse_unreadable(bad + decoded.bad, files)
+    warn_of_near_empty([*near_empty, *decoded.near_empty], len(dict.fromkeys(files)))
 
 
 def refuse_unreadable(bad: Sequence[BadImage], files: Sequence[Path]) -> None:
@@ -235,6 +237,18 @@ def refuse_unreadable(bad: Sequence[BadImage], files: Sequence[Path]) -> None:
     listed = "; ".join(f"{image.path}: {image.reason}" for image in bad[:3])
     more = f"; and {len(bad) - 3} more (clca data check lists them)" if len(bad) > 3 else ""
     raise ClcaError(f"{len(bad)} of {len(files)} images cannot be used: {listed}{more}")
+
+
+def warn_of_near_empty(near_empty: Sequence[Path], count: int) -> None:
+    """Log how many of `count` images are nearly empty, such as photographs that became black or white when converted.
+
+    They are not refused: an empty tray may be a class of its own.
+    """
+    paths = list(dict.fromkeys(near_empty))
+    if paths:
+        names = first_few([shown(path) for path in paths])
+        why = "almost all of their pixels are equal; clca data check says more"
+        _log.warning("%d of %d images are nearly empty (%s): %s", len(paths), count, why, names)
 
 
 def warn_of_cache(problem: str | None) -> None:

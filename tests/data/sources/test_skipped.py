@@ -40,11 +40,11 @@ def warned(root: Path, split: str = "train", **options) -> list[str]:
 def test_formats_that_are_not_read_are_counted_in_a_warning(tmp_path):
     photos(tmp_path, "train", "test")
     class_folder = tmp_path / "train" / "a"
-    touch(*(class_folder / "phone" / f"{i}.HEIC" for i in range(3)), class_folder / "y.CR2")
+    touch(*(class_folder / "phone" / f"{i}.JXL" for i in range(3)), class_folder / "y.PSD")
     touch(tmp_path / "test" / "b" / "vec.svg")
     line = (
-        "5 image(s) are left out because their format is not read: 3 .heic, 1 .cr2, 1 .svg, "
-        "such as train/a/phone/0.HEIC; convert them to JPEG or PNG"
+        "5 image(s) are left out because their format is not read: 3 .jxl, 1 .psd, 1 .svg, "
+        "such as train/a/phone/0.JXL; convert them to JPEG or PNG"
     )
 
     assert warned(tmp_path) == [f"{tmp_path}: {line}"]
@@ -79,10 +79,10 @@ def test_images_outside_the_class_folders_are_reported(tmp_path, splits, strays)
 def test_what_is_no_image_or_hidden_is_left_alone(tmp_path):
     photos(tmp_path, "train", "test")
     for folder in (tmp_path, tmp_path / "train", tmp_path / "train" / "a"):
-        names = ["Thumbs.db", ".DS_Store", "._0.png", "._1.heic", ".hidden.heic", "README", "script.py"]
+        names = ["Thumbs.db", ".DS_Store", "._0.png", "._1.jxl", ".hidden.jxl", "README", "script.py"]
         names += [f"file.{ending}" for ending in ("txt", "csv", "json", "xml", "md", "yaml", "zip")]
         touch(*(folder / name for name in names))
-        touch(folder / "__MACOSX" / "0.png", folder / ".cache" / "0.heic")
+        touch(folder / "__MACOSX" / "0.png", folder / ".cache" / "0.jxl")
     (tmp_path / "far").symlink_to(photos(tmp_path / ".elsewhere"))  # not followed: it may lead anywhere
 
     assert read_listing(tmp_path, "folder").unused == []
@@ -186,7 +186,7 @@ def test_folders_with_a_leading_underscore_are_reported(tmp_path, splits):
     photos(tmp_path, *splits)
     class_folder = tmp_path / (splits[0] if splits else "") / "a"
     before = read_listing(tmp_path).splits
-    touch(tmp_path / "_aside" / "0.png", class_folder / "_raw" / "deep" / "1.jpg", class_folder / "_raw" / "2.heic")
+    touch(tmp_path / "_aside" / "0.png", class_folder / "_raw" / "deep" / "1.jpg", class_folder / "_raw" / "2.jxl")
 
     assert read_listing(tmp_path).splits == before
     [warning] = warned(tmp_path)
@@ -214,7 +214,7 @@ def test_photographs_without_an_extension_are_reported(tmp_path):
 
 def test_only_who_opens_it_to_learn_from_is_warned(tmp_path):
     photos(tmp_path, "train", "val", "test")
-    touch(tmp_path / "train" / "a" / "0.heic")
+    touch(tmp_path / "train" / "a" / "0.jxl")
 
     assert len(warned(tmp_path, "train_val")) == 1
     assert warned(tmp_path, "val") == warned(tmp_path, "test") == warned(tmp_path, strict=False) == []
@@ -222,17 +222,17 @@ def test_only_who_opens_it_to_learn_from_is_warned(tmp_path):
 
 def test_a_class_folder_with_only_unread_formats_is_an_error(tmp_path):
     photos(tmp_path, "train")
-    touch(tmp_path / "train" / "phone" / "0.heic", tmp_path / "train" / "phone" / "1.heic")
+    touch(tmp_path / "train" / "phone" / "0.jxl", tmp_path / "train" / "phone" / "1.jxl")
 
     with pytest.raises(ClcaError) as caught:
         clca.data.open(tmp_path)
-    reason = "this class folder has only formats that are not read (2 .heic): convert them to JPEG or PNG"
+    reason = "this class folder has only formats that are not read (2 .jxl): convert them to JPEG or PNG"
     assert str(caught.value) == f"{tmp_path / 'train' / 'phone'}: {reason}"
     assert check(tmp_path).errors == [str(caught.value)]
 
 
 def test_a_set_with_only_unread_formats_is_an_error(tmp_path):
-    touch(tmp_path / "a" / "0.heic", tmp_path / "b" / "0.heic")
+    touch(tmp_path / "a" / "0.jxl", tmp_path / "b" / "0.jxl")
 
-    with pytest.raises(ClcaError, match=r"no usable images: 2 image\(s\) are left out .* 2 \.heic, such as a/0\.heic;"):
+    with pytest.raises(ClcaError, match=r"no usable images: 2 image\(s\) are left out .* 2 \.jxl, such as a/0\.jxl;"):
         clca.data.open(tmp_path)

@@ -38,11 +38,13 @@ from clca.data.cache.row_file import (
 from clca.data.cache.rows import ResizedRows
 from clca.data.checks.decode import BadImage, decoding_workers, in_parallel
 from clca.data.datasets import ImageDataset
+from clca.data.decoder import is_near_empty
 from clca.data.decoding import Decoders
+from clca.data.image_formats import PLUGINS, has_plugin
 from clca.data.transforms import ResizeFirst, SquareResize
 from clca.errors import ClcaError, reason
 
-READER_VERSION = 3
+READER_VERSION = 4
 """Increment it with every change of `read_image` or the resize that changes a pixel, to invalidate what is cached."""
 
 _TICK = 0.02  # seconds; two changes of a file within one tick of the file system's clock have the same time
@@ -59,11 +61,13 @@ class CacheResult:
     Attributes:
         bad: Images that cannot be read, with reasons.
         unread: Images that were not read, because the cache could not store them.
+        near_empty: Images in which almost all pixels are equal, of those that the cache stores.
         problem: The reason, in one line; None if the cache was filled.
     """
 
     bad: list[BadImage] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
+    near_empty: list[Path] = field(default_factory=list)
     problem: str | None = None
 
 
@@ -102,6 +106,9 @@ def use_cache(images: Sequence[Any], *, gigabytes: float | None = None, progress
         result.unread += found.unread
         result.problem = result.problem or found.problem
         files = cache.files()
+        empty = {source for file in files for source, row in file.row_of.items() if row in file.near_empty}
+        if empty:
+            result.near_empty += [path for path in paths if Source.of(path) in empty]
         for dataset in members:
             rows = ResizedRows(resize, files, dataset.paths)
             for path in rows.files.values():
@@ -203,9 +210,11 @@ class _SetCache:
             pixels = readers[file.path].read(row)
             if pixels is not None:
                 filler.writer.put(len(images), pixels)
+                if row in file.near_empty:
+                    filler.near_empty.add(len(images))
             images.append(source if pixels is not None else None)
         if any(images):
-            filler.writer.finish(self.root, self.reading, images)
+            filler.writer.finish(self.root, self.reading, images, filler.near_empty)
         for path in plan.replaced:
             path.unlink(missing_ok=True)
 
@@ -262,6 +271,7 @@ class _Filler:
         self.writer, self.resize, self.paths = writer, (resize.size, resize.interpolation), paths
         self.decoders = decoders
         self.images: list[Source | None] = [None] * len(paths)
+        self.near_empty: set[int] = set()
         self.error: OSError | None = None
 
     def read(self, row: int) -> BadImage | None:
@@ -274,6 +284,8 @@ class _Filler:
             image, _ = self.decoders.image(path, self.resize)
         except ClcaError as error:
             return BadImage(path, str(error).removeprefix(f"{path}: "))
+        if is_near_empty(image):
+            self.near_empty.add(row)
         if self.error is None:
             pixels = np.asarray(image).transpose(2, 0, 1)
             try:
@@ -287,7 +299,8 @@ class _Filler:
 
 def reader_settings(resize: SquareResize) -> dict[str, Any]:
     """Everything but the image itself that determines the pixels of a resized image."""
-    decoders = {name: features.version(name) for name in ("jpg", "libtiff", "webp", "avif") if _has(name)}
+    decoders = {name: features.version(name) for name in ("jpg", "libtiff", "webp", "avif", "littlecms2") if _has(name)}
+    decoders |= {module: version(module.replace("_", "-")) for name, module in PLUGINS.items() if has_plugin(name)}
     return {
         "reading": READER_VERSION,
         "resize": [resize.size, resize.size],

@@ -2,7 +2,7 @@
 
     rows        [count, 3, side, side] uint8, channels first: a crop is a view with contiguous lines
     index       JSON: format, root, settings of reading, side, and for each row its source (null: an empty row) and
-                its CRC-32
+                its CRC-32; the numbers of rows whose image is nearly empty
     trailer     CRC-32 and length of the index, and the magic bytes
 
 The trailer is written last and the file is then renamed, so a file without it counts as incomplete. A renamed file is
@@ -16,7 +16,7 @@ import struct
 import threading
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ class RowFile:
         count: Number of rows, including empty ones.
         row_of: Source of an image → number of its row.
         checksums: CRC-32 of each row.
+        near_empty: Numbers of the rows whose image is nearly empty.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class RowFile:
     count: int
     row_of: dict[Source, int]
     checksums: list[int]
+    near_empty: frozenset[int] = frozenset()
 
     def reader(self) -> "RowReader":
         """Open the file to read its rows.
@@ -163,7 +165,10 @@ def _parse_index(path: Path, index: Any, size: int) -> RowFile | None:
         if not isinstance(source.path, str) or not all(type(value) is int for value in source[1:]):
             return None
         row_of[source] = row
-    return RowFile(path, index["root"], index["reading"], side, len(images), row_of, checksums)
+    near_empty = index.get("near_empty", [])
+    if not isinstance(near_empty, list) or not _are_uint32(near_empty):
+        return None
+    return RowFile(path, index["root"], index["reading"], side, len(images), row_of, checksums, frozenset(near_empty))
 
 
 def _are_uint32(values: list[Any]) -> bool:
@@ -200,15 +205,17 @@ class RowWriter:
             self._file.seek(row * row_bytes(self.side))
             self._write(content)
 
-    def finish(self, root: str, reading: dict[str, Any], images: Sequence[Source | None]) -> Path:
+    def finish(
+        self, root: str, reading: dict[str, Any], images: Sequence[Source | None], near_empty: Iterable[int] = ()
+    ) -> Path:
         """Write the index and rename the file.
 
         Args:
-            root, reading: As in `RowFile`.
+            root, reading, near_empty: As in `RowFile`.
             images: The source of each row; None for rows that were not written.
         """
         index = {"format": _FORMAT, "root": root, "reading": reading, "side": self.side, "images": images}
-        index["checksums"] = self._checksums
+        index |= {"checksums": self._checksums, "near_empty": sorted(near_empty)}
         text = json.dumps(index).encode()
         self._file.seek(self.count * row_bytes(self.side))
         self._write(text + _TRAILER.pack(zlib.crc32(text), len(text), _MAGIC))

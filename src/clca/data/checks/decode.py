@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clca.data.decoder import THUMBNAIL
+from clca.data.decoder import NOTES, THUMBNAIL
 from clca.data.decoding import Decoders
-from clca.errors import ClcaError
+from clca.data.images import open_regular
+from clca.errors import ClcaError, reason
 
 __all__ = ["THUMBNAIL", "BadImage", "Inspection", "in_parallel", "inspect_images", "track", "verify_images"]
 
@@ -43,8 +44,12 @@ class Inspection:
         size: Width and height in pixels, upright.
         kind: Format and mode, as in "JPEG RGB".
         digest: SHA-256 of the file's bytes.
-        thumbnail: Mean grey levels of 16 × 16 cells, uint8.
-        near_empty: Whether almost all pixels have the median grey of the image.
+        thumbnail: Mean colours of 16 × 16 cells, [16, 16, 3] uint8.
+        near_empty: Whether almost all pixels have the median colour of the image.
+        profile: Name of the colour profile that it was converted from; None for sRGB or none.
+        profile_problem: Why its colour profile was ignored, in words that follow "its colour profile".
+        left_out: Which bands were left out, in words that follow its name.
+        dark: Why it is almost black, if its values use few of 16 bits.
     """
 
     path: Path
@@ -53,6 +58,23 @@ class Inspection:
     digest: bytes
     thumbnail: NDArray[np.uint8]
     near_empty: bool
+    profile: str | None = None
+    profile_problem: str | None = None
+    left_out: str | None = None
+    dark: str | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What decoding all images found, each in the given order.
+
+    Attributes:
+        bad: Files that cannot be read, with reasons.
+        near_empty: Files in which almost all pixels are equal.
+    """
+
+    bad: list[BadImage]
+    near_empty: list[Path]
 
 
 def verify_images(paths: Sequence[Path], workers: int | None = None, *, progress: bool = True) -> list[BadImage]:
@@ -66,18 +88,25 @@ def verify_images(paths: Sequence[Path], workers: int | None = None, *, progress
     Returns:
         The files that cannot be read, with reasons, in the given order.
     """
+    return decode_all(paths, workers, progress=progress).bad
+
+
+def decode_all(paths: Sequence[Path], workers: int | None = None, *, progress: bool = True) -> Verified:
+    """As `verify_images`; also finds the images that are nearly empty."""
     paths = list(dict.fromkeys(paths))
 
-    def verify(path: Path) -> BadImage | None:
+    def verify(path: Path) -> BadImage | bool:
         try:
-            decoders.verify(path)
+            return decoders.verify(path)
         except ClcaError as error:
             return BadImage(path, _without_path(error, path))
-        return None
 
     with Decoders(min(decoding_workers(workers), len(paths))) as decoders:
-        verified = in_parallel(verify, paths, workers, "checking images" if progress else None)
-        return [bad for bad in verified if bad is not None]
+        found = list(in_parallel(verify, paths, workers, "checking images" if progress else None))
+    return Verified(
+        [bad for bad in found if isinstance(bad, BadImage)],
+        [path for path, near_empty in zip(paths, found, strict=True) if near_empty is True],
+    )
 
 
 def inspect_images(
@@ -88,13 +117,16 @@ def inspect_images(
     def inspect(path: Path) -> Inspection | BadImage:
         try:
             found, thumbnail = decoders.inspect(path)
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
         except ClcaError as error:
             return BadImage(path, _without_path(error, path))
-        grey = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL)
+        except OSError as error:
+            return BadImage(path, reason(error))
+        colours = np.frombuffer(thumbnail, np.uint8).reshape(THUMBNAIL, THUMBNAIL, 3)
         width, height = found["size"]
-        return Inspection(path, (width, height), found["kind"], digest, grey, found["near_empty"])
+        notes = {name: found[name] for name in NOTES}
+        return Inspection(path, (width, height), found["kind"], digest, colours, found["near_empty"], **notes)
 
     with Decoders(min(decoding_workers(workers), len(paths))) as decoders:
         return list(in_parallel(inspect, paths, workers, "inspecting images" if progress else None))

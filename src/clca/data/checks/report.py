@@ -25,6 +25,10 @@ IMBALANCE = 10
 """A larger ratio between the image counts of the largest and the smallest class causes a warning."""
 
 _SHOWN = 20  # rows of a table of files
+_SHOWN_COPIES = 6  # files of a group of duplicates on a terminal
+_UNREADABLE, _DUPLICATES = "Unreadable files", "Same image more than once"
+_EMPTY = "almost all pixels are equal"
+_NO_PROFILE = "sRGB or none"
 
 
 class _Frozen(BaseModel):
@@ -58,6 +62,10 @@ class CheckReport(_Frozen):
         sizes: Smallest, median and largest width and height in pixels.
         kinds: Number of files by format and mode.
         unreadable: Files that cannot be decoded, with the reason.
+        profiles: Number of files by colour profile; sRGB and no profile are the same. Pixels are converted to sRGB.
+        bad_profiles: Files whose colour profile is ignored because it cannot be used, with the reason.
+        left_out: Files of which some bands are not read, with the reason.
+        dark: Files that are almost black because they use few of 16 bits, with what to do.
         near_empty: Files in which almost all pixels are equal.
         duplicates: Groups of files that show the same image.
         errors: Problems that prevent training, one line each.
@@ -70,7 +78,11 @@ class CheckReport(_Frozen):
     counts: dict[str, list[int]]
     sizes: dict[str, tuple[int, int]]
     kinds: dict[str, int]
+    profiles: dict[str, int]
+    bad_profiles: dict[str, str]
     unreadable: dict[str, str]
+    left_out: dict[str, str]
+    dark: dict[str, str]
     near_empty: list[str]
     duplicates: list[Duplicates]
     errors: list[str]
@@ -81,16 +93,20 @@ class CheckReport(_Frozen):
         return self.model_dump(mode="json")
 
     def render(self, console: Console) -> None:
-        """Print the report as tables."""
+        """Print the report as tables; in a file or pipe, all unreadable and duplicate files are listed."""
         _print(console, f"{self.root} ({self.source})", _overview(self))
         _print(console, *_class_table(self))
+        whole = () if console.is_terminal else (_UNREADABLE, _DUPLICATES)
         for title, rows in (
-            ("Unreadable files", list(self.unreadable.items())),
-            ("Near-empty images", [(path, "almost all pixels are equal") for path in self.near_empty]),
-            ("Same image more than once", [_duplicate_row(group) for group in self.duplicates]),
+            (_UNREADABLE, list(self.unreadable.items())),
+            ("Near-empty images", [(path, self.dark.get(path, _EMPTY)) for path in self.near_empty]),
+            ("Dark images", [(path, why) for path, why in self.dark.items() if path not in set(self.near_empty)]),
+            ("Bands that are not read", list(self.left_out.items())),
+            ("Colour profiles that cannot be used", [(path, f"it {why}") for path, why in self.bad_profiles.items()]),
+            (_DUPLICATES, [_duplicate_row(group, console) for group in self.duplicates]),
         ):
             if rows:
-                _print(console, *_file_table(title, rows))
+                _print(console, *_file_table(title, rows, None if title in whole else _SHOWN))
         for line in self.errors:
             console.print(shown(f"error: {line}"), style="red", markup=False, highlight=False, soft_wrap=True)
         for line in self.warnings:
@@ -138,6 +154,11 @@ def check(
         for split, samples in listing.splits.items()
     }
     near_empty = [name(image.path) for image in readable if image.near_empty]
+    usable = [image for image in readable if image.profile_problem is None]
+    profiles = dict(Counter(shown(image.profile or _NO_PROFILE) for image in usable).most_common())
+    bad_profiles = {name(image.path): image.profile_problem for image in readable if image.profile_problem}
+    left_out = {name(image.path): image.left_out for image in readable if image.left_out}
+    dark = {name(image.path): image.dark for image in readable if image.dark}
     errors = list(listing.problems)
     if not any(counts.get("train", [])):
         errors.append(
@@ -153,7 +174,11 @@ def check(
         counts=counts,
         sizes=_sizes(readable),
         kinds=dict(Counter(image.kind for image in readable).most_common()),
+        profiles=profiles,
+        bad_profiles=bad_profiles,
         unreadable={name(image.path): image.reason for image in bad},
+        left_out=left_out,
+        dark=dark,
         near_empty=near_empty,
         duplicates=duplicates,
         errors=errors,
@@ -161,6 +186,7 @@ def check(
             *describe_unused(listing.root, listing.unused),
             *listing.warnings,
             *_class_warnings(listing, counts),
+            *_reading_warnings(profiles, bad_profiles, left_out, dark),
             *_image_warnings(near_empty, duplicates),
         ],
     )
@@ -199,6 +225,34 @@ def _class_warnings(listing: Listing, counts: Mapping[str, Sequence[int]]) -> li
     return warnings
 
 
+def _reading_warnings(
+    profiles: Mapping[str, int], bad_profiles: Mapping[str, str], left_out: Mapping[str, str], dark: Mapping[str, str]
+) -> list[str]:
+    """Warnings about images whose pixels were converted, or not read as their file means them."""
+    warnings = []
+    if len(profiles) > 1:
+        warnings.append(
+            f"the images have {len(profiles)} colour profiles ({_counted(profiles)}): all are converted to sRGB, but "
+            "if each class has its own, the model may learn the camera"
+        )
+    if bad_profiles:
+        reasons = _counted(dict(Counter(bad_profiles.values()).most_common()))
+        warnings.append(
+            f"{len(bad_profiles)} image(s) have a colour profile that cannot be used and is ignored (it {reasons}): "
+            f"{first_few(list(bad_profiles))}"
+        )
+    if left_out:
+        warnings.append(f"{len(left_out)} image(s) have bands that are not read: {first_few(list(left_out))}")
+    if dark:
+        reasons = _counted(dict(Counter(dark.values()).most_common()))
+        warnings.append(f"{len(dark)} image(s) are too dark ({reasons}): {first_few(list(dark))}")
+    return warnings
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {number}" for what, number in numbers.items())
+
+
 def _image_warnings(near_empty: Sequence[str], duplicates: Sequence[Duplicates]) -> list[str]:
     warnings = []
     if near_empty:
@@ -232,6 +286,7 @@ def _overview(report: CheckReport) -> Table:
         ["images", images],
         ["width × height", sizes or "none could be read"],
         ["formats", formats],
+        ["colour profiles", _counted(report.profiles) or "–"],
         ["unreadable", str(len(report.unreadable))],
         ["near-empty", str(len(report.near_empty))],
         ["same image twice", f"{len(report.duplicates)} ({across} across splits)"],
@@ -254,14 +309,16 @@ def _class_table(report: CheckReport) -> tuple[str, Table]:
     return title, Table([words("class"), *map(Column, report.counts)], rows)
 
 
-def _duplicate_row(group: Duplicates) -> tuple[str, str]:
+def _duplicate_row(group: Duplicates, console: Console) -> tuple[str, str]:
     kind = "same bytes" if group.exact else "same image"
     across = f", across {' and '.join(group.splits)}" if len(group.splits) > 1 else ""
     mixed = f", labelled {' and '.join(map(shown, group.classes))}" if len(group.classes) > 1 else ""
-    return "\n".join(group.paths[:6]) + ("\n…" if len(group.paths) > 6 else ""), kind + across + mixed
+    most = _SHOWN_COPIES if console.is_terminal else len(group.paths)
+    more = [f"… and {len(group.paths) - most} more"] if len(group.paths) > most else []
+    return "\n".join([*group.paths[:most], *more]), kind + across + mixed
 
 
-def _file_table(title: str, rows: Sequence[tuple[str, str]]) -> tuple[str, Table]:
-    hidden = f" (the first {_SHOWN} of {len(rows)})" if len(rows) > _SHOWN else ""
-    lines = [["\n".join(map(shown, cell.split("\n"))) for cell in row] for row in rows[:_SHOWN]]
+def _file_table(title: str, rows: Sequence[tuple[str, str]], most: int | None) -> tuple[str, Table]:
+    hidden = f" (the first {most} of {len(rows)})" if most is not None and len(rows) > most else ""
+    lines = [["\n".join(map(shown, cell.split("\n"))) for cell in row] for row in rows[:most]]
     return title + hidden, Table([words("")] * 2, lines, headings=False)

@@ -1,7 +1,7 @@
 """`predict(model, paths)`: classify photographs."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -86,35 +86,88 @@ def predict(
     Raises:
         ClcaError: There is no such model, or a folder or pattern has no images.
     """
+    model = ready_model(model, keep_rate)
+    if top_k < 1:
+        raise ClcaError(f"top_k {top_k}: must be at least 1")
+    found = found_photographs(paths)
+    answered = answers(model, found, batch_size=batch_size, device=device, precision=precision, compile=compile)
+    return (_prediction(one, model.classes or [], top_k) for one in answered)
+
+
+def ready_model(
+    model: TokenReducedViT | str | Path, keep_rate: float | tuple[float, ...] | None = None
+) -> TokenReducedViT:
+    """A model with classes and preprocessing, loaded if it is named, at a keep rate.
+
+    Raises:
+        ClcaError: There is no such model, or it lacks one of them.
+    """
     if not isinstance(model, TokenReducedViT):
         model = from_pretrained(model)
     if model.classes is None or model.preprocess is None:
         raise ClcaError("the model lacks its classes or preprocessing: set model.classes and model.preprocess")
-    if top_k < 1:
-        raise ClcaError(f"top_k {top_k}: must be at least 1")
-    if batch_size < 1:
-        raise ClcaError(f"batch_size {batch_size}: must be at least 1")
     if keep_rate is not None:
         model.keep_rate = keep_rate
+    return model
+
+
+def found_photographs(paths: str | Path | Iterable[str | Path] | Photographs) -> Photographs:
+    """What `find_photographs` finds, or is given already; a warning counts the images that are left out."""
     found = paths if isinstance(paths, Photographs) else find_photographs(paths)
     for line in found.warnings:
-        warnings.warn(line, stacklevel=2)
-    return _predictions(model, found.files, min(top_k, len(model.classes)), batch_size, device, precision, compile)
+        warnings.warn(line, stacklevel=3)
+    return found
 
 
-def _predictions(
+@dataclass(frozen=True)
+class ImageAnswer:
+    """What a model makes of one image.
+
+    Attributes:
+        path: The file.
+        probabilities: Of all classes, [K]; None where it could not be read.
+        unfamiliarity, error, left_out: As of `Prediction`.
+    """
+
+    path: Path
+    probabilities: Tensor | None = None
+    unfamiliarity: float | None = None
+    error: str | None = None
+    left_out: bool = False
+
+
+def _prediction(answer: ImageAnswer, classes: Sequence[str], top_k: int) -> Prediction:
+    if answer.probabilities is None:
+        return Prediction(answer.path, error=answer.error, left_out=answer.left_out)
+    shares, indices = most_likely(answer.probabilities, top_k)
+    names = tuple(classes[k] for k in indices.tolist())
+    return Prediction(answer.path, names, tuple(shares.tolist()), answer.unfamiliarity)
+
+
+def answers(
+    model: TokenReducedViT, found: Photographs, *, batch_size: int, device: str, precision: str, compile: bool
+) -> Iterator[ImageAnswer]:
+    """Answers to photographs, in order; the arguments are those of `predict`.
+
+    Raises:
+        ClcaError: The batch size, device or precision is invalid.
+    """
+    if batch_size < 1:
+        raise ClcaError(f"batch_size {batch_size}: must be at least 1")
+    return _answers(model, found.files, batch_size, device, precision, compile)
+
+
+def _answers(
     model: TokenReducedViT,
     files: Mapping[Path, str | None],
-    top_k: int,
     batch_size: int,
     device: str,
     precision: str,
     compile: bool,
-) -> Iterator[Prediction]:
+) -> Iterator[ImageAnswer]:
     accelerator = make_accelerator(device=device, precision=precision)
     model = model.to(accelerator.device).eval()
     answer = AnsweringModel(model, compile=compile)
-    classes = model.classes or []
     preprocess = model.preprocess or {}
     transform, normalize = from_preprocess(preprocess, normalize=False), Normalization(preprocess)
 
@@ -138,16 +191,14 @@ def _predictions(
             found = [(path, job if isinstance(job, str) else job.result()) for path, job in batch]
             waiting += islice(remaining, batch_size)
             images = [image for _, image in found if isinstance(image, Tensor)]
-            ranked: Iterator[tuple[list[float], list[int], float | None]] = iter(())
+            answered: Iterator[tuple[Tensor, float | None]] = iter(())
             if images:
                 with torch.inference_mode(), accelerator.autocast():
                     shares, unfamiliarity = answer(normalize(torch.stack(images), accelerator.device))
-                best = most_likely(shares, top_k)
                 distances = [None] * len(images) if unfamiliarity is None else unfamiliarity.tolist()
-                ranked = iter(zip(best[0].tolist(), best[1].tolist(), distances, strict=True))
+                answered = iter(zip(shares.cpu(), distances, strict=True))
             for path, image in found:
                 if isinstance(image, str):
-                    yield Prediction(path, error=image, left_out=files[path] is not None)
+                    yield ImageAnswer(path, error=image, left_out=files[path] is not None)
                 else:
-                    probabilities, indices, distance = next(ranked)
-                    yield Prediction(path, tuple(classes[k] for k in indices), tuple(probabilities), distance)
+                    yield ImageAnswer(path, *next(answered))

@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from clca.cli.arguments import Arguments, Device, KeepRate, Precision, Run, Spelling
 from clca.cli.parsing import parse, refusing_useless_rate
 from clca.system.paths import as_text, expanded, shown
+
+if TYPE_CHECKING:
+    from clca.data.sources.photographs import Photographs
 
 
 class Predict(Arguments):
@@ -22,6 +25,7 @@ class Predict(Arguments):
       clca predict runs/first leaf.jpg
       clca predict runs/first photos/ 'more/*.png' --top-k 3
       clca predict runs/first photos/ --explain seen
+      clca predict runs/first photos/ --together 'plant([0-9]+)'
       find photos -name '*.jpg' | clca predict runs/first - --format jsonl --out answers.jsonl
     """
 
@@ -30,6 +34,12 @@ class Predict(Arguments):
         description="Files, folders or patterns; - reads names from standard input, one per line."
     )
     top_k: int = Field(5, description="Classes to list for each image.")
+    together: Annotated[str | None, Spelling("GROUPS")] = Field(
+        None,
+        description="One answer for all photographs of a plant: folder, for those in one folder; a regular expression, "
+        "for those in whose path its parentheses match the same; or a column, where IMAGES is a CSV file with that "
+        "column and path.",
+    )
     format: Literal["table", "csv", "jsonl"] = Field(
         "table", description="A table to read, CSV, or one JSON object per line."
     )
@@ -66,6 +76,9 @@ def run(argv: Sequence[str]) -> int:
         if os.path.realpath(out) in map(os.path.realpath, images.files):
             raise ClcaError(f"--out {out}: is one of the images; choose another name")
     model, explanations, keep_rate = chosen["run"], None, chosen["keep_rate"]
+    settings = {name: chosen[name] for name in ("keep_rate", "batch_size", "device", "precision", "compile")}
+    if chosen["together"] is not None:
+        return _predict_groups(chosen, images, settings, out)
     if chosen["explain"] is not None:
         from clca.evaluation.explanation_files import ExplanationFiles
         from clca.models.pretrained import from_pretrained
@@ -73,16 +86,7 @@ def run(argv: Sequence[str]) -> int:
         explanations = ExplanationFiles(expanded(chosen["explain"]))
         model = from_pretrained(model)
     with refusing_useless_rate(chosen["run"], keep_rate):
-        answers = classify(
-            model,
-            images,
-            chosen["top_k"],
-            keep_rate=keep_rate,
-            batch_size=chosen["batch_size"],
-            device=chosen["device"],
-            precision=chosen["precision"],
-            compile=chosen["compile"],
-        )
+        answers = classify(model, images, chosen["top_k"], **settings)
     bad = 0
 
     def explained() -> Iterator[Prediction]:
@@ -104,6 +108,25 @@ def run(argv: Sequence[str]) -> int:
         print(f"explanations written to {explanations.folder}", file=sys.stderr)
     if bad:
         print(f"clca: {bad} of the files could not be read", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _predict_groups(
+    chosen: dict[str, Any], images: "list[str] | Photographs", settings: dict[str, Any], out: Path | None
+) -> int:
+    """With --together; returns the exit code."""
+    from clca.errors import ClcaError
+    from clca.evaluation.prediction_files import write_groups
+    from clca.evaluation.together import predict_together
+
+    if chosen["explain"] is not None:
+        raise ClcaError("--explain draws single photographs: omit --together")
+    with refusing_useless_rate(chosen["run"], chosen["keep_rate"]):
+        groups = predict_together(chosen["run"], images, chosen["together"], chosen["top_k"], **settings)
+    write_groups(groups, chosen["format"], out)
+    bad = [error for group in groups for error in group.errors]
+    for path, why in bad:
+        print(f"clca: {shown(as_text(path))}: {why}", file=sys.stderr)
     return 1 if bad else 0
 
 

@@ -134,9 +134,7 @@ def read_csv(root: Path) -> Listing:
     rows, missing = [], 0
     first_missing: list[str] = []
     for line, row in _rows(file, required=("path", "label")):
-        path = file.parent / as_path(row["path"])
-        if "\\" in row["path"] and not os.path.isfile(path):  # a Windows path
-            path = file.parent / as_path(row["path"].replace("\\", "/"))
+        path = _image_of(file, row["path"])
         if not os.path.isfile(path):  # Path.is_file raises an error for names that are too long
             missing += 1
             if len(first_missing) < 5:
@@ -166,6 +164,26 @@ def read_csv(root: Path) -> Listing:
         raise ClcaError(problems[0])
     problems += check_classes(file, classes, splits)
     return Listing(root, "csv", classes, with_validation(splits), problems)
+
+
+def read_columns(file: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file whose columns `path` and others must exist and not be empty; its paths are made absolute.
+
+    Raises:
+        ClcaError: It is no such file, or exceeds a limit, as for `read_csv`.
+    """
+    try:
+        return [row | {"path": str(_image_of(file, row["path"]))} for _, row in _rows(file, required)]
+    except OSError as error:
+        raise ClcaError(f"{file}: cannot be read ({reason(error)})") from None
+
+
+def _image_of(file: Path, name: str) -> Path:
+    """The file that a row of a CSV file names, relative to it; \\ separates folders where that is how it exists."""
+    path = file.parent / as_path(name)
+    if "\\" in name and not os.path.isfile(path):  # a Windows path
+        return file.parent / as_path(name.replace("\\", "/"))
+    return path
 
 
 def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

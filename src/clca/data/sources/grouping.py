@@ -28,23 +28,33 @@ def group_names(paths: Sequence[Path], root: Path, pattern: str) -> dict[Path, s
     Raises:
         ClcaError: It is not a regular expression, or there are images in which it is not found.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ClcaError(f"--group-by {pattern!r}: is not a regular expression ({error})") from None
     found, without = {}, []
     for path in paths:
         name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-        match = compiled.search(name)
-        parts = () if match is None else tuple(part or "" for part in match.groups()) or (match[0],)
-        if not any(parts):
+        found[path] = group_of_path(name, pattern, "--group-by")
+        if not found[path]:
             without.append(name)
-        found[path] = " ".join(parts)
     if without:
         raise ClcaError(
             f"--group-by {pattern!r}: is not found in {len(without)} of {len(paths)} file names, such as {without[0]}"
         )
     return found
+
+
+def group_of_path(name: str, pattern: str, flag: str) -> str:
+    """What the parentheses of a regular expression match in a path, or all that it matches; "" if that is nothing.
+
+    Raises:
+        ClcaError: `pattern`, which was given by `flag`, is not a regular expression.
+    """
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise ClcaError(f"{flag} {pattern!r}: is not a regular expression ({error})") from None
+    if match is None:
+        return ""
+    parts = tuple(part or "" for part in match.groups()) or (match[0],)
+    return " ".join(parts) if any(parts) else ""
 
 
 def hold_out_groups(samples: Samples, groups: Mapping[Path, str]) -> tuple[Samples, Samples]:

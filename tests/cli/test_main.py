@@ -284,6 +284,16 @@ def test_predict_gives_every_name_back(
         assert [Path(name) for name in given] == odd_names
 
 
+def test_a_terminal_without_a_letter_shows_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="latin-1") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["data", "check", "Rosé 赤霞珠"]) == 2
+    streams["stderr"].flush()
+    told = streams["stderr"].buffer.getvalue()  # type: ignore[attr-defined]
+    assert told == b"clca: Ros\xe9 \\u8d64\\u971e\\u73e0: no such file or folder\n"
+
+
 def test_what_is_told_of_a_name_is_no_command_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = error_of(capsys, ["data", "check", "red\x1b[31m" + os.fsdecode(b"caf\xe9")])
     assert (code, line) == (2, r"red\x1b[31mcaf\xe9: no such file or folder")

@@ -11,6 +11,7 @@ from clca.data.sources.leftovers import is_conflict_copy, is_leftover, leftover_
 FOLDERS = (
     *("@eaDir", "#recycle", "#snapshot", "@tmp", "@Recycle", ".@__thumb", "@Recently-Snapshot", ".recycle", ".zfs"),
     *(".snapshot", ".snapshots", "~snapshot", ".Recycle.Bin", "Recycle Bin - Volume_1", "Nas_Prog", "trashbox"),
+    *("Network Recycle Bin 1", "Recycle Bin", "OneDriveTemp", "ix-applications"),
     *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "FOUND.000", "FOUND.017", "MSOCache"),
     *(".AppleDouble", ".Spotlight-V100", ".fseventsd", ".Trashes", ".TemporaryItems", "Network Trash Folder"),
     *("lost+found", ".Trash-1000", ".Trash", "LOST.DIR", ".thumbnails"),
@@ -39,8 +40,8 @@ def test_a_class_is_not(name: str) -> None:
 
 @given(st.text(st.characters(categories=["L", "Nd"]), min_size=1, max_size=30))
 def test_no_name_of_letters_and_digits_is_one(name: str) -> None:
-    known = {"nas_prog", "trashbox", "recycler", "recyclebin", "msocache", "wpsystem", "captureone", "originals"}
-    known |= {"thevolumesettingsfolder"}
+    known = {"trashbox", "recycler", "recyclebin", "msocache", "wpsystem", "captureone", "onedrivetemp"}
+    known |= {"thevolumesettingsfolder", "originals"}
     assert not is_leftover(Path("photos", name)) or name.casefold() in known
 
 

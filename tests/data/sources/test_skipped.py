@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import clca.data
+from clca.data import image_formats
 from clca.data.checks.report import check
 from clca.data.sources.folder_csv import read_listing
 from clca.errors import ClcaError
@@ -202,14 +203,24 @@ def test_photographs_without_an_extension_are_reported(tmp_path):
         os.mkfifo(tmp_path / "train" / "a" / "pipe")  # not waited for
     for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
         Image.new("RGB", (6, 5)).save(tmp_path / "train" / "a" / f"IMG_{kind}", kind)
+    for name in ("plot 3.2", "IMG_1.jpg_original", "MVI_1.THM"):  # the last is of a film
+        Image.new("RGB", (6, 5)).save(tmp_path / "train" / "a" / name, "JPEG")
 
     [warning] = warned(tmp_path)
 
-    assert (
-        "4 image(s) are left out because their names have no extension such as .jpg: 4 without an extension, "
-        in warning
-    )
-    assert warning.endswith("such as train/a/IMG_JPEG; rename them")
+    why = "their names have no extension such as .jpg: 4 without an extension, 1 .jpg_original, 1 .2, "
+    assert f"6 image(s) are left out because {why}" in warning
+    assert warning.endswith("such as train/a/IMG_1.jpg_original; rename them")
+
+
+def test_formats_that_are_read_later_on_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos(tmp_path)
+    touch(tmp_path / "a" / "9.heic")
+    monkeypatch.setattr("clca.data.image_formats.EXTENSIONS", image_formats.EXTENSIONS | {".heic"})
+    monkeypatch.setattr("clca.data.image_formats.UNREAD_EXTENSIONS", image_formats.UNREAD_EXTENSIONS - {".heic"})
+    listing = read_listing(tmp_path)
+    assert listing.unused == []
+    assert tmp_path / "a" / "9.heic" in {path for samples in listing.splits.values() for path, _ in samples}
 
 
 def test_only_who_opens_it_to_learn_from_is_warned(tmp_path):

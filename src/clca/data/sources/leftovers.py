@@ -8,58 +8,38 @@ import re
 from pathlib import Path
 
 _FOLDERS = frozenset(
-    name.casefold()
-    for name in (
-        # Synology
-        *("@eaDir", "@tmp", "@sharebin", "@img_bkp_cache", "@Search", "@S2S", "@SynoDrive", "@SynologyDrive"),
-        *(
-            "@SynologyDriveShareSync",
-            "@CloudStation",
-            "@SynologyCloudSync",
-            ".SynologyWorkingDirectory",
-            "#SynoRecycle",
-        ),
-        # QNAP, Asustor
-        *(".@__thumb", ".@__qini", ".@__desc", ".@__comp", "@Transcode", ".@upload_cache", "@Recently-Snapshot"),
-        *(".@plugins", ".@metadata", ".streams"),
-        # Western Digital, Netgear, Buffalo, D-Link, LaCie
-        *(
-            "Nas_Prog",
-            ".wdmc",
-            ".wdphotos",
-            ".wdcache",
-            ".twonkymedia",
-            "trashbox",
-            "TheVolumeSettingsFolder",
-            ".lacie",
-        ),
-        # Recycle bins and snapshots of other servers (Samba, TrueNAS, Unraid, NetApp, EMC, btrfs)
-        *("Recycle Bin", "RecycleBin", ".zfs", ".ckpt", ".snapdir", "Network Recycle Bin"),
-        # Windows
-        *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "MSOCache", "Config.Msi", "WPSystem"),
-        *("$Extend", "$WinREAgent", "$SysReset", "$GetCurrent", "$WINDOWS.~BT", "$WINDOWS.~WS", "$INPLACE.~TR"),
-        # macOS
-        *(".AppleDouble", ".AppleDB", ".AppleDesktop", ".Spotlight-V100", ".fseventsd", ".Trash", ".Trashes"),
-        *(".TemporaryItems", "Temporary Items", "Network Trash Folder", ".DocumentRevisions-V100", ".vol"),
-        *(".MobileBackups", ".PKInstallSandboxManager", ".HFS+ Private Directory Data", "Backups.backupdb"),
-        *("Desktop DB", "Desktop DF", "iPod Photo Cache"),
-        # Linux, Android
-        *("lost+found", ".thumbnails", ".xvpics", "LOST.DIR", ".globalTrash"),
-        # Photo managers: digiKam, Picasa, ACDSee, Capture One, Nikon, Corel, Adobe
-        *(".dtrash", ".picasaoriginals", "[Originals]", "CaptureOne", "NKSC_PARAM", "Corel Auto-Preserve"),
-        *("Adobe Bridge Cache", ".BridgeCache", ".comments", ".pp3cache"),
-        # Cloud clients: Dropbox, Google Drive, Syncthing, Resilio, MEGA, Seafile, Nextcloud
-        *(".dropbox.cache", ".dropbox", ".tmp.driveupload", ".tmp.drivedownload", ".shortcut-targets-by-id"),
-        *(".stfolder", ".stversions", ".sync", ".SyncTrash", ".SyncArchive", ".debris", ".seafile-data"),
-        *("files_trashbin", "files_versions"),
-    )
+    name.strip().casefold()
+    for line in """
+        Synology: @eaDir, @tmp, @sharebin, @img_bkp_cache, @Search, @S2S, @SynoDrive, @SynologyDrive, @CloudStation
+        Synology: @SynologyDriveShareSync, @SynologyCloudSync, .SynologyWorkingDirectory
+        QNAP: .@__thumb, @__thumb, .@__qini, .@__desc, .@__comp, @Transcode, .@upload_cache, @Recently-Snapshot
+        QNAP, Asustor: .streams, .@plugins, .@metadata
+        Western Digital, D-Link: Nas_Prog, .wdmc, .wdphotos, .wdcache, .twonkymedia
+        Netgear, Buffalo, LaCie: TheVolumeSettingsFolder, trashbox, .lacie
+        TrueNAS, EMC, NetApp: .zfs, ix-applications, .ckpt, .snapdir
+        Windows: $RECYCLE.BIN, RECYCLER, RecycleBin, System Volume Information, MSOCache, Config.Msi, WPSystem, $Extend
+        Windows: $WinREAgent, $SysReset, $GetCurrent, $WINDOWS.~BT, $WINDOWS.~WS, $INPLACE.~TR
+        macOS: .AppleDouble, .AppleDB, .AppleDesktop, .Spotlight-V100, .fseventsd, .Trash, .Trashes, .TemporaryItems
+        macOS: Temporary Items, Network Trash Folder, .DocumentRevisions-V100, .vol, .MobileBackups, Backups.backupdb
+        macOS: .PKInstallSandboxManager, .HFS+ Private Directory Data, Desktop DB, Desktop DF
+        Linux, Android: lost+found, .thumbnails, .xvpics, LOST.DIR, .globalTrash
+        iTunes, iPhoto: iPod Photo Cache, iPhoto Library
+        digiKam, Picasa, ACDSee: .dtrash, .picasaoriginals, [Originals]
+        Capture One, Nikon, Corel, Adobe: CaptureOne, NKSC_PARAM, Corel Auto-Preserve, Adobe Bridge Cache, .BridgeCache
+        gThumb, RawTherapee: .comments, .pp3cache
+        Dropbox, OneDrive: .dropbox.cache, .dropbox, OneDriveTemp
+        Google Drive: .tmp.driveupload, .tmp.drivedownload, .shortcut-targets-by-id
+        Syncthing, Resilio: .stfolder, .stversions, .sync, .SyncTrash, .SyncArchive
+        MEGA, Seafile, Nextcloud: .debris, .seafile-data, files_trashbin, files_versions
+    """.strip().splitlines()
+    for name in line.partition(":")[2].split(",")
 )
-"""Names of folders, compared without regard to case."""
+"""Names of folders, compared without regard to case, by who makes them."""
 
 _FOLDER_PATTERN = re.compile(
     r"""
       [@#$.~](?:network[ ._-]?)?(?:recycle(?:r|d)?|recycle[ ._-]?bin|trash(?:es|ed|bin|box)?|snapshots?)(?:-\d+)?
-    | recycle[ ]bin[ ]-[ ].+                                # My Cloud: Recycle Bin - Volume_1
+    | (?:network[ ])?recycle[ ]bin(?:[ ]\d+|[ ]-[ ].+)?     # QNAP, Asustor, My Cloud: Recycle Bin - Volume_1
     | found\.\d{3}                                          # chkdsk
     | .+\.(?:lrdata|lrcat-data|lrlibrary)                   # Lightroom
     | .+\.(?:(?:migrated)?photos?library|photoboothlibrary) # Photos, iPhoto

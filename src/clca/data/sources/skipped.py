@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from clca.data.image_formats import EXTENSIONS, UNREAD_EXTENSIONS, has_photo_signature
+from clca.data import image_formats
 from clca.data.sources.leftovers import is_conflict_copy, is_leftover, leftover_above, placeholder_for
 from clca.data.sources.listing import first_few
 from clca.data.sources.walk import files_in_leftover
@@ -19,6 +19,9 @@ Kind = Literal["unread", "outside", "nameless", "aside", "away", "conflict", "le
 # Of one folder of a system: in snapshots of a whole disk there are millions.
 MOST_COUNTED = 10_000
 MOST_LOOKED_AT = 100_000
+
+# Files beside photographs and films that are JPEGs inside, of a size that nobody wants classified.
+_NO_PHOTO = frozenset((".thm", ".ithmb", ".lrprev", ".cot"))
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,18 @@ def why_left_out(path: Path, folder: Path) -> str | None:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file is an image, by its extension or, if it has none, by its first bytes.
+    """Return whether a file is an image, by its extension or, if that is none of an image, by its first bytes.
 
     Formats that are not read, and placeholders of images that are in a cloud only, count too.
     """
     extension = _extension(placeholder_for(path.name) or path.name)
-    known = extension in EXTENSIONS or extension in UNREAD_EXTENSIONS
-    return known or (not extension and _is_unnamed_photo(path))
+    known = extension in image_formats.EXTENSIONS or extension in image_formats.UNREAD_EXTENSIONS
+    return known or (extension not in _NO_PHOTO and _is_unnamed_photo(path))
 
 
 def is_read(path: Path) -> bool:
     """Return whether an image is read, by its name: its folder is not looked at."""
-    return _extension(path.name) in EXTENSIONS and not is_conflict_copy(path.name)
+    return _extension(path.name) in image_formats.EXTENSIONS and not is_conflict_copy(path.name)
 
 
 def images_in_leftovers(folders: Iterable[Path]) -> list[Path]:
@@ -136,7 +139,9 @@ def _kind(path: Path, root: Path, of_a_set: bool) -> Kind:
     if is_conflict_copy(path.name):
         return "conflict"
     extension = _extension(path.name)
-    return "unread" if extension in UNREAD_EXTENSIONS else "outside" if extension else "nameless"
+    if extension in image_formats.UNREAD_EXTENSIONS:
+        return "unread"
+    return "outside" if extension in image_formats.EXTENSIONS else "nameless"
 
 
 def describe_empty_class(folder: Path, unused: Sequence[Path]) -> str:
@@ -165,6 +170,6 @@ def _is_unnamed_photo(path: Path) -> bool:
         if not path.is_file():  # opening a FIFO would block
             return False
         with path.open("rb") as file:
-            return has_photo_signature(file.read(12))
+            return image_formats.has_photo_signature(file.read(12))
     except OSError:
         return False

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clca.data.image_formats import EXTENSIONS
+from clca.data import image_formats
 from clca.data.sources.csv_text import SAVE_AS, open_csv, read_table
 from clca.data.sources.listing import Listing, check_classes, first_few
 from clca.data.sources.splits import Samples
@@ -252,7 +252,7 @@ class _Images:
     def _by_stem(self, folder: Path) -> dict[str, str]:
         """Names of the image files in a folder by their stem in lower case."""
         if folder not in self.by_stem:
-            names = sorted(name for name in self._files(folder) if Path(name).suffix.lower() in EXTENSIONS)
+            names = sorted(filter(_is_read, self._files(folder)))
             self.by_stem[folder] = {Path(name).stem.lower(): name for name in reversed(names)}
         return self.by_stem[folder]
 
@@ -260,7 +260,7 @@ class _Images:
     def names(self) -> list[str]:
         """Names of the image files in the first folder that has any."""
         for folder in self.folders:
-            if found := sorted(name for name in self._files(folder) if Path(name).suffix.lower() in EXTENSIONS):
+            if found := sorted(filter(_is_read, self._files(folder))):
                 return found
         return []
 
@@ -278,6 +278,10 @@ class _Images:
             if found := self._by_stem(path.parent).get(path.stem.lower()):
                 return path.with_name(found)
         return None
+
+
+def _is_read(name: str) -> bool:
+    return Path(name).suffix.lower() in image_formats.EXTENSIONS
 
 
 def _number(name: str) -> int:

@@ -241,7 +241,10 @@ def test_predict_answers_the_photograph_among_the_bombs(folder: Path, saved_mode
     assert not outcome.error, outcome.trace
     code, out, err = outcome.value
     assert code == 1
-    answered = {Path(json.loads(line)["path"]).stem for line in out.splitlines()}
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["path"] for row in rows] == sorted(map(str, folder.iterdir()))
+    assert all(bool(row["top"]) == (row["error"] is None) for row in rows)
+    answered = {Path(row["path"]).stem for row in rows if row["top"]}
     assert "good" in answered
     assert answered <= {"good", *HARMLESS}
     lines = [line for line in err.splitlines() if line.startswith(f"clca: {folder}")]

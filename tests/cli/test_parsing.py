@@ -68,7 +68,7 @@ def test_every_command_without_arguments_names_what_is_missing(
         (["train", "--resume"], "--resume needs a value"),
         (["train", "--config"], "--config needs a value"),
         (["train", "--config", "--model", "x"], "--config needs a value"),
-        (["evaluate", "x", "--split", "foo"], "--split foo: should be 'test', 'val', 'train' or 'train_val'"),
+        (["evaluate", "x", "--split", "foo"], "--split foo: should be 'test', 'val', 'train', 'train_val' or 'all'"),
         (["benchmark", "--precisions", "fp32", "no"], "--precisions no: should be 'fp32', 'bf16' or 'fp16'"),
         (["evaluate", "x", "--batch-size", "many"], "--batch-size many: should be a valid integer"),
         (["evaluate", "x", "--workers", "1.5"], "--workers 1.5: should be a valid integer"),

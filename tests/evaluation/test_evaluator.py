@@ -52,7 +52,8 @@ def test_evaluation_counts_every_image_and_writes_its_files(run: Path) -> None:
     assert result.gmacs == pytest.approx(clca.cost(clca.from_pretrained(run)).gmacs)
     assert result.folder == run / "evaluation" / "test"
     assert {path.name for path in result.folder.iterdir()} == {
-        "evaluation.json", "classes.csv", "confusion.csv", "confusion.png"
+        "evaluation.json", "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "label_errors.csv",
+        *(["mistakes.jpg"] if result.top1 < 1 else []),
     }  # fmt: skip
     assert json.loads((result.folder / "evaluation.json").read_text())["top1"] == result.top1
     rows = list(csv.reader((result.folder / "confusion.csv").open(encoding="utf-8-sig")))
@@ -105,10 +106,12 @@ def test_evaluation_goes_by_class_names_not_by_numbers(run: Path, images: Path, 
     assert part.folder == run / "evaluation" / "photos-test"
 
 
-def test_other_classes_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
+def test_images_of_other_classes_alone_are_refused(run: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "photos")
     for split in ("train", "val", "test"):
         (tmp_path / "photos" / split / "class1").rename(tmp_path / "photos" / split / "oak")
+        for name in ("class0", "class2"):
+            shutil.rmtree(tmp_path / "photos" / split / name)
     with pytest.raises(ClcaError, match="has classes that the run's training images lack: 'oak'"):
         evaluate(run, tmp_path / "photos", workers=0)
 

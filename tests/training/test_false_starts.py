@@ -127,7 +127,7 @@ def test_an_early_stop_and_a_finished_run_are_logged(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--epochs", "9"], "--epochs"), (["--lr=1"], "--lr"), (["photos"], r"DATA \(photos\)")]
+    ("words", "message"), [(["--epochs", "9"], "--epochs"), (["--lr=1"], "--lr"), (["--recipe", "best"], "--recipe")]
 )
 def test_resume_refuses_what_it_would_not_heed(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -136,10 +136,10 @@ def test_resume_refuses_what_it_would_not_heed(
     assert code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"omit {message},".replace("\\", "") in error
+    assert f"omit {message}," in error
 
 
-@pytest.mark.parametrize("words", [["--no-cache"], ["--cache"]])
+@pytest.mark.parametrize("words", [["--no-cache"], ["--cache"], ["photos"]])
 def test_resume_takes_what_changes_no_result(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ def quick(make: Make, cla: bool = True, val_split: str = "auto", **settings: Any
 def test_it_leaves_a_finished_run(make_config: Make) -> None:
     result = train(quick(make_config), quiet=True)
     assert {path.name for path in result.folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "model.safetensors", "summary.json"
+        "config.json", "images.csv", "metrics.jsonl", "model.safetensors", "summary.json"
     }  # fmt: skip
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert set(lines[0]["probe"]) == {"C", "views", "loss", "top1", "val"}

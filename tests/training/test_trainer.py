@@ -47,7 +47,7 @@ def test_a_run_leaves_a_complete_folder(make_config: Make) -> None:
     result = train(config, quiet=True)
     folder = result.folder
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "summary.json"
+        "config.json", "images.csv", "metrics.jsonl", "model.safetensors", "last.ckpt", "summary.json"
     }  # fmt: skip
     steps = [line for line in lines(folder) if "loss" in line]
     epochs = [line for line in lines(folder) if "train" in line]
@@ -281,7 +281,8 @@ def test_what_a_killed_process_was_writing_is_removed(
         (folder / name).write_text("half")
     train(config, quiet=True)
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "model.safetensors", "last.ckpt", "summary.json", ".last.ckpt.mine", "notes.tmp"
+        "config.json", "images.csv", "metrics.jsonl", "model.safetensors", "last.ckpt", "summary.json",
+        ".last.ckpt.mine", "notes.tmp",
     }  # fmt: skip
 
 

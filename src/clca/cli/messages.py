@@ -41,6 +41,11 @@ def logging_to_stderr() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def print_at_once(line: str) -> None:
+    """Print what a command is about to do as the first line of its output, before work that may take minutes."""
+    print(line[:1].upper() + line[1:], flush=True)
+
+
 def print_error(line: str) -> None:
     """Print one line on stderr, from the first process of each machine."""
     if is_first_on_its_machine():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lazy_loader
 
-from clca.data.sources.listing import SPLITS
+from clca.data.sources.listing import ALL, SPLITS
 from clca.errors import ClcaError
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from clca.data.cache.fill import use_cache
     from clca.data.datasets import ImageDataset, Leaves
     from clca.data.sources.folder_csv import SOURCES
+    from clca.data.sources.listing import Listing
 
-__all__ = ["SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "use_cache"]
+__all__ = ["ALL", "SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "open_listing", "use_cache"]
 
 # Listing a data set must not import torch.
 __getattr__, _, _ = lazy_loader.attach(
@@ -39,14 +40,15 @@ def open(
     source: str | None = None,
     transform: Callable[[Image.Image], Any] | None = None,
     strict: bool = True,
+    to_train: bool = True,
 ) -> ImageDataset | Leaves:
     """Open one split of a data set.
 
     Args:
         root: A folder, a CSV file, or "leaves" for synthetic leaves drawn in memory, with parameters as in
             "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
-        split: "train", "val", "train_val" (everything but test) or "test". If a set has no validation images, a fixed
-            rule takes them from training (`clca.data.sources.splits`), so train and val never overlap.
+        split: "train", "val", "train_val" (everything but test), "test", or "all" of them. If a set has no validation
+            images, a fixed rule takes them from training (`clca.data.sources.splits`), so train and val never overlap.
         source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
             "soyageing-R1" (R3, R4, R5, R6); None detects the source from the layout.
         transform: Called with each RGB PIL image; None returns the image unchanged.
@@ -54,6 +56,8 @@ def open(
             ones), and, for a training split, warns about images in the folder that are left out and about class names
             that differ by case alone. False accepts an incomplete set. Images that are in both training and test cause
             a warning either way, if not an error.
+        to_train: False for images that a trained model is applied to: a single class is enough, and test may have
+            classes that training lacks.
 
     Returns:
         A torch Dataset of (transformed image, label) with `classes`, `paths`, `labels` and a settable `transform`.
@@ -61,27 +65,35 @@ def open(
     Raises:
         ClcaError: If there is nothing to read, or the files do not form a data set.
     """
-    if split not in SPLITS:
-        raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-    from clca.data.datasets import ImageDataset, Leaves
+    if split not in (*SPLITS, ALL):
+        raise ClcaError(f"unknown split {split!r}: choose from {', '.join((*SPLITS, ALL))}")
+    from clca.data.datasets import Leaves
     from clca.data.sources.folder_csv import read_listing
-    from clca.data.sources.skipped import describe_unused
 
     if is_leaves(root, source):
         return Leaves.from_text(str(root), split=split, transform=transform)
-    listing = read_listing(root, source)
+    return open_listing(read_listing(root, source, to_train=to_train), split, transform=transform, strict=strict)
+
+
+def open_listing(
+    listing: Listing, split: str, *, transform: Callable[[Image.Image], Any] | None = None, strict: bool = True
+) -> ImageDataset:
+    """Open one split of a data set that has been listed, as `open`; a set is walked once for all its splits."""
+    from clca.data.datasets import ImageDataset
+    from clca.data.sources.skipped import describe_unused
+
     if strict and listing.problems:
         raise ClcaError(listing.problems[0])
     if leaked := listing.leaked():
         names = f"{leaked[0].name} …" if len(leaked) > 1 else leaked[0].name
         line = f"{listing.root}: {len(leaked)} image(s) are in training and in test ({names}): test results are invalid"
-        warnings.warn(line, stacklevel=2)
+        warnings.warn(line, stacklevel=3)
     if strict and split.startswith("train"):
         if listing.unused:
             lines = describe_unused(listing.root, listing.unused)
-            warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=2)
+            warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=3)
         for line in listing.warnings:
-            warnings.warn(line, stacklevel=2)
+            warnings.warn(line, stacklevel=3)
     return ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,21 +17,26 @@ from torch.utils.data import Dataset
 from clca import data as datasets
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError, WorkError, reason
+from clca.evaluation.answers import LABEL_ERRORS, MISTAKES, Answers
+from clca.evaluation.judged import choose_images
+from clca.evaluation.label_errors import find_label_errors
 from clca.evaluation.stored import FOLDER, NUMBERS
 from clca.models.cost import cost
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
+from clca.plots.contact_sheet import draw_contact_sheet
 from clca.system.files import replacing, write_csv, write_json
 from clca.system.paths import as_it_is, shown
 from clca.system.processes import is_first_process
 from clca.system.tables import Column, Table, words
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
-from clca.training.preflight import refuse_unreadable, same_classes, warn_of_cache
+from clca.training.preflight import refuse_unreadable, warn_of_cache
 from clca.training.run_folder import RunFolder
-from clca.training.validation import run_inference
+from clca.training.validation import InferenceResult, run_inference
 
 ROWS_SHOWN = 30
+_MOST_PROBABILITIES = 500_000_000  # images × classes, of which label errors are found: 2 GB
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,11 @@ class Evaluation:
         tokens_per_block: Tokens in the output of each block.
         images_per_second: Measured throughput of the forward pass alone, on `device` in `precision`.
         fingerprint: Hash of everything that the result depends on except the keep rate (`Evaluator.fingerprint`).
-        folder: Folder of `evaluation.json`, `classes.csv`, `confusion.csv` and `confusion.png`; None if not written.
+        folder: Folder of `evaluation.json`, `classes.csv`, `confusion.csv`, `confusion.png`, `predictions.csv`,
+            `label_errors.csv` and, if there are mistakes, `mistakes.jpg`; None if not written.
+        judged: Which images are judged and which not, in one line.
+        trained_on: How many of the images the model was trained on, as far as is known.
+        answers: The answer for each image.
     """
 
     data: str
@@ -85,15 +94,20 @@ class Evaluation:
     precision: str
     fingerprint: str
     folder: Path | None
+    judged: str = ""
+    trained_on: int = 0
+    answers: Answers | None = None
 
     def summary(self) -> dict[str, Any]:
         """The content of `evaluation.json`."""
         names = ("data", "split", "images", "top1", "top5", "macro", "loss", "gmacs", "params", "tokens_per_block")
         more = ("computed_gmacs", "keep_rate", "images_per_second", "device", "precision", "fingerprint")
-        return {name: getattr(self, name) for name in (*names, *more)}
+        found = {name: getattr(self, name) for name in (*names, *more, "judged", "trained_on")}
+        errors = self.answers.label_errors if self.answers is not None else None
+        return found | {"label_errors": len(errors.images) if errors is not None else None}
 
     def render(self, console: Console) -> None:
-        """Print the numbers, the class table (the worst classes if there are many) and the most confused pairs."""
+        """Print the numbers, the class table (the worst classes if there are many) and what the model mistakes."""
         tokens, rate = " ".join(f"{count:g}" for count in self.tokens_per_block), f"{self.images_per_second:.1f}"
         rows = [
             ["top-1", f"{self.top1:.2%}", "GMACs an image", f"{self.gmacs:.4g}"],
@@ -108,6 +122,20 @@ class Evaluation:
         if pairs:
             listed = ", ".join(f"{true} taken for {taken} ({count})" for true, taken, count in pairs)
             console.print(as_it_is(f"most confused: {listed}"))
+        if self.answers is not None:
+            console.print(as_it_is(self._about_label_errors(self.answers)))
+
+    def _about_label_errors(self, answers: Answers) -> str:
+        if answers.label_errors is None:
+            return "probable label errors: not looked for, as images times classes are too many"
+        count = len(answers.label_errors.images)
+        if self.trained_on:
+            which = "all" if self.trained_on == self.images else "some"
+            return (
+                f"probable label errors: {count}, but the model was trained on {which} of these images and has learned "
+                "their labels: evaluate images that it was not trained on"
+            )
+        return f"probable label errors: {count}" + (f" ({LABEL_ERRORS} lists them)" if count and self.folder else "")
 
     def _class_table(self) -> Table:
         present = [result for result in self.classes if result.images]
@@ -124,7 +152,7 @@ class Evaluation:
 def evaluate(
     run: str | Path | RunFolder,
     data: str | Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     *,
     keep_rate: float | tuple[float, ...] | None = None,
     batch_size: int = 64,
@@ -134,13 +162,16 @@ def evaluate(
     cache: bool = True,
     cache_gb: float | None = None,
     out: str | Path | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate a run or a saved model on all launched processes.
 
     Args:
         run: Run folder, or a saved model's folder or hub id.
-        data: Images to use instead of the run's own; their classes must be among the run's.
-        split: "test", "val", "train" or "train_val".
+        data: Images to use instead of the run's own, of one class or many; those of classes that the run does not know
+            are not judged.
+        split: "test", "val", "train", "train_val", or "all" images of the set. None: "test", or "all" if `data` has no
+            splits and is not the run's own set.
         keep_rate: Share of tokens to keep, or one for each location, instead of the run's own.
         batch_size: Images in a batch, over all processes.
         workers: Processes that read images; None: one per core, at most 8.
@@ -150,9 +181,10 @@ def evaluate(
         cache_gb: Limit of that cache in gigabytes; None: `$CLCA_CACHE_GB`, else 20.
         out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are
             not the run's), or no files if `run` is not a folder.
+        report: Called with one line on which images are judged and which not, before they are read.
 
     Raises:
-        ClcaError: The run, split or images do not exist, the classes differ, or a setting is invalid.
+        ClcaError: The run, split or images do not exist, the run knows none of their classes, or a setting is invalid.
         WorkError: The files could not be written.
     """
 
@@ -162,7 +194,7 @@ def evaluate(
 
     evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
-        cache_gb=cache_gb, check=set_rate,
+        cache_gb=cache_gb, check=set_rate, report=report,
     )  # fmt: skip
     with closing(evaluator):
         rate = evaluator.own_rate if keep_rate is None else keep_rate
@@ -179,16 +211,17 @@ class Evaluator:
         model: On its device, in evaluation mode.
         own_rate: The keep rate that the run was trained with.
         accelerator: Device, precision and processes.
+        judged: The images, and what of their set is not judged.
 
     Raises:
-        ClcaError: The run, split or images do not exist, the classes differ, or a setting is invalid.
+        ClcaError: The run, split or images do not exist, the run knows none of their classes, or a setting is invalid.
     """
 
     def __init__(
         self,
         run: str | Path | RunFolder,
         data: str | Path | None = None,
-        split: str = "test",
+        split: str | None = None,
         *,
         batch_size: int = 64,
         workers: int | None = None,
@@ -197,6 +230,7 @@ class Evaluator:
         cache: bool = True,
         cache_gb: float | None = None,
         check: Callable[[TokenReducedViT], None] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """`check` may raise for the model, or set its keep rate, before any image is read."""
         if batch_size < 1:
@@ -209,12 +243,14 @@ class Evaluator:
         self.own_rate = model.keep_rate
         if check is not None:
             check(model)
-        own = run.images if data is None else None
-        if data is None and own is None:
-            raise ClcaError(f"{run}: its training data is not known; pass the images too: clca evaluate RUN DATA")
-        name, root, source = (own.name, own.root, own.source) if own is not None else (str(data), str(data), None)
-        images = datasets.open(root, split, source=source, transform=from_preprocess(model.preprocess, normalize=False))
-        self._images = _Relabelled(images, model.classes, f"{root}: {split}")
+        own = run.images
+        name = str(data) if data is not None else own.name if own is not None else ""
+        self.judged = judged = choose_images(run, model.classes, str(data) if data is not None else None, split)
+        if report is not None and is_first_process():
+            report(judged.text)
+        images = judged.images
+        images.transform = from_preprocess(model.preprocess, normalize=False)
+        self._images = _Relabelled(images, model.classes)
         if cache:
             outcome = datasets.use_cache([images], gigabytes=cache_gb, progress=is_first_process())
             refuse_unreadable(outcome.bad, images.paths)
@@ -225,7 +261,7 @@ class Evaluator:
         self._loader = eval_loader(self._images, count, share, rank, processes, workers, accelerator.device)
         self._sample = _sample_images(self._images, model.preprocess) if model.pads else None
         self.model = model.to(accelerator.device)
-        self.root, self.split = name, split
+        self.root, self.split = name, judged.split
         self._data, self._batch_size = data, batch_size
 
     def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:
@@ -241,7 +277,8 @@ class Evaluator:
         assert model.classes is not None
         model.keep_rate = keep_rate
         model_cost = cost(model, images=self._sample)
-        result = run_inference(model, self._loader, accelerator, measure=True)
+        few = len(self._images) * len(model.classes) <= _MOST_PROBABILITIES
+        result = run_inference(model, self._loader, accelerator, measure=True, probabilities=few)
         labels, predictions = result.labels.numpy(), result.ranked[:, 0].numpy()
         evaluation = Evaluation(
             data=self.root,
@@ -263,10 +300,38 @@ class Evaluator:
             precision=accelerator.mixed_precision,
             fingerprint=self.fingerprint,
             folder=folder,
+            judged=self.judged.text,
+            trained_on=self.judged.trained_on,
+            answers=self._answers(result),
         )
         if folder is not None and accelerator.is_main_process:
-            _write(evaluation, folder)
+            _write(evaluation, folder, self._thumbnail)
         return evaluation
+
+    def _answers(self, result: InferenceResult) -> Answers:
+        """The answers in the order of the data set, whichever process gave them."""
+        processes, count = self.accelerator.num_processes, len(self._images)
+        place = np.concatenate([np.arange(rank, count, processes) for rank in range(processes)])
+        order = np.argsort(place)
+        assert result.ranked_probabilities is not None
+        labels, ranked = result.labels.numpy()[order], result.ranked.numpy()[order]
+        likely, second = result.ranked_probabilities.numpy()[order], min(1, ranked.shape[1] - 1)
+        return Answers(
+            paths=self._images.images.paths,
+            labels=labels,
+            predicted=ranked[:, 0],
+            probability=likely[:, 0],
+            second=ranked[:, second],
+            second_probability=likely[:, second],
+            label_errors=find_label_errors(result.probabilities.numpy()[order], labels)
+            if result.probabilities is not None
+            else None,
+        )
+
+    def _thumbnail(self, index: int) -> np.ndarray:
+        """An image as the model saw it, [S, S, 3], uint8."""
+        pixels: np.ndarray = self._images[index][0].permute(1, 2, 0).numpy()
+        return pixels
 
     def folder(self, keep_rate: float | tuple[float, ...], parent: Path | None = None) -> Path | None:
         """The folder of an evaluation, in `parent`, by default `RUN/evaluation`; None if there is no parent."""
@@ -312,8 +377,7 @@ class Evaluator:
 class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
     """Images whose labels are indices into the model's classes, by name."""
 
-    def __init__(self, images: Any, classes: list[str], where: str) -> None:
-        same_classes(classes, images.classes, where, "the run's training images")
+    def __init__(self, images: Any, classes: list[str]) -> None:
         self.images = images
         self.label = [classes.index(name) for name in images.classes]
 
@@ -340,7 +404,7 @@ def _by_class(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> 
     return [ClassResult(names[k], int(count[k]), float(precision[k]), float(recall[k]), float(f1[k])) for k in every]
 
 
-def _write(evaluation: Evaluation, folder: Path) -> None:
+def _write(evaluation: Evaluation, folder: Path, thumbnail: Callable[[int], np.ndarray]) -> None:
     names = [result.name for result in evaluation.classes]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -352,5 +416,28 @@ def _write(evaluation: Evaluation, folder: Path) -> None:
     write_csv(folder / "confusion.csv", ["true \\ predicted", *names], counts)
     with replacing(folder / "confusion.png") as temporary:
         write_confusion_picture(temporary, evaluation.confusion, names)
+    if evaluation.answers is not None:
+        evaluation.answers.write(folder, names)
+        _write_mistakes(evaluation.answers, folder / MISTAKES, names, thumbnail)
     # Last, so that the other files are complete if it exists.
     write_json(folder / NUMBERS, json.loads(json.dumps(evaluation.summary())))
+
+
+def _write_mistakes(answers: Answers, path: Path, names: list[str], thumbnail: Callable[[int], np.ndarray]) -> None:
+    """Write the surest mistakes as a contact sheet; without mistakes, remove that of an earlier evaluation."""
+    mistakes = answers.mistakes()
+    if not len(mistakes):
+        with suppress(OSError):
+            path.unlink()
+        return
+    wrong = int((answers.predicted != answers.labels).sum())
+    which = "all" if wrong == len(mistakes) else f"the {len(mistakes)} surest of"
+    title = f"{which} {wrong} mistake{'s' if wrong > 1 else ''}: right class above, the model's answer below"
+    with replacing(path) as temporary:
+        draw_contact_sheet(
+            temporary,
+            [thumbnail(int(index)) for index in mistakes],
+            [names[answers.labels[index]] for index in mistakes],
+            [f"{answers.probability[index]:.0%} {names[answers.predicted[index]]}" for index in mistakes],
+            title[0].upper() + title[1:],
+        )

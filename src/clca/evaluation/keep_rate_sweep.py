@@ -1,7 +1,7 @@
 """`sweep(run, keep_rates)`: evaluate a finished run at several keep rates besides its own."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from clca.errors import ClcaError, WorkError, reason
+from clca.evaluation.answers import LABEL_ERRORS, TABLE
 from clca.evaluation.evaluator import Evaluator
 from clca.evaluation.stored import FOLDER, NUMBERS, by_rate, standard_error
 from clca.models.config import spelled, validated
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 FORMAT = "clca-sweep-1"
 _NO_RATES = "no keep rate to sweep over: list some, such as 1 0.7 0.5 0.25 0.1"
-OTHER_FILES = ("classes.csv", "confusion.csv", "confusion.png")
+OTHER_FILES = ("classes.csv", "confusion.csv", "confusion.png", TABLE, LABEL_ERRORS)
 
 Rate = float | tuple[float, ...]
 
@@ -138,7 +139,7 @@ def sweep(
     run: str | Path | RunFolder,
     keep_rates: Sequence[float] | None = None,
     data: str | Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     *,
     batch_size: int = 64,
     workers: int | None = None,
@@ -147,6 +148,7 @@ def sweep(
     cache: bool = True,
     cache_gb: float | None = None,
     out: str | Path | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Sweep:
     """Evaluate a run at its own keep rate and at others; model and images are loaded once.
 
@@ -156,7 +158,7 @@ def sweep(
     Args:
         run: Run folder, or a saved model's folder or hub id.
         keep_rates: Shares of tokens, besides the run's own; None for those that it was trained for.
-        data, split, batch_size, workers, device, precision, cache, cache_gb: As for `evaluate`.
+        data, split, batch_size, workers, device, precision, cache, cache_gb, report: As for `evaluate`.
         out: Folder for the folders and the table; None: `RUN/evaluation`, or nowhere if `run` is not a folder.
 
     Raises:
@@ -178,7 +180,7 @@ def sweep(
 
     evaluator = Evaluator(
         run, data, split, batch_size=batch_size, workers=workers, device=device, precision=precision, cache=cache,
-        cache_gb=cache_gb, check=check,
+        cache_gb=cache_gb, check=check, report=report,
     )  # fmt: skip
     with closing(evaluator):
         trained = evaluator.model.config.keep_rates or ()

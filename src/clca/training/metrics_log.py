@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from clca.errors import ClcaError, WorkError, reason
-from clca.training.run_folder import CHECKPOINT, CONFIG, METRICS, WEIGHTS
+from clca.training.run_folder import CHECKPOINT, CONFIG, IMAGES, METRICS, WEIGHTS
 
 
 @contextmanager
 def locked_log(folder: Path) -> Iterator["MetricsLog"]:
     """Let no other process train the run in a folder while the block lasts.
 
-    If it fails before anything is saved, `config.json` is removed too: it would reject a corrected run.
+    If it fails before anything is saved, `config.json` and `images.csv` are removed too:
+    they would reject a corrected run.
 
     Raises:
         ClcaError: Another process is training the run.
@@ -26,7 +27,7 @@ def locked_log(folder: Path) -> Iterator["MetricsLog"]:
         yield log
     except BaseException:
         if not any((folder / name).is_file() for name in (CHECKPOINT, WEIGHTS)):
-            for name in (CONFIG, METRICS):  # the log last, while it is locked: another process may wait for it
+            for name in (CONFIG, IMAGES, METRICS):  # the log last, while it is locked: another process may wait for it
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)
         raise

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from clca.models.config import ModelConfig
 from clca.models.factory import build
 from clca.models.stored_model import check_class_names, check_classes
 from clca.models.token_reduced_vit import TokenReducedViT
-from clca.system.paths import as_text, shown
+from clca.system.paths import shown
 from clca.training.config import TrainConfig
+from clca.training.image_list import ImageChanges, ListedImage, changes, listed, read_images
 from clca.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -46,16 +46,23 @@ class Splits:
         train, watched: The images.
         cache: Whether resized images are cached on disk.
         cache_gb: Limit of that cache, in 10⁹ bytes; None for the default.
+        rest: The images of the set that are in neither, such as those for testing; None if there are none.
     """
 
     train: Images
     watched: Images | None
     cache: bool = False
     cache_gb: float | None = None
+    rest: Images | None = None
 
     @property
     def classes(self) -> list[str]:
         return self.train.classes
+
+    def listed(self) -> dict[str, list[ListedImage]]:
+        """All images of the set, by what the run uses them for."""
+        parts = (("train", self.train), ("watched", self.watched), ("unused", self.rest))
+        return {name: list(listed(images)) for name, images in parts if images is not None}
 
 
 def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
@@ -72,6 +79,7 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     root = root or settings.root
     train = data.open(root, settings.train_split, source=settings.source)
     watched = data.open(root, name, source=settings.source) if name != "none" else None
+    rest = _without(data.open(root, data.ALL, source=settings.source), train, watched)
     if len(train.classes) < 2:
         raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
     check_class_names(train.classes, str(root))  # the model could not be saved
@@ -87,11 +95,26 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
                 f"{root}: {name} has images of {_some([train.classes[label] for label in unseen])} "
                 "and training has none"
             )
-    splits = Splits(train, watched, config.cache, config.cache_gb)
+    splits = Splits(train, watched, config.cache, config.cache_gb, rest)
     size = _expected_size(config.model)
     if size is not None:
         _assign_transforms(splits, size, config.augmentation)
     return splits
+
+
+def _without(images: Images, *others: Images | None) -> Images | None:
+    """The files of a set that are in none of the others; None if there are none, or no files."""
+    if isinstance(images, data.Leaves):
+        return None
+    used = {path for other in others if other is not None for path in other.paths}
+    samples = [each for each in zip(images.paths, images.labels, strict=True) if each[0] not in used]
+    return data.ImageDataset(images.classes, samples, None, images.root) if samples else None
+
+
+def image_changes(run: RunFolder, splits: Splits) -> ImageChanges | None:
+    """How images differ from those that a run was started with; None for a run of a version that did not list them."""
+    then = read_images(run.image_list)
+    return changes(then, splits.listed()) if then is not None else None
 
 
 def require_same_images(run: RunFolder, splits: Splits) -> None:
@@ -121,10 +144,24 @@ def require_same_images(run: RunFolder, splits: Splits) -> None:
         if then.get(f"{name}_digest", now[f"{name}_digest"]) != now[f"{name}_digest"]  # older runs have none
     ]
     if changed:
+        found = image_changes(run, splits)
+        named = f": {found.named()}" if found else ""
         raise ClcaError(
             f"--out {run}: its images have changed since it was started ({'; '.join(changed)}); "
-            "restore them to resume, or choose another --out to start again"
+            f"restore them to resume, or choose another --out to start again{named}"
         )
+
+
+def changes_since_finished(run: RunFolder, splits: Splits) -> str:
+    """What has changed in the images of a finished run, in words and numbers; empty if nothing has."""
+    found = image_changes(run, splits)
+    if found is not None:
+        return found.counted()
+    try:
+        require_same_images(run, splits)
+    except ClcaError as error:  # of a version that recorded only how many there are
+        return str(error).partition("(")[2].partition("); restore")[0]
+    return ""
 
 
 def described_images(splits: Splits) -> dict[str, Any]:
@@ -132,25 +169,18 @@ def described_images(splits: Splits) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for name, images in (("train", splits.train), ("watched", splits.watched)):
         described[f"{name}_images"] = len(images) if images is not None else 0
-        described[f"{name}_digest"] = _digest(images) if images is not None else None
+        described[f"{name}_digest"] = image_digest(images) if images is not None else None
     return described
 
 
-def _digest(images: Images) -> str:
+def image_digest(images: Images) -> str:
     """Digest of the relative path, the size in bytes and the class of each image, in order; no image is opened.
 
     It does not depend on the location of the set or the times of its files.
     """
     digest = hashlib.sha256()
-    root = getattr(images, "root", None)  # None: generated in memory
-    below = root if root is None or root.is_dir() else root.parent
-    for path, label in zip(images.paths, images.labels, strict=True):
-        name, size = str(path), 0
-        if below is not None:
-            name = str(path.relative_to(below)) if path.is_relative_to(below) else path.name
-            with suppress(OSError):  # `verify_images` reports a missing image
-                size = path.stat().st_size
-        digest.update(f"{as_text(name)}\t{size}\t{label}\n".encode(errors="surrogateescape"))
+    for image, label in zip(listed(images), images.labels, strict=True):
+        digest.update(f"{image.path}\t{image.size}\t{label}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

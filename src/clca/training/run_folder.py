@@ -1,5 +1,5 @@
-"""A run is a folder: `config.json`, `metrics.jsonl`, `model.safetensors`, `last.ckpt`, `summary.json`; also
-`confidence.safetensors` where there were images to set it on.
+"""A run is a folder: `config.json`, `images.csv`, `metrics.jsonl`, `model.safetensors`, `last.ckpt`, `summary.json`;
+also `confidence.safetensors` where there were images to set it on.
 
 All files except the growing `metrics.jsonl` are written atomically: an interruption or a full disk leaves the previous
 version intact.
@@ -23,15 +23,16 @@ from clca.training.config import TrainConfig, identity
 if TYPE_CHECKING:
     from clca.models.token_reduced_vit import TokenReducedViT
 
-CONFIG, METRICS, WEIGHTS, CONFIDENCE, CHECKPOINT, SUMMARY = (
+CONFIG, IMAGES, METRICS, WEIGHTS, CONFIDENCE, CHECKPOINT, SUMMARY = (
     "config.json",
+    "images.csv",
     "metrics.jsonl",
     "model.safetensors",
     "confidence.safetensors",
     "last.ckpt",
     "summary.json",
 )
-FILES = (CONFIG, METRICS, WEIGHTS, CONFIDENCE, CHECKPOINT, SUMMARY)
+FILES = (CONFIG, IMAGES, METRICS, WEIGHTS, CONFIDENCE, CHECKPOINT, SUMMARY)
 
 State = Literal["new", "started", "finished"]
 
@@ -80,6 +81,10 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.path / CONFIG
+
+    @property
+    def image_list(self) -> Path:
+        return self.path / IMAGES
 
     @property
     def metrics(self) -> Path:

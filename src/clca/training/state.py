@@ -18,6 +18,7 @@ from clca.training.batch_norm import normalise_over_processes
 from clca.training.checkpoints import Progress, check_position, load_checkpoint, load_optimizer, save_checkpoint
 from clca.training.config import TrainConfig
 from clca.training.device import versions
+from clca.training.image_list import write_images
 from clca.training.loaders import BatchPlan
 from clca.training.losses import class_weights
 from clca.training.metrics_log import MetricsLog
@@ -66,6 +67,7 @@ class RunState:
         # Copies of the weights: model and two moments in the old and in the new checkpoint, and two weights files.
         copies = 8 + 2 * (config.ema is not None)
         need_space(self.folder, 4 * copies * sum(parameter.numel() for parameter in model.parameters()))
+        self._splits = splits
         self.train_images, self.watched_images = set_transforms(splits, image_size(model), config.augmentation)
         self._prepare(model)
         self.progress = Progress()
@@ -108,6 +110,7 @@ class RunState:
         if self.log is not None:
             if not path.is_file():  # before anything else is saved: a folder without it is not recognised as a run
                 write_json(self.run.config_file, self._description())
+                write_images(self.run.image_list, self._splits.listed())
             self.log.truncate(self.progress.metrics_size)
             self.run.remove_temporary_files()
         self._seconds_before, self._began = self.progress.seconds, monotonic()
@@ -133,7 +136,7 @@ class RunState:
             "train": self.config.model_dump(mode="json"),
             "resolved": {
                 "started_in": os.getcwd(),
-                **described_images(Splits(self.train_images, self.watched_images)),
+                **described_images(self._splits),
                 "watched_split": self.config.watched_split,
                 "batch_size": plan.batch_size,
                 "steps_per_epoch": plan.steps_per_epoch,

@@ -1,7 +1,10 @@
 """Training: `train(config)` from the first check to the finished run folder."""
 
+import json
 import logging
 import math
+import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -35,7 +38,13 @@ from clca.training.loaders import (
 )
 from clca.training.losses import make_loss, watched_measure
 from clca.training.metrics_log import MetricsLog, locked_log
-from clca.training.preflight import build_model, open_splits, require_same_images, verify_images
+from clca.training.preflight import (
+    build_model,
+    changes_since_finished,
+    open_splits,
+    require_same_images,
+    verify_images,
+)
 from clca.training.probing import probe
 from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
@@ -90,11 +99,19 @@ def train(
         WorkError: The loss is not finite, or a file could not be written.
         Interrupted: On SIGINT or SIGTERM, after the state has been saved.
     """
+    return _train(config, None, quiet, display)
+
+
+def _train(
+    config: TrainConfig, moved_to: str | None, quiet: bool, display: Callable[[int, int, int, bool], Display]
+) -> RunResult:
+    """As `train`; `moved_to`: where the images of the run in the folder of these settings are now, if not there."""
     folder = config.out or default_run_folder(config)
     config = config.model_copy(update={"out": folder})
     state = RunFolder(folder).state_for(config)
     show = is_first_process() and not quiet
     if state == "finished":
+        _finished_with_the_same_images(config, RunFolder(folder), moved_to)
         if show:
             _log.info("%s: already finished", folder)
         return finished_run(folder)
@@ -104,16 +121,63 @@ def train(
             run = RunFolder(folder)  # a new one: another process may have trained there before this one had the lock
             if log is not None and run.state_for(config) != state:
                 raise ClcaError(f"--out {folder}: another process has just trained there; run the command again")
-            return _run(_prepare_run(config, run, log, show), display, show)
+            return _run(_prepare_run(config, run, log, show, moved_to), display, show)
 
 
-def _prepare_run(config: TrainConfig, run: RunFolder, log: MetricsLog | None, show: bool) -> RunState:
+def _finished_with_the_same_images(config: TrainConfig, run: RunFolder, moved_to: str | None) -> None:
+    """Refuse to take a finished run for one of the images of today.
+
+    Raises:
+        ClcaError: Images have come, gone or changed since. Images that are no longer there are no reason.
+    """
+    images = run.images
+    if moved_to is not None:
+        splits = open_splits(_at(config, moved_to))
+    else:
+        try:
+            splits = open_splits(config, images.root if images is not None else None)
+        except (ClcaError, OSError):
+            return
+    if changed := changes_since_finished(run, splits):
+        again = "clca train --resume" if moved_to is not None else "the same command"
+        data = shlex.quote(moved_to or config.data.root)
+        raise ClcaError(
+            f"{run} is finished, but its images have changed since: {changed}. Two ways on: {again} with a new folder "
+            f"(--out NEW) trains anew on all images; clca train {data} --from {shlex.quote(str(run))} --out NEW starts "
+            "from the weights of the finished run"
+        )
+    if moved_to is not None and is_first_process():
+        _note_new_place(run, moved_to)
+
+
+def _at(config: TrainConfig, root: str) -> TrainConfig:
+    """The settings with their images elsewhere."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def _note_new_place(run: RunFolder, root: str) -> None:
+    """Make the settings of a run name the place that its images are at now."""
+    content = json.loads(json.dumps(run.content))
+    content["train"]["data"]["root"] = root
+    content.setdefault("resolved", {})["started_in"] = os.getcwd()
+    write_json(run.config_file, content)
+
+
+def _prepare_run(
+    config: TrainConfig, run: RunFolder, log: MetricsLog | None, show: bool, moved_to: str | None
+) -> RunState:
     """A run that is ready for its next step: from its checkpoint if there is one, else a new one."""
     resumed = run.checkpoint.is_file()
-    images = run.images if resumed else None
-    splits = open_splits(config, images.root if images is not None else None)
-    if resumed:
+    if moved_to is not None:
+        config = _at(config, moved_to)
+        splits = open_splits(config)
+    else:
+        images = run.images if resumed else None
+        splits = open_splits(config, images.root if images is not None else None)
+    if resumed or moved_to is not None:
         require_same_images(run, splits)
+    if moved_to is not None and log is not None:
+        _note_new_place(run, moved_to)
     # Before the images are read, which takes long, so that a setting that the model rejects is reported at once.
     model = build_model(config, splits.classes, start=not resumed)
     if is_first_on_its_machine():  # each machine has its own cache, and no process group waits for it
@@ -141,10 +205,22 @@ def _run(state: RunState, display: Callable[[int, int, int, bool], Display], sho
     return result
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> RunResult:
-    """Continue the run in a folder with the settings it was started with; otherwise as `train`."""
-    config = RunFolder(folder).config
-    return train(config.model_copy(update={"out": Path(folder)}), quiet=quiet)
+def resume(folder: str | Path, data: str | Path | None = None, *, cache: bool = True, quiet: bool = False) -> RunResult:
+    """Continue the run in a folder with the settings it was started with; otherwise as `train`.
+
+    Args:
+        folder: The run folder.
+        data: Where its images are now, if they were moved; from then on the run's settings name this place.
+        cache: False to keep no resized images.
+        quiet: As for `train`.
+
+    Raises:
+        ClcaError: As for `train`; or the images are others than those that the run was started with.
+    """
+    changes: dict[str, Any] = {"out": Path(folder)} | ({} if cache else {"cache": False})
+    config = RunFolder(folder).config.model_copy(update=changes)
+    moved_to = str(data) if data is not None and str(data) != config.data.root else None
+    return _train(config, moved_to, quiet, Display)
 
 
 def finished_run(folder: Path) -> RunResult:

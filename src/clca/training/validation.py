@@ -1,5 +1,6 @@
 """Run a model on every image of a split, and compute accuracy and loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -27,12 +28,16 @@ class InferenceResult:
             are broken by the lower index, as in `argmax`.
         loss: Mean cross-entropy.
         images_per_second: Throughput of the forward pass alone, summed over processes; valid only with `measure`.
+        ranked_probabilities: Those of the classes in `ranked`, [N, k].
+        probabilities: Those of all classes, [N, K]; only if they were asked for.
     """
 
     labels: Tensor
     ranked: Tensor
     loss: float
     images_per_second: float
+    ranked_probabilities: Tensor | None = None
+    probabilities: Tensor | None = None
 
     def top(self, k: int) -> float:
         """Top-k accuracy, 0 … 1."""
@@ -57,7 +62,13 @@ class InferenceResult:
 
 @torch.no_grad()
 def run_inference(
-    model: TokenReducedViT, loader: DataLoader, accelerator: Accelerator, measure: bool = False
+    model: TokenReducedViT,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    measure: bool = False,
+    *,
+    probabilities: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> InferenceResult:
     """Run an unwrapped model in evaluation mode on this process's share of a split, and gather all shares.
 
@@ -66,11 +77,16 @@ def run_inference(
         loader: This process's images (`loaders.eval_loader`).
         accelerator: Device, precision and processes.
         measure: Time the first batch again after warming up, so that `images_per_second` is valid.
+        probabilities: Return those of all classes.
+        progress: Called with the number of images of this process that are done, after each batch.
     """
     was_training = model.training
     model.eval()
     device, normalize = accelerator.device, Normalization(model.preprocess or {})
     labels, ranked, losses = [], [], torch.zeros((), dtype=torch.float64)
+    likely: list[Tensor] = []
+    all_classes: list[Tensor] = []
+    done = 0
     timed_images, timed_seconds = 0, 0.0
     with prepacked(model):
         for number, (images, targets) in enumerate(loader):
@@ -90,9 +106,22 @@ def run_inference(
             logits = logits.float()
             losses += F.cross_entropy(logits, targets, reduction="sum").double().cpu()
             labels.append(targets.cpu())
-            ranked.append(most_likely(logits, 5)[1].cpu())
+            best = most_likely(logits, 5)[1]
+            ranked.append(best.cpu())
+            shares_of_all = logits.softmax(1)
+            likely.append(shares_of_all.gather(1, best).cpu())
+            if probabilities:
+                all_classes.append(shares_of_all.cpu())
+            done += len(images)
+            if progress is not None:
+                progress(done)
     model.train(was_training)
-    own = (torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds) if labels else None
+    own = None
+    if labels:
+        of_all = torch.cat(all_classes) if all_classes else None
+        own = (
+            torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds, torch.cat(likely), of_all
+        )  # fmt: skip
     shares = [share for share in gather_object([own]) if share is not None]
     all_labels = torch.cat([share[0] for share in shares])
     rate = sum(share[3] / share[4] for share in shares if share[4] > 0)
@@ -101,6 +130,8 @@ def run_inference(
         ranked=torch.cat([share[1] for share in shares]),
         loss=float(sum(share[2] for share in shares)) / len(all_labels),
         images_per_second=rate,
+        ranked_probabilities=torch.cat([share[5] for share in shares]),
+        probabilities=torch.cat([share[6] for share in shares]) if probabilities else None,
     )
 
 

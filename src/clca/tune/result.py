@@ -103,6 +103,7 @@ class Tuning:
         notes: Caveats, a line each.
         device, precision: Of all measurements, accuracy included.
         options: The requested device and precision as options of `clca predict`.
+        judged: Which images are judged and which not, in one line.
     """
 
     budget: Budget
@@ -117,6 +118,7 @@ class Tuning:
     device: str = "cpu"
     precision: str = "no"
     options: tuple[str, ...] = ()
+    judged: str = ""
 
     def advice(self) -> str:
         """The command to run; if nothing fits, the closest candidate."""
@@ -164,7 +166,7 @@ class Tuning:
         """The content of `tune.json`."""
         return {
             "format": "clca-tune-1", "command": command(), "machine": self.machine, "versions": versions(),
-            "budget": vars(self.budget), "data": self.data, "images": self.images,
+            "budget": vars(self.budget), "data": self.data, "images": self.images, "judged": self.judged,
             "device": self.device, "precision": self.precision, "batch_size": self.batch_size,
             "points": self._rows(), "chosen": None if self.chosen is None else self._row(self.chosen),
             "reason": self.reason(), "advice": self.advice(), "notes": self.notes,

@@ -20,6 +20,7 @@ from clca.benchmark.candidates import share_weights
 from clca.benchmark.progress import Meter
 from clca.data.transforms import from_preprocess
 from clca.errors import ClcaError
+from clca.evaluation.judged import choose_images
 from clca.evaluation.stored import by_rate, standard_error
 from clca.kernels.prepack import prepacked
 from clca.models.cost import cost
@@ -47,14 +48,15 @@ def tune(
     threads: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    report: Callable[[str], None] | None = None,
 ) -> Tuning:
     """Measure runs at several keep rates, and name the most accurate on the validation images within a budget.
 
     Args:
         runs: Run folders, or saved models' folders or hub ids, all with the same classes; duplicates are dropped.
         budget: The limit on cost.
-        data: Images to use instead of those of the first run; their validation split is used, which the library
-            draws if the set has none.
+        data: Images to use instead of those of the first run, of one class or many. Their validation split is used,
+            which the library draws if the set has none; all of them if they have no splits.
         keep_rates: To try besides a run's own, for reductions whose keep rate can be changed after training; None for
             those that the run was trained for, or for `KEEP_RATES` if it was trained for one.
         img_sizes: Sizes to try besides a run's own, without training: the position table is resampled.
@@ -63,9 +65,10 @@ def tune(
         threads: Of the CPU; None for torch's own number.
         device: "auto" or "cpu".
         precision: "auto", "no", "bf16" or "fp16".
+        report: Called with one line on which images are judged and which not, before they are read.
 
     Raises:
-        ClcaError: A run or its images do not exist, their classes differ, or the budget is not a positive number.
+        ClcaError: A run or its images do not exist, the runs' classes differ, or the budget is not a positive number.
     """
     if not runs:
         raise ClcaError("no run to tune: name at least one run folder")
@@ -78,16 +81,19 @@ def tune(
     workers = reading_processes(workers)
     notes: list[str] = []
     groups = [group for run in folders for group in _of_run(run, keep_rates, img_sizes, notes)]
-    root, source = _images_of(folders[0], data, notes)
+    root = _images_of(folders[0], data, notes)
+    judged = choose_images(folders[0], groups[0].classes, str(data) if data is not None else None, None, default="val")
+    if report is not None:
+        report(judged.text)
     with using_threads(threads), Meter() as meter, torch.no_grad(), ExitStack() as stack:
         for model in (model for group in groups for model in group.models):
             stack.enter_context(prepacked(model))
         host = machine()
-        labels = 0
+        images = judged.images
+        labels = len(images)
         for number, group in enumerate(groups):
-            images = datasets.open(root, "val", source=source, transform=from_preprocess(group.preprocess))
-            same_classes(group.classes, images.classes, f"{root}: val", group.run)
-            labels = len(images)
+            images.transform = from_preprocess(group.preprocess)
+            same_classes(group.classes, images.classes, f"{root}: {judged.split}", group.run)
             group.count_correct(images, accelerator, workers, lambda part, n=number: meter.show(  # type: ignore[misc]
                 0.7 * (n + part) / len(groups), "accuracy"))  # fmt: skip
         times = _time(groups, batch_size, accelerator, lambda part: meter.show(0.7 + 0.3 * part, "latency"))
@@ -98,10 +104,11 @@ def tune(
     top, chosen = choose(points, budget)
     asked = {"--device": device, "--precision": precision}
     return Tuning(
-        budget, points, chosen, top, str(root), labels, batch_size, host, notes,
+        budget, points, chosen, top, root, labels, batch_size, host, notes,
         device=accelerator.device.type,
         precision=accelerator.mixed_precision,
         options=tuple(word for flag, value in asked.items() if value != "auto" for word in (flag, value)),
+        judged=judged.text,
     )  # fmt: skip
 
 
@@ -212,8 +219,8 @@ def at_size(model: TokenReducedViT, size: int) -> TokenReducedViT:
     return resized.eval()
 
 
-def _images_of(run: RunFolder, data: str | Path | None, notes: list[str]) -> tuple[str, str | None]:
-    """Location and layout of the validation images."""
+def _images_of(run: RunFolder, data: str | Path | None, notes: list[str]) -> str:
+    """Location of the images to judge the runs on."""
     own = run.images
     if data is None and own is None:
         raise ClcaError(f"{run}: its training data is not known; pass the images: clca tune RUN --data DATA")
@@ -224,7 +231,7 @@ def _images_of(run: RunFolder, data: str | Path | None, notes: list[str]) -> tup
         )
     if own is not None and own.train_split == "train_val" and (data is None or str(data) in (own.name, own.root)):
         notes.append(f"{run} was trained on these validation images: its accuracy is too high; hold some images out")
-    return (str(data), None) if data is not None else (own.root, own.source)  # type: ignore[union-attr]
+    return str(data) if data is not None else own.root  # type: ignore[union-attr]
 
 
 def _time(

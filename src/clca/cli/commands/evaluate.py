@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from clca.cli.arguments import Arguments, Device, KeepRate, Precision, Run, Spelling, Workers, like
+from clca.cli.messages import print_at_once
 from clca.cli.parsing import parse, refusing_useless_rate
 from clca.errors import ClcaError
 from clca.models.config import Rate
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 
 
 class Evaluate(Arguments):
-    """Evaluate a run: accuracy, a table by class, the confusion matrix, cost and speed.
+    """Evaluate a run: accuracy, a table by class, the confusion matrix, the answer for each image, cost and speed.
+
+    The first line names the images that are judged, and those that are not. Of photographs named beside the run that
+    have no splits, all are judged.
 
     A run that was trained for several keep rates is evaluated at each of them, unless one is chosen.
 
     Examples:
       clca evaluate runs/first
+      clca evaluate runs/first other_photos
       clca evaluate runs/first other_photos --split val
       clca evaluate runs/first --keep-rate 0.25
       clca evaluate runs/first --sweep 1 0.7 0.5 0.25 0.1
@@ -30,9 +35,12 @@ class Evaluate(Arguments):
 
     run: Run
     data: Annotated[str | None, Spelling("DATA", positional=True)] = Field(
-        None, description="Images to evaluate on instead of the run's own; of the same classes."
+        None, description="Images to evaluate on instead of the run's own; of one or more of its classes."
     )
-    split: Literal["test", "val", "train", "train_val"] = Field("test", description="Split of the images to evaluate.")
+    split: Literal["test", "val", "train", "train_val", "all"] | None = Field(
+        None,
+        description="Split of the images to evaluate. If omitted: test, or all images of a DATA that has no splits.",
+    )
     keep_rate: KeepRate = None
     sweep: tuple[Rate, ...] | None = Field(
         None,
@@ -65,24 +73,29 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from clca.evaluation import evaluate as run_evaluation
+    from clca.evaluation.answers import LABEL_ERRORS, MISTAKES, TABLE
 
     with refusing_useless_rate(run_name, chosen["keep_rate"]):
-        result = run_evaluation(run_folder, data, split, **chosen)
+        result = run_evaluation(run_folder, data, split, **chosen, report=print_at_once)
     if is_first_process():
         result.render(Console())
         if result.folder is not None:
-            print(f"written to {result.folder}: evaluation.json, classes.csv, confusion.csv, confusion.png")
+            names = ["evaluation.json", "classes.csv", "confusion.csv", "confusion.png", TABLE, LABEL_ERRORS]
+            names += [MISTAKES] if (result.folder / MISTAKES).is_file() else []
+            print(f"written to {result.folder}: {', '.join(names)}")
     return 0
 
 
-def _sweep(run: "RunFolder", rates: tuple[float, ...], data: str | None, split: str, chosen: dict[str, Any]) -> int:
+def _sweep(
+    run: "RunFolder", rates: tuple[float, ...], data: str | None, split: str | None, chosen: dict[str, Any]
+) -> int:
     if chosen.pop("keep_rate") is not None:
         raise ClcaError("--keep-rate and --sweep do not go together: list all the rates after --sweep")
     from rich.console import Console
 
     from clca.evaluation import sweep
 
-    result = sweep(run, rates, data, split, **chosen)
+    result = sweep(run, rates, data, split, **chosen, report=print_at_once)
     if is_first_process():
         result.render(Console())
         if result.files:

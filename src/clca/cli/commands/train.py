@@ -1,7 +1,6 @@
 """`clca train`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -13,7 +12,7 @@ from clca.system.processes import is_first_process, require_torchrun
 from clca.training import settings
 
 if TYPE_CHECKING:
-    from clca.training import TrainConfig
+    pass
 
 SUMMARY = """Train a classifier with token reduction, and write a run folder.
 
@@ -27,6 +26,7 @@ Examples:
   clca train photos --model deit3_small_patch16_224.fb_in1k --recipe published --epochs 30 --out runs/first
   torchrun --nproc-per-node 4 -m clca train photos --model deit3_base_patch16_224.fb_in1k --recipe best
   clca train --resume runs/first
+  clca train moved/photos --resume runs/first
 """
 
 
@@ -34,7 +34,11 @@ class _Files(Arguments):
     """The arguments that are no settings of a run."""
 
     config: str | None = Field(None, description="YAML file with any of these settings; flags take precedence over it.")
-    resume: str | None = Field(None, description="Run folder of an interrupted run to continue; needs nothing else.")
+    resume: str | None = Field(
+        None,
+        description="Run folder of an interrupted run to continue. It needs nothing else, but DATA if its images were "
+        "moved.",
+    )
 
 
 def arguments() -> list[Argument]:
@@ -60,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     from clca.training import resume, train
 
     if resumed is not None:
-        result = resume(resumed) if given.get("cache", True) else train(_without_cache(resumed))
+        result = resume(resumed, given.get("data"), cache=given.get("cache", True))
     else:
         result = train(settings.to_config(given, from_file))
     if is_first_process():
@@ -78,17 +82,6 @@ def _default_recipe(given: Mapping[str, Any]) -> str:
 def _refuse_changes(given: Mapping[str, Any], file: str | None) -> None:
     """Refuse other settings beside --resume: a resumed run has those that it was started with."""
     named = [] if file is None else ["--config"]
-    named += [
-        f"DATA ({value})" if name == "data" else settings.flag_of(name)
-        for name, value in given.items()
-        if name != "cache"
-    ]
+    named += [settings.flag_of(name) for name in given if name not in ("cache", "data")]
     if named:
         raise ClcaError(f"--resume continues with the settings of the run: omit {named[0]}, or train into a new --out")
-
-
-def _without_cache(folder: str) -> "TrainConfig":
-    """The settings of a run in a folder, but for the cache."""
-    from clca.training.run_folder import RunFolder
-
-    return RunFolder(folder).config.model_copy(update={"out": Path(folder), "cache": False})

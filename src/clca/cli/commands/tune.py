@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from pydantic import Field
 
 from clca.cli.arguments import Arguments, Device, Precision, Spelling, Threads, Workers
+from clca.cli.messages import print_at_once
 from clca.cli.parsing import parse
 from clca.errors import ClcaError
 from clca.models.config import Rate
@@ -34,7 +35,9 @@ class Tune(Arguments):
     gmacs: float | None = Field(None, description="Budget: at most this many GMACs per image.")
     images_per_second: float | None = Field(None, description="Budget: at least this many images per second.")
     data: str | None = Field(
-        None, description="Images to evaluate on instead of the first run's own; of the same classes."
+        None,
+        description="Images to evaluate on instead of the first run's own; of one or more of its classes. Of images "
+        "without splits, all are used.",
     )
     keep_rates: tuple[Rate, ...] = Field(
         (),
@@ -75,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     rates = chosen.pop("keep_rates") or None
     if out is not None:
         make_writable(folder)
-    result = measure(runs, Budget(cast(Measure, name), value), keep_rates=rates, **chosen)
+    result = measure(runs, Budget(cast(Measure, name), value), keep_rates=rates, **chosen, report=print_at_once)
     result.render(Console())
     print(f"written to {folder}: {', '.join(path.name for path in result.write(folder))}")
     if result.chosen is None:

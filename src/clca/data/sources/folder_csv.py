@@ -10,7 +10,7 @@ from typing import TextIO
 
 from clca.data.sources.csv_text import SAVE_AS, open_csv, read_table
 from clca.data.sources.leftovers import is_leftover
-from clca.data.sources.listing import Listing, check_classes, first_few, with_validation
+from clca.data.sources.listing import Listing, check_classes, check_training_classes, first_few, with_validation
 from clca.data.sources.skipped import (
     describe_empty_class,
     describe_unused,
@@ -48,8 +48,14 @@ LONGEST_LABEL = 1_000
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-def read_listing(root: str | Path, source: str | None = None) -> Listing:
+def read_listing(root: str | Path, source: str | None = None, *, to_train: bool = True) -> Listing:
     """List the images under `root` with the named source, or with the source that matches its layout.
+
+    Args:
+        root: The folder or CSV file.
+        source: A key of `SOURCES`; None detects it.
+        to_train: False for images that a trained model is applied to, which may be of one class, or of classes that
+            their own training split lacks.
 
     Raises:
         ClcaError: The path does not exist or cannot be read, or the source or layout is unknown.
@@ -60,9 +66,12 @@ def read_listing(root: str | Path, source: str | None = None) -> Listing:
     try:
         if not root.exists():
             raise ClcaError(f"{root}: no such file or folder")
-        return SOURCES[source or find_source(root)](root)
+        listing = SOURCES[source or find_source(root)](root)
     except OSError as error:
         raise ClcaError(f"{error.filename or root}: cannot be read ({reason(error)})") from None
+    if to_train:
+        listing.problems.extend(check_training_classes(listing.root, listing.classes, listing.splits))
+    return listing
 
 
 def find_source(root: Path) -> str:
@@ -110,8 +119,9 @@ def read_folder(root: Path) -> Listing:
     if problems and not any(splits.values()):
         raise ClcaError(problems[0])
     classes = [as_text(name) for name in classes]
-    problems += check_classes(root, classes, splits)
-    return Listing(root, "folder", classes, with_validation(splits), problems, unused)
+    check_classes(root, classes, splits)
+    made = not split_folders
+    return Listing(root, "folder", classes, with_validation(splits), problems, unused, made_splits=made)
 
 
 def read_csv(root: Path) -> Listing:
@@ -154,7 +164,8 @@ def read_csv(root: Path) -> Listing:
     numeric = all(map(is_whole_number, labels))
     classes = sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
     index = {name: label for label, name in enumerate(classes)}
-    if any(split for _, _, split in rows):
+    made = not any(split for _, _, split in rows)
+    if not made:
         splits: dict[str, Samples] = {"train": [], "val": [], "test": []}
         for path, label, split in rows:
             splits[split or "train"].append((path, index[label]))
@@ -162,8 +173,8 @@ def read_csv(root: Path) -> Listing:
         splits = split_by_rule([(path, index[label]) for path, label, _ in rows])
     if not rows and problems:
         raise ClcaError(problems[0])
-    problems += check_classes(file, classes, splits)
-    return Listing(root, "csv", classes, with_validation(splits), problems)
+    check_classes(file, classes, splits)
+    return Listing(root, "csv", classes, with_validation(splits), problems, made_splits=made)
 
 
 def read_columns(file: Path, required: tuple[str, ...]) -> list[dict[str, str]]:

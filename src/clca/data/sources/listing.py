@@ -10,6 +10,8 @@ from clca.data.sources.splits import Samples, take_every_fifth
 from clca.errors import ClcaError
 
 SPLITS = ("train", "val", "train_val", "test")
+ALL = "all"
+"""Every image of a set, whatever its split; no split of its own."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Listing:
         unused: Images in the folder that are in no split: with a format that is not read, without an extension, outside
             the class folders, in folders whose names begin with _, or left by a system, program or cloud client. A
             folder that a system made stands for further images in it, which were not counted.
+        made_splits: Whether the set has no splits of its own, so that a fixed rule chose all of them.
     """
 
     root: Path
@@ -34,6 +37,7 @@ class Listing:
     splits: dict[str, Samples]
     problems: list[str] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
+    made_splits: bool = False
 
     @property
     def warnings(self) -> list[str]:
@@ -46,15 +50,17 @@ class Listing:
         return sorted({path for name in ("train", "val") for path, _ in self.splits.get(name, [])} & tested)
 
     def samples(self, split: str) -> Samples:
-        """The images of a split; "train_val" is train and val together.
+        """The images of a split; "train_val" is train and val together, "all" every image once.
 
         Raises:
             ClcaError: The split does not exist or has no images.
         """
-        if split not in SPLITS:
-            raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-        parts = ("train", "val") if split == "train_val" else (split,)
-        found = [sample for part in parts for sample in self.splits.get(part, [])]
+        if split not in (*SPLITS, ALL):
+            raise ClcaError(f"unknown split {split!r}: choose from {', '.join((*SPLITS, ALL))}")
+        parts = {"train_val": ("train", "val"), ALL: ("train", "val", "test")}.get(split, (split,))
+        found = list(dict.fromkeys(sample for part in parts for sample in self.splits.get(part, [])))
+        if split == ALL:  # in the order of their names, which a rule that chooses splits would break up
+            found.sort(key=lambda sample: (sample[1], sample[0]))
         if not found:
             available = ", ".join(f"{name} ({len(part)} images)" for name, part in self.splits.items() if part)
             raise ClcaError(f"{self.root}: no images in split {split!r}; available: {available or 'none'}")
@@ -74,20 +80,14 @@ def with_validation(splits: dict[str, Samples]) -> dict[str, Samples]:
     return {**splits, "train": train, "val": val}
 
 
-def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]) -> list[str]:
-    """Refuse classes on which no classifier can be trained.
-
-    Returns:
-        A line for val and for test if they contain classes that training lacks.
+def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]) -> None:
+    """Refuse a set without images, and names of classes that cannot be told apart or stored.
 
     Raises:
-        ClcaError: There are no images, there is a single class, a class name is not valid UTF-8, or two names look
-            the same.
+        ClcaError: There are no images, a class name is not valid UTF-8, or two names look the same.
     """
     if not any(splits.values()):
         raise ClcaError(f"{root}: no images found")
-    if len(classes) < 2:
-        raise ClcaError(f"{root}: only one class ({classes[0]!r}): a classifier needs at least two")
     for name in classes:
         try:
             name.encode()
@@ -99,6 +99,19 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
                 f"disk at once: {command}"
             ) from None
     refuse_lookalikes(root, classes)
+
+
+def check_training_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]) -> list[str]:
+    """Refuse classes on which no classifier can be trained; a trained one can be evaluated on them.
+
+    Returns:
+        A line for val and for test if they contain classes that training lacks.
+
+    Raises:
+        ClcaError: There is a single class.
+    """
+    if len(classes) < 2:
+        raise ClcaError(f"{root}: only one class ({classes[0]!r}): a classifier needs at least two")
     problems = []
     trained = {label for _, label in splits.get("train", [])}
     for name in ("val", "test"):

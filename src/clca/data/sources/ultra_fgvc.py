@@ -142,7 +142,8 @@ def read_ultra_fgvc(root: Path, name: str, published: Published | None = None) -
         raise ClcaError(f"{root}: none of the {len(missing)} images of {name} exists: put {missing[0]} … into {place}")
     classes = _class_names(entry for entries in names.values() for entry in entries)
     splits = _split(samples, family)
-    problems = _count_problems(root, name, published, classes, samples, missing) + check_classes(root, classes, splits)
+    problems = _count_problems(root, name, published, classes, samples, missing)
+    check_classes(root, classes, splits)
     listing = Listing(root, name, classes, splits, problems)
     if leaked := [path.name for path in listing.leaked()]:
         problems.append(

@@ -1,6 +1,7 @@
 from . import data
 from .errors import ClcaError as ClcaError
 from .errors import WorkError as WorkError
+from .evaluation.cross_validation import cross_validate
 from .evaluation.evaluator import evaluate
 from .evaluation.predictor import predict
 from .kernels.dispatch import fast_kernels
@@ -26,6 +27,7 @@ __all__ = [
     "Trace",
     "cost",
     "create_model",
+    "cross_validate",
     "data",
     "evaluate",
     "fast_kernels",

@@ -169,11 +169,11 @@ def test_predict_has_a_row_for_every_file_that_was_there(
     (folder / "@eaDir" / "good.png").mkdir(parents=True)
     for name in ("good.png", "-3.png", "@eaDir/good.png/SYNOPHOTO_THUMB_M.png"):
         shutil.copy(photos / "test" / "alder" / "0.png", folder / name)
-    for name in ("IMG_1.HEIC", "bad.jpg"):
+    for name in ("IMG_1.PSD", "bad.jpg"):
         (folder / name).write_text("no image")
     os.mkfifo(folder / "fifo.jpg")
     reasons = {
-        "IMG_1.HEIC": "left out because its format is not read: convert it to JPEG or PNG",
+        "IMG_1.PSD": "left out because its format is not read: convert it to JPEG or PNG",
         "bad.jpg": "is text, not an image",
         "fifo.jpg": "a FIFO or a device, not an image file",
     }
@@ -183,7 +183,7 @@ def test_predict_has_a_row_for_every_file_that_was_there(
         argv = ["predict", str(run), str(folder), "--device", "cpu", "--top-k", "1", "--format", form]
         with pytest.warns(UserWarning, match=r"1 image\(s\) are left out because they are in .* \(@eaDir\)") as warned:
             assert main([*argv, *(["--out", str(out)] if to_file else [])]) == 1
-        line = f"{folder}: 1 image(s) are left out because their format is not read: 1 .heic, such as IMG_1.HEIC; "
+        line = f"{folder}: 1 image(s) are left out because their format is not read: 1 .psd, such as IMG_1.PSD; "
         assert [str(one.message).startswith(line) for one in warned] == [True]
         caught = capsys.readouterr()
         told[form] = out.read_text("utf-8-sig") if to_file else caught.out

@@ -132,7 +132,7 @@ def test_the_command_says_it_first_and_answers_for_each_image(
     numbers = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert numbers["judged"].lower() == first.lower()
     assert (numbers["images"], numbers["split"]) == (4, "all")
-    rows = list(csv.DictReader((tmp_path / "e" / "predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "e" / "predictions.csv").open(encoding="utf-8-sig")))
     assert [row["path"] for row in rows] == [str(path) for path in sorted((photos / "class1").iterdir())]
     assert {row["true_class"] for row in rows} == {"class1"}
     right = sum(row["predicted_class"] == "class1" for row in rows)

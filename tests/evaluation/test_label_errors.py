@@ -22,12 +22,17 @@ def noisy(seed: int, images: int, classes: int, flipped: float) -> tuple[np.ndar
 def test_it_is_the_rule_of_cleanlab(seed: int, images: int, classes: int, flipped: float) -> None:
     cleanlab = pytest.importorskip("cleanlab")
     shares, labels = noisy(seed, images, classes, flipped)
-    assume(len(set(labels)) > 1)
+    assume(len(set(labels)) == classes)  # cleanlab numbers classes anew where one has no images
     expected = cleanlab.filter.find_label_issues(
         labels, shares, filter_by="confident_learning", return_indices_ranked_by="normalized_margin", n_jobs=1
     )
     found = find_label_errors(shares, labels)
-    assert set(found.images.tolist()) == set(np.asarray(expected).tolist())
+    # Where an image reaches two thresholds but not that of its most likely class, the paper takes the likelier of the
+    # two, and cleanlab the most likely class all the same.
+    thresholds = np.array([shares[labels == k, k].mean() for k in range(classes)])
+    reached = shares >= thresholds - 1e-6
+    differ = np.flatnonzero((reached.sum(1) > 1) & ~reached[np.arange(images), shares.argmax(1)])
+    assert set(found.images.tolist()) - set(differ) == set(np.asarray(expected).tolist()) - set(differ)
     assert (np.diff(found.margin) >= 0).all()
     scores = cleanlab.rank.get_normalized_margin_for_each_label(labels, shares)
     assert found.margin == pytest.approx(2 * scores[found.images] - 1, abs=1e-5)

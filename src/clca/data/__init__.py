@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from clca.data.cache.fill import use_cache
     from clca.data.datasets import ImageDataset, Leaves
     from clca.data.sources.folder_csv import SOURCES
-    from clca.data.sources.listing import Listing
+    from clca.data.sources.listing import Grouping, Listing
 
-__all__ = ["ALL", "SOURCES", "SPLITS", "ImageDataset", "Leaves", "open", "open_listing", "use_cache"]
+__all__ = ["ALL", "SOURCES", "SPLITS", "ImageDataset", "Leaves", "list_images", "open", "open_listing", "use_cache"]
 
 # Listing a data set must not import torch.
 __getattr__, _, _ = lazy_loader.attach(
@@ -41,6 +41,7 @@ def open(
     transform: Callable[[Image.Image], Any] | None = None,
     strict: bool = True,
     to_train: bool = True,
+    grouping: Grouping | None = None,
 ) -> ImageDataset | Leaves:
     """Open one split of a data set.
 
@@ -58,6 +59,7 @@ def open(
             a warning either way, if not an error.
         to_train: False for images that a trained model is applied to: a single class is enough, and test may have
             classes that training lacks.
+        grouping: Which images stay together, and parts for cross-validation (`clca.data.sources.grouping`).
 
     Returns:
         A torch Dataset of (transformed image, label) with `classes`, `paths`, `labels` and a settable `transform`.
@@ -68,11 +70,27 @@ def open(
     if split not in (*SPLITS, ALL):
         raise ClcaError(f"unknown split {split!r}: choose from {', '.join((*SPLITS, ALL))}")
     from clca.data.datasets import Leaves
-    from clca.data.sources.folder_csv import read_listing
 
     if is_leaves(root, source):
+        if grouping:
+            raise ClcaError(f"{root}: synthetic leaves have neither groups nor folds: write them to a folder first")
         return Leaves.from_text(str(root), split=split, transform=transform)
-    return open_listing(read_listing(root, source, to_train=to_train), split, transform=transform, strict=strict)
+    listing = list_images(root, source, to_train=to_train, grouping=grouping)
+    return open_listing(listing, split, transform=transform, strict=strict)
+
+
+def list_images(
+    root: str | Path, source: str | None = None, *, to_train: bool = True, grouping: Grouping | None = None
+) -> Listing:
+    """List the images of a set of files; arguments as of `open`."""
+    from clca.data.sources.folder_csv import read_listing
+
+    listing = read_listing(root, source, to_train=to_train)
+    if not grouping:
+        return listing
+    from clca.data.sources.grouping import grouped
+
+    return grouped(listing, grouping)
 
 
 def open_listing(
@@ -94,7 +112,10 @@ def open_listing(
             warnings.warn(f"{listing.root}: {'; '.join(lines)}", stacklevel=3)
         for line in listing.warnings:
             warnings.warn(line, stacklevel=3)
-    return ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
+    images = ImageDataset(listing.classes, listing.samples(split), transform, listing.root)
+    if listing.groups is not None:
+        images.groups = [listing.groups[path] for path in images.paths]
+    return images
 
 
 def is_leaves(root: str | Path, source: str | None = None) -> bool:

@@ -31,6 +31,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         labels: One index into `classes` for each file.
         transform: Called with each RGB image; can be set at any time; None returns the PIL image itself.
         root: Root of the data set that they belong to, if any.
+        groups: The group of each image, if there are groups that stay together.
         resized: Cache of resized images, if any (set by `clca.data.cache.fill.use_cache`). It is used for transforms
             that begin with exactly that resize; results are bit-identical with and without it.
     """
@@ -47,6 +48,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.labels = [label for _, label in samples]
         self.transform = transform
         self.root = root
+        self.groups: list[str] | None = None
         self.resized: ResizedImages | None = None
 
     def __len__(self) -> int:

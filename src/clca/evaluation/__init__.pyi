@@ -1,3 +1,4 @@
+from .cross_validation import CrossValidation, cross_validate
 from .evaluator import Evaluation, evaluate
 from .keep_rate_sweep import Sweep, sweep
 from .predictor import Prediction, predict
@@ -5,11 +6,13 @@ from .stored import StoredEvaluation, evaluations
 from .together import GroupPrediction, predict_together
 
 __all__ = [
+    "CrossValidation",
     "Evaluation",
     "GroupPrediction",
     "Prediction",
     "StoredEvaluation",
     "Sweep",
+    "cross_validate",
     "evaluate",
     "evaluations",
     "predict",

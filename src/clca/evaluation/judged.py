@@ -10,8 +10,7 @@ from typing import Any
 
 from clca import data as datasets
 from clca.data.datasets import ImageDataset
-from clca.data.sources.folder_csv import read_listing
-from clca.data.sources.listing import Listing, first_few
+from clca.data.sources.listing import Grouping, Listing, first_few
 from clca.errors import ClcaError
 from clca.system.paths import shown
 from clca.training.image_list import known_among, listed, read_images
@@ -71,8 +70,14 @@ def choose_images(
         return _leaves(
             run, known, root, split or default, is_own=data is None or (own is not None and root == own.root)
         )
-    listing = read_listing(root, source, to_train=False)
+    grouping = own.grouping if own is not None else Grouping()
+    listing = datasets.list_images(root, source, to_train=False, grouping=grouping if data is None else None)
     is_own = data is None or _is_own(run, listing)
+    if data is not None and grouping:
+        with suppress(ClcaError):  # other images have no such groups
+            divided = datasets.list_images(root, source, to_train=False, grouping=grouping)
+            if _is_own(run, divided):
+                listing, is_own = divided, True
     if split is None:
         split = datasets.ALL if listing.made_splits and not is_own else default
     whole = datasets.open_listing(listing, split)

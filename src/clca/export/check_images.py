@@ -84,7 +84,7 @@ def _test_images(run: RunFolder) -> Any:
     """The test images of the run's data set, or None."""
     try:
         own = run.images
-        return data.open(own.root, "test", source=own.source) if own is not None else None
+        return data.open(own.root, "test", source=own.source, grouping=own.grouping) if own is not None else None
     except (ClcaError, OSError):  # the data set was moved, or has no test split
         return None
 

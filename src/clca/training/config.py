@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from clca.data.sources.listing import Grouping
 from clca.models.config import ModelConfig, Name, spelled
 from clca.models.stored_model import check_storable
 from clca.system.settings import Settings
@@ -43,6 +44,38 @@ class DataConfig(Settings):
         description="Images to validate on after every epoch. auto: val, unless it is trained on. The weights kept are "
         "the best on val; with test or none, the last ones.",
     )
+
+    group: Name | None = Field(
+        None,
+        description="Column of the CSV file that names the plant, pot or session: its images stay on one side of every "
+        "split.",
+    )
+    group_by: Name | None = Field(
+        None,
+        description="The same by file name: a regular expression, such as 'plant([0-9]+)'; images in whose path below "
+        "DATA its parentheses match the same stay together.",
+    )
+    folds: Annotated[int, Field(ge=2, le=100)] | None = Field(
+        None,
+        description="Cross-validation: divide all images into this many parts, whatever split they are in; train and "
+        "test once for each.",
+    )
+    fold: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Only the run that is tested on this part of `folds`. If omitted: all of them."
+    )
+
+    @model_validator(mode="after")
+    def _is_a_fold(self) -> "DataConfig":
+        if self.group is not None and self.group_by is not None:
+            raise ValueError("group: give either a column (group) or a pattern (group_by)")
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            raise ValueError(f"fold: {self.fold} is not one of the folds: {self.folds or 'set folds too'}")
+        return self
+
+    @property
+    def grouping(self) -> Grouping:
+        """Which images stay together, and the part that is tested on."""
+        return Grouping(self.group, self.group_by, self.folds, self.fold)
 
     @field_validator("root", mode="before")
     @classmethod
@@ -309,6 +342,10 @@ NOT_PART_OF_A_RUN = frozenset(
 _LATER: dict[str, object] = {
     "probe": "none",
     "freeze_blocks": None,
+    "data.group": None,
+    "data.group_by": None,
+    "data.folds": None,
+    "data.fold": None,
     "balance": "none",
     "watch": "auto",
     "model.cla_head": "convolution",

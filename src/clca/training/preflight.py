@@ -77,9 +77,15 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     """
     settings, name = config.data, config.watched_split
     root = root or settings.root
-    train = data.open(root, settings.train_split, source=settings.source)
-    watched = data.open(root, name, source=settings.source) if name != "none" else None
-    rest = _without(data.open(root, data.ALL, source=settings.source), train, watched)
+    if settings.folds is not None and settings.fold is None:
+        raise ClcaError("--folds: a single run is one of them: give --fold too, or use clca.cross_validate")
+
+    def opened(split: str) -> Images:
+        return data.open(root, split, source=settings.source, grouping=settings.grouping)
+
+    train = opened(settings.train_split)
+    watched = opened(name) if name != "none" else None
+    rest = _without(opened(data.ALL), train, watched)
     if len(train.classes) < 2:
         raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
     check_class_names(train.classes, str(root))  # the model could not be saved

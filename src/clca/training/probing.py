@@ -70,13 +70,19 @@ def probe(state: RunState, progress: Callable[[int, int], None]) -> LogisticFit:
     # NumPy's threads beside those of other runs on this machine would spend most of their time waiting for a core.
     with threadpool_limits(torch.get_num_threads(), user_api="blas"):
         fit = fit_logistic(
-            stacked, features.labels, model.num_classes, weights=_weights(features.labels, state), seed=config.seed,
-            apart=apart,
+            stacked, features.labels, model.num_classes, groups=_groups(images),
+            weights=_weights(features.labels, state), seed=config.seed, apart=apart,
         )  # fmt: skip
     set_head(model, fit)
     if state.ema is not None:
         state.ema.set(model)
     return fit
+
+
+def _groups(images: Any) -> np.ndarray | None:
+    """The number of each image's group, [N], so that cross-validation keeps them together; None without groups."""
+    groups = getattr(images, "groups", None)
+    return None if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 def _weights(labels: np.ndarray, state: RunState) -> np.ndarray | None:

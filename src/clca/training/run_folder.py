@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from clca.data.sources.listing import Grouping
 from clca.errors import ClcaError
 from clca.models.stored_model import check_count, read_config, stored_config
 from clca.system.files import part
@@ -46,12 +47,14 @@ class RunImages:
         root: Where they are read from on this machine.
         source: Layout of the data, None to detect it.
         train_split: "train" or "train_val".
+        grouping: Which of them stay together, and the part that is tested on.
     """
 
     name: str
     root: str
     source: str | None
     train_split: str
+    grouping: Grouping
 
 
 class RunFolder:
@@ -177,7 +180,7 @@ class RunFolder:
         there = os.path.join(started_in, root) if isinstance(started_in, str) else root
         if not os.path.exists(root) and os.path.exists(there):
             root = there
-        return RunImages(data.root, root, data.source, data.train_split)
+        return RunImages(data.root, root, data.source, data.train_split, data.grouping)
 
     def state_for(self, config: TrainConfig) -> State:
         """Whether the folder holds nothing yet, or the run with these settings, started or finished.

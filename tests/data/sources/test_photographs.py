@@ -21,8 +21,8 @@ def put(*paths: Path) -> None:
 
 def test_every_file_that_was_there_is_found_with_the_reason(tmp_path: Path) -> None:
     reasons = {
-        "IMG_1.HEIC": "its format is not read: convert it to JPEG or PNG",
-        "deep/IMG_2.NEF": "its format is not read: convert it to JPEG or PNG",
+        "IMG_1.PSD": "its format is not read: convert it to JPEG or PNG",
+        "deep/IMG_2.XCF": "its format is not read: convert it to JPEG or PNG",
         ".IMG_3.jpg.icloud": "it is in a cloud only, not on this machine: download it",
         "a (conflicted copy 2024-01-01).jpg": "a cloud client saved it as a second version of a file: rename it",
         "nameless": "its name has no extension such as .jpg: rename it",
@@ -39,7 +39,7 @@ def test_every_file_that_was_there_is_found_with_the_reason(tmp_path: Path) -> N
         assert f"left out because {reason}" in str(found.files[tmp_path / name])
     unused = [path for path, why in found.files.items() if why] + [tmp_path / "@eaDir" / "a.jpg" / "T_M.jpg"]
     assert found.warnings == [f"{tmp_path}: {'; '.join(describe_unused(tmp_path, unused, of_a_set=False))}"]
-    assert "2 image(s) are left out because their format is not read: 1 .heic, 1 .nef, such as" in found.warnings[0]
+    assert "2 image(s) are left out because their format is not read: 1 .psd, 1 .xcf, such as" in found.warnings[0]
     assert (
         "in folders that a system or program made (@eaDir): 1 .jpg, such as @eaDir/a.jpg/T_M.jpg" in found.warnings[0]
     )
@@ -48,9 +48,9 @@ def test_every_file_that_was_there_is_found_with_the_reason(tmp_path: Path) -> N
 
 
 def test_what_is_named_is_read_whatever_its_folder_would_do(tmp_path: Path) -> None:
-    put(tmp_path / "a.heic", tmp_path / "@eaDir" / "b.jpg")
-    for paths in ([tmp_path, tmp_path / "a.heic"], [tmp_path / "a.heic", tmp_path]):
-        assert find_photographs(paths).files == {tmp_path / "a.heic": None}
+    put(tmp_path / "a.psd", tmp_path / "@eaDir" / "b.jpg")
+    for paths in ([tmp_path, tmp_path / "a.psd"], [tmp_path / "a.psd", tmp_path]):
+        assert find_photographs(paths).files == {tmp_path / "a.psd": None}
     assert list(find_photographs(tmp_path / "@eaDir").files) == [tmp_path / "@eaDir" / "b.jpg"]
 
 
@@ -108,7 +108,7 @@ def test_fifos_sockets_and_broken_links_are_found_and_not_opened(tmp_path: Path,
 
 
 def test_patterns_leave_out_what_systems_keep_and_enter_folders(tmp_path: Path) -> None:
-    put(tmp_path / "a" / "1.jpg", tmp_path / "a" / "2.heic", tmp_path / "a" / "@eaDir" / "1.jpg" / "M.jpg")
+    put(tmp_path / "a" / "1.jpg", tmp_path / "a" / "2.psd", tmp_path / "a" / "@eaDir" / "1.jpg" / "M.jpg")
     put(tmp_path / "b.txt", tmp_path / "#recycle" / "3.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "a" / "back").symlink_to("..")
@@ -122,7 +122,7 @@ def test_patterns_leave_out_what_systems_keep_and_enter_folders(tmp_path: Path) 
 
     flat = find_photographs(str(tmp_path / "*"))
     assert {path: why is None for path, why in flat.files.items()} == {
-        tmp_path / "a" / "1.jpg": True, tmp_path / "a" / "2.heic": False, tmp_path / "b.txt": True
+        tmp_path / "a" / "1.jpg": True, tmp_path / "a" / "2.psd": False, tmp_path / "b.txt": True
     }  # fmt: skip
     assert len(flat.warnings) == 2
     with pytest.raises(ClcaError, match=r"no file matches this pattern; 1 image\(s\) are left out"):

@@ -12,7 +12,8 @@ from clca.system.processes import is_first_process, require_torchrun
 from clca.training import settings
 
 if TYPE_CHECKING:
-    pass
+    from clca.training import TrainConfig
+
 
 SUMMARY = """Train a classifier with token reduction, and write a run folder.
 
@@ -66,11 +67,27 @@ def run(argv: Sequence[str]) -> int:
     if resumed is not None:
         result = resume(resumed, given.get("data"), cache=given.get("cache", True))
     else:
-        result = train(settings.to_config(given, from_file))
+        config = settings.to_config(given, from_file)
+        if config.data.folds is not None and config.data.fold is None:
+            return _cross_validate(config)
+        result = train(config)
     if is_first_process():
         watched = f"top-1 {result.watched['top1']:.1%} on the watched images, " if result.watched else ""
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
         print(f"next: clca evaluate {result.folder}")
+    return 0
+
+
+def _cross_validate(config: "TrainConfig") -> int:
+    """A run for every part of the images; returns the exit code."""
+    from rich.console import Console
+
+    from clca.evaluation.cross_validation import cross_validate
+
+    result = cross_validate(config)
+    if is_first_process():
+        result.render(Console())
+        print(f"{result.folder}: one run in each fold-N; folds.csv, predictions.csv and confusion.png of all together")
     return 0
 
 

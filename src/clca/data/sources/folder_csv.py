@@ -84,7 +84,7 @@ def find_source(root: Path) -> str:
         return "folder"
     if looks_like_ultra_fgvc(root):
         return identify_set(root)
-    return "csv" if _csv_in(root) is not None and not _folders(root) else "folder"
+    return "csv" if csv_in(root) is not None and not _folders(root) else "folder"
 
 
 def read_folder(root: Path) -> Listing:
@@ -120,8 +120,9 @@ def read_folder(root: Path) -> Listing:
         raise ClcaError(problems[0])
     classes = [as_text(name) for name in classes]
     check_classes(root, classes, splits)
-    made = not split_folders
-    return Listing(root, "folder", classes, with_validation(splits), problems, unused, made_splits=made)
+    made, made_val = not split_folders, not splits.get("val")
+    splits = with_validation(splits)
+    return Listing(root, "folder", classes, splits, problems, unused, made_splits=made, made_val=made_val)
 
 
 def read_csv(root: Path) -> Listing:
@@ -136,7 +137,7 @@ def read_csv(root: Path) -> Listing:
         ClcaError: It is not such a file, or exceeds a limit: 256 MiB, a million rows, 65,536 characters per line, 1,000
             columns, 1,000 characters per label.
     """
-    file = _csv_in(root) if root.is_dir() else root
+    file = csv_in(root) if root.is_dir() else root
     if file is None:
         raise ClcaError(f"{root}: contains no .csv file or several: choose the one with columns path,label[,split]")
     if not file.is_file():
@@ -174,7 +175,8 @@ def read_csv(root: Path) -> Listing:
     if not rows and problems:
         raise ClcaError(problems[0])
     check_classes(file, classes, splits)
-    return Listing(root, "csv", classes, with_validation(splits), problems, made_splits=made)
+    made_val = not splits.get("val")
+    return Listing(root, "csv", classes, with_validation(splits), problems, made_splits=made, made_val=made_val)
 
 
 def read_columns(file: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
@@ -243,7 +245,7 @@ def _lines(stream: TextIO, file: Path) -> Iterator[str]:
         yield line
 
 
-def _csv_in(folder: Path) -> Path | None:
+def csv_in(folder: Path) -> Path | None:
     files = [path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.is_file()]
     return files[0] if len(files) == 1 else None
 

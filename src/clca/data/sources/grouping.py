@@ -6,14 +6,64 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from clca.data.sources.splits import Samples
+from clca.data.sources.folder_csv import csv_in, read_columns
+from clca.data.sources.listing import Grouping, Listing
+from clca.data.sources.splits import Samples, take_every_fifth
 from clca.errors import ClcaError
+from clca.system.paths import shown
 
-LARGEST_FOLDS = 100
+
+def grouped(listing: Listing, grouping: Grouping) -> Listing:
+    """A set with its groups, divided so that no group is on two sides of a split.
+
+    Splits that the set has itself are kept, and a group that is in two of them becomes a problem; those that were made
+    by rule are made again.
+
+    Raises:
+        ClcaError: There is no such column, the pattern is not found in a path, or there are too few images or groups.
+    """
+    groups = _groups(listing, grouping)
+    splits = dict(listing.splits)
+    everything = [sample for name in ("train", "val", "test") for sample in splits.get(name, [])]
+    if grouping.folds is not None and grouping.fold is not None:
+        rest, test = take_fold(everything, grouping.folds, grouping.fold, groups)
+        train, val = _hold_out(rest, groups)
+        splits = {"train": train, "val": val, "test": test}
+    elif groups is not None and listing.made_splits:
+        rest, test = _hold_out(everything, groups)
+        train, val = _hold_out(rest, groups)
+        splits = {"train": train, "val": val, "test": test}
+    elif groups is not None and listing.made_val:
+        train, val = _hold_out(splits.get("train", []) + splits.get("val", []), groups)
+        splits |= {"train": train, "val": val}
+    problems = list(listing.problems)
+    if groups is not None and (across := split_groups(splits, groups)):
+        name, found = next(iter(across.items()))
+        problems.append(
+            f"{listing.root}: {len(across)} groups are in more than one split, such as {shown(name)} in "
+            f"{' and '.join(found)}: move all photographs of a group into one"
+        )
+    return replace(listing, splits=splits, problems=problems, groups=groups)
+
+
+def _groups(listing: Listing, grouping: Grouping) -> dict[Path, str] | None:
+    paths = [path for samples in listing.splits.values() for path, _ in samples]
+    if grouping.column is not None:
+        file = csv_in(listing.root) if listing.root.is_dir() else listing.root
+        if listing.source != "csv" or file is None:
+            raise ClcaError(f"--group {grouping.column}: {listing.root} is no CSV file with columns; use --group-by")
+        rows = read_columns(file, ("path", grouping.column))
+        return {Path(row["path"]): row[grouping.column] for row in rows}
+    if grouping.pattern is not None:
+        return group_names(paths, listing.root if listing.root.is_dir() else listing.root.parent, grouping.pattern)
+    return None
+
+
+def _hold_out(samples: Samples, groups: Mapping[Path, str] | None) -> tuple[Samples, Samples]:
+    return take_every_fifth(samples) if groups is None else hold_out_groups(samples, groups)
 
 
 def group_names(paths: Sequence[Path], root: Path, pattern: str) -> dict[Path, str]:
@@ -104,6 +154,7 @@ def take_fold(
     Raises:
         ClcaError: A class has fewer images or groups than there are parts.
     """
+    import numpy as np  # late: settings, which import this, need no arrays
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     names = [groups[path] if groups is not None else path.name for path, _ in samples]

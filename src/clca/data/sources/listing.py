@@ -1,7 +1,7 @@
 """`Listing`, the common result of all sources: class names, and the files and labels of each split."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,26 @@ from clca.errors import ClcaError
 SPLITS = ("train", "val", "train_val", "test")
 ALL = "all"
 """Every image of a set, whatever its split; no split of its own."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a set is split beyond its own splits.
+
+    Attributes:
+        column: Of the CSV file: images with the same value stay together; None for none.
+        pattern: A regular expression for paths: images in which it finds the same stay together; None for none.
+        folds: Into how many parts all images are divided, whatever split they are in; None to keep the splits.
+        fold: The part that is the test split, 1 … folds.
+    """
+
+    column: str | None = None
+    pattern: str | None = None
+    folds: int | None = None
+    fold: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Grouping()
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,8 @@ class Listing:
             the class folders, in folders whose names begin with _, or left by a system, program or cloud client. A
             folder that a system made stands for further images in it, which were not counted.
         made_splits: Whether the set has no splits of its own, so that a fixed rule chose all of them.
+        made_val: Whether a fixed rule took the validation images from training.
+        groups: The group of each image, where groups were asked for, else None.
     """
 
     root: Path
@@ -38,6 +60,8 @@ class Listing:
     problems: list[str] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
     made_splits: bool = False
+    made_val: bool = False
+    groups: Mapping[Path, str] | None = None
 
     @property
     def warnings(self) -> list[str]:

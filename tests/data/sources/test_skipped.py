@@ -173,6 +173,27 @@ def test_what_is_in_a_cloud_only_and_second_versions_are_counted(tmp_path: Path)
     assert "2 image(s) are left out because a cloud client saved them as a second version of a file: 2 .png" in warning
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_thumbnails_in_a_list_are_kept_with_a_warning(tmp_path: Path, far: bool) -> None:
+    photos(tmp_path / "set")
+    for name in ("@eaDir", "#recycle"):
+        touch(tmp_path / "set" / "a" / name / "0.png")
+    place = tmp_path / ("far" if far else "set")
+    place.mkdir(exist_ok=True)
+    files = sorted((tmp_path / "set").rglob("*.png"))  # as `find` lists them
+    rows = [f"{file},{'a' if (tmp_path / 'set' / 'a') in file.parents else 'b'}" for file in files]
+    (place / "list.csv").write_text("\n".join(["path,label", *rows]))
+
+    listing = read_listing(place / "list.csv")
+
+    assert sum(map(len, listing.splits.values())) == 12
+    assert listing.warnings == [
+        f"{place / 'list.csv'}: 2 listed image(s) are in folders that a system or program made (#recycle, @eaDir): "
+        "remove their rows if they are thumbnails or deleted"
+    ]
+    assert warned(place / "list.csv") == listing.warnings
+
+
 def test_a_file_that_is_linked_twice_is_no_two_images(tmp_path: Path) -> None:
     photos(tmp_path)
     touch(tmp_path / ".more" / "9.png")

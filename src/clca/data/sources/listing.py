@@ -1,13 +1,16 @@
 """`Listing`, the common result of all sources: class names, and the files and labels of each split."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clca.data.sources.class_names import describe_similar, refuse_lookalikes
+from clca.data.sources.leftovers import leftover_above
 from clca.data.sources.splits import Samples, take_every_fifth
 from clca.errors import ClcaError
+from clca.system.paths import shown
 
 SPLITS = ("train", "val", "train_val", "test")
 ALL = "all"
@@ -65,8 +68,28 @@ class Listing:
 
     @property
     def warnings(self) -> list[str]:
-        """What may be a mistake but does not prevent training, one line each: classes that differ by case alone."""
-        return describe_similar(self.root, self.classes)
+        """What may be a mistake but does not prevent training, one line each.
+
+        Classes that differ by case alone; and images of a list that are in folders of a system, such as thumbnails.
+        """
+        return [*describe_similar(self.root, self.classes), *(self._listed_leftovers() if self.source == "csv" else ())]
+
+    def _listed_leftovers(self) -> list[str]:
+        base = self.root if self.root.is_dir() else self.root.parent
+        images = Counter(path.parent for samples in self.splits.values() for path, _ in samples)
+        count, names = 0, set()
+        for folder, number in images.items():
+            top = base if folder.is_relative_to(base) else Path(folder.anchor)
+            leftover = leftover_above(folder / "*", top)
+            if leftover is not None:
+                count += number
+                names.add(shown(leftover.name))
+        if not count:
+            return []
+        made = f"folders that a system or program made ({first_few(sorted(names))})"
+        return [
+            f"{self.root}: {count} listed image(s) are in {made}: remove their rows if they are thumbnails or deleted"
+        ]
 
     def leaked(self) -> list[Path]:
         """Test images that are also in training or validation, which makes test results invalid."""
@@ -116,11 +139,11 @@ def check_classes(root: Path, classes: Sequence[str], splits: dict[str, Samples]
         try:
             name.encode()
         except UnicodeEncodeError:
+            raw = name.encode(errors="surrogateescape")
             command = f"convmv -f latin1 -t utf8 -r --notest {shlex.quote(str(root))}"
-            bytes_of_it = name.encode(errors="surrogateescape")
             raise ClcaError(
-                f"{root}: the name of the class {bytes_of_it!r} is not UTF-8: rename it, or all names of an old "
-                f"disk at once: {command}"
+                f"{root}: the name of the class {raw!r} is not UTF-8: rename it, or, if it should be "
+                f"{shown(raw.decode('latin-1'))!r}, all names of an old disk at once: {command}"
             ) from None
     refuse_lookalikes(root, classes)
 

@@ -1,5 +1,6 @@
 """What is found for `clca predict`: nothing is left out without a word, nothing comes twice, nothing is waited for."""
 
+import glob
 import os
 import socket
 from itertools import pairwise
@@ -107,6 +108,31 @@ def test_fifos_sockets_and_broken_links_are_found_and_not_opened(tmp_path: Path,
     assert names - {"pipe without a name"} == {f"{number}.jpg" for number in range(4)}
 
 
+@pytest.mark.parametrize("pattern", ["**/*.jpg", "a/**/[12].jpg", "*/**/1.*", "a/**", "**/b/**/2.jpg", "**"])
+def test_patterns_over_folders_of_any_depth_match_as_in_python(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(*(tmp_path / folder / f"{n}.jpg" for folder in ("", "a", "a/b", "a/b/c", "b", "b/a") for n in (1, 2, 3)))
+    put(tmp_path / ".thumbs" / "1.jpg", tmp_path / "a" / ".1.jpg", tmp_path / "a" / "1.png", tmp_path / "a" / "notes")
+    for top in (tmp_path, Path()):
+        monkeypatch.chdir(tmp_path)
+        expected = {Path(path) for path in glob.glob(str(top / pattern), recursive=True) if os.path.isfile(path)}
+        assert set(find_photographs(top / pattern).files) == expected
+
+
+def test_links_that_lead_back_do_not_keep_a_pattern(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg")
+    for number in range(6):
+        (tmp_path / "ab"[number % 2] / f"back{number}").symlink_to("..")
+    found = find_photographs(tmp_path / "**" / "*.jpg").files
+    assert list(found) == [tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg"]
+
+
+def test_a_pattern_may_match_what_is_named_already(tmp_path: Path) -> None:
+    put(tmp_path / "1.jpg")
+    assert list(find_photographs([tmp_path / "1.jpg", tmp_path / "*.jpg"]).files) == [tmp_path / "1.jpg"]
+
+
 def test_patterns_leave_out_what_systems_keep_and_enter_folders(tmp_path: Path) -> None:
     put(tmp_path / "a" / "1.jpg", tmp_path / "a" / "2.psd", tmp_path / "a" / "@eaDir" / "1.jpg" / "M.jpg")
     put(tmp_path / "b.txt", tmp_path / "#recycle" / "3.jpg")
@@ -119,6 +145,9 @@ def test_patterns_leave_out_what_systems_keep_and_enter_folders(tmp_path: Path) 
     assert (
         "2 image(s) are left out because they are in folders that a system or program made (#recycle, @eaDir)" in line
     )
+
+    below = find_photographs(str(tmp_path / "*" / "**" / "*.jpg"))
+    assert (list(below.files), len(below.warnings)) == ([tmp_path / "a" / "1.jpg"], 1)
 
     flat = find_photographs(str(tmp_path / "*"))
     assert {path: why is None for path, why in flat.files.items()} == {

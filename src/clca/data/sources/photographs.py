@@ -1,15 +1,16 @@
 """The photographs that somebody wants to have classified: in files, folders and those that match patterns."""
 
+import fnmatch
 import glob
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clca.data.sources.leftovers import leftover_above
 from clca.data.sources.skipped import describe_unused, images_in_leftovers, is_image, why_left_out
-from clca.data.sources.walk import is_hidden, visible_files
+from clca.data.sources.walk import visible_files
 from clca.errors import ClcaError, reason
 from clca.system.paths import expanded
 
@@ -36,9 +37,9 @@ def find_photographs(paths: str | Path | Iterable[str | Path]) -> Photographs:
     """The named files, those in folders and those that match patterns.
 
     In folders, hidden files are ignored, and the same images are left out as in training: those of formats that are not
-    read, without an extension, or in a cloud only, and those in folders that a system or program made. Only folders
-    whose names begin with _ are searched, since there are no classes here. Linked folders are searched too, each once.
-    A file or pattern is taken at its word: what it names is read whatever its name.
+    read, without an extension, or in a cloud only, and those in folders that a system or program made. Unlike there,
+    folders whose names begin with _ are searched. Linked folders are searched too, each once. A file or pattern is
+    taken at its word: what it names is read whatever its name.
 
     Raises:
         ClcaError: A folder cannot be read, a folder or pattern has no image, or `paths` is empty.
@@ -74,13 +75,8 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _add_folder(found: Photographs, folder: Path, *, may_be_empty: bool = False) -> None:
-    def failed(error: OSError) -> None:
-        raise ClcaError(
-            f"{error.filename}: this folder cannot be read ({reason(error)}): change its permissions, or omit it"
-        )
-
     leftovers: list[Path] = []
-    files = visible_files(folder, followlinks=True, on_error=failed, leftovers=leftovers)
+    files = visible_files(folder, followlinks=True, on_error=_refuse_unreadable, leftovers=leftovers)
     images = {path: why_left_out(path, folder) for path in sorted(filter(is_image, files))}
     unused = [path for path, why in images.items() if why is not None] + images_in_leftovers(leftovers)
     lines = describe_unused(folder, unused, of_a_set=False)
@@ -91,30 +87,67 @@ def _add_folder(found: Photographs, folder: Path, *, may_be_empty: bool = False)
 
 
 def _add_pattern(found: Photographs, pattern: Path) -> None:
-    """Add the files that match, and the images in folders that do; `**` matches what is in its folders by itself."""
     parts = pattern.parts
     top = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
-    before, leftovers = len(found.files), list[Path]()
-    for match in _matches(pattern):
-        is_folder = os.path.isdir(match)
-        if leftover_above(match / "*" if is_folder else match, top) is not None:
-            if is_folder and "**" not in parts:
-                leftovers += images_in_leftovers([match])
-            elif not is_folder and is_image(match) and not is_hidden(match.name):
-                leftovers.append(match)
-        elif not is_folder:
-            found.add([(match, None)])  # a FIFO or a broken link too, which is refused when it is read
-        elif "**" not in parts:
-            _add_folder(found, match, may_be_empty=True)
-    lines = describe_unused(top, leftovers, of_a_set=False)
-    if len(found.files) == before:
+    matching = Photographs()
+    left_out = (_match_below if "**" in parts else _match_names)(matching, pattern, top)
+    lines = describe_unused(top, left_out, of_a_set=False)
+    if not matching.files:
         raise ClcaError("; ".join([f"{pattern}: no file matches this pattern", *lines]))
-    found.warnings.extend([f"{pattern}: {'; '.join(lines)}"] if lines else [])
+    found.add(matching.files.items())
+    found.warnings.extend([*matching.warnings, *([f"{pattern}: {'; '.join(lines)}"] if lines else [])])
 
 
-def _matches(pattern: Path) -> Iterator[Path]:
-    """What matches a pattern, in order; what is reached on several ways, through links in a circle, only on one."""
-    reached: dict[tuple[str, str], Path] = {}
-    for match in sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=lambda path: (len(path.parts), path)):
-        reached.setdefault((os.path.realpath(match.parent), match.name), match)
-    yield from sorted(reached.values())
+def _match_names(matching: Photographs, pattern: Path, top: Path) -> list[Path]:
+    """Add the files that match and the images in folders that do, as if the shell had expanded the pattern.
+
+    Returns:
+        The images that are left out because they are in a folder that a system made.
+    """
+    left_out: list[Path] = []
+    for match in sorted(map(Path, glob.glob(str(pattern)))):
+        if not os.path.isdir(match):
+            if leftover_above(match, top) is None:
+                matching.add([(match, None)])  # a FIFO or a broken link too, which is refused when it is read
+            elif is_image(match):
+                left_out.append(match)
+        elif leftover_above(match / "*", top) is None:
+            _add_folder(matching, match, may_be_empty=True)
+        else:
+            left_out += images_in_leftovers([match])
+    return left_out
+
+
+def _match_below(matching: Photographs, pattern: Path, top: Path) -> list[Path]:
+    """As `_match_names`, for a pattern with `**`. Python's `glob` goes round and round where links lead back."""
+    start = pattern.parts.index("**")
+    wanted = pattern.parts[start:]
+    left_out: list[Path] = []
+    heads = map(Path, glob.glob(str(Path(*pattern.parts[:start])))) if start else [Path()]
+    for head in sorted(filter(os.path.isdir, heads)):
+        leftovers: list[Path] = []
+        if leftover_above(head / "*", top) is None:
+            files = visible_files(head, followlinks=True, on_error=_refuse_unreadable, leftovers=leftovers)
+            fitting = (path for path in files if _fits(path.relative_to(head).parts, wanted))
+            matching.add((path, None) for path in sorted(fitting))
+        else:
+            leftovers.append(head)
+        folders = {*leftovers}  # which stand for more of them than were counted
+        images = images_in_leftovers(leftovers)
+        left_out += [path for path in images if path in folders or _fits(path.relative_to(head).parts, wanted)]
+    return left_out
+
+
+def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the names of folders and of a file match the parts of a pattern, of which `**` stands for any number."""
+    if not names or not parts:
+        return not names and all(part == "**" for part in parts)
+    if parts[0] == "**":
+        return _fits(names, parts[1:]) or _fits(names[1:], parts)
+    return fnmatch.fnmatch(names[0], parts[0]) and _fits(names[1:], parts[1:])
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise ClcaError(
+        f"{error.filename}: this folder cannot be read ({reason(error)}): change its permissions, or omit it"
+    )

@@ -113,7 +113,13 @@ def test_patterns_over_folders_of_any_depth_match_as_in_python(
     tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(*(tmp_path / folder / f"{n}.jpg" for folder in ("", "a", "a/b", "a/b/c", "b", "b/a") for n in (1, 2, 3)))
-    put(tmp_path / ".thumbs" / "1.jpg", tmp_path / "a" / ".1.jpg", tmp_path / "a" / "1.png", tmp_path / "a" / "notes")
+    put(
+        tmp_path / ".thumbs" / "1.jpg",
+        tmp_path / "a" / ".1.jpg",
+        tmp_path / "a" / ".1.jpg.icloud",
+        tmp_path / "a" / "1.png",
+        tmp_path / "a" / "notes",
+    )
     for top in (tmp_path, Path()):
         monkeypatch.chdir(tmp_path)
         expected = {Path(path) for path in glob.glob(str(top / pattern), recursive=True) if os.path.isfile(path)}

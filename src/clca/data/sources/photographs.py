@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clca.data.sources.leftovers import leftover_above
 from clca.data.sources.skipped import describe_unused, images_in_leftovers, is_image, why_left_out
-from clca.data.sources.walk import visible_files
+from clca.data.sources.walk import is_hidden, visible_files
 from clca.errors import ClcaError, reason
 from clca.system.paths import expanded
 
@@ -128,7 +128,8 @@ def _match_below(matching: Photographs, pattern: Path, top: Path) -> list[Path]:
         leftovers: list[Path] = []
         if leftover_above(head / "*", top) is None:
             files = visible_files(head, followlinks=True, on_error=_refuse_unreadable, leftovers=leftovers)
-            fitting = (path for path in files if _fits(path.relative_to(head).parts, wanted))
+            visible = (path for path in files if not is_hidden(path.name))  # no placeholder of a cloud
+            fitting = (path for path in visible if _fits(path.relative_to(head).parts, wanted))
             matching.add((path, None) for path in sorted(fitting))
         else:
             leftovers.append(head)

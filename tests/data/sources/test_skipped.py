@@ -125,7 +125,16 @@ def test_what_a_system_keeps_among_the_photographs_is_counted_and_no_class(
     assert f"{len(files)} image(s) are left out because they are in folders that a system or program made (" in warning
     assert warning.endswith("; move those that you need to another folder")
     assert all(f"{name.split('/')[0 if 'deep' not in name else 1]}" in warning for name in names)
-    assert warning.removeprefix(f"{tmp_path}: ") in check(tmp_path, progress=False).warnings
+
+
+def test_a_check_counts_what_a_system_keeps_and_second_versions(tmp_path: Path) -> None:
+    photos(tmp_path)
+    touch(tmp_path / "a" / THUMBNAIL, tmp_path / "b" / "0 (conflicted copy 2024-01-01).png")
+    [warning] = warned(tmp_path)
+    lines = warning.removeprefix(f"{tmp_path}: ").split("; 1 image(s)")
+    report = check(tmp_path, progress=False)
+    assert report.errors == []
+    assert [lines[0], f"1 image(s){lines[1]}"] == report.warnings[:2]
 
 
 def test_folders_of_a_system_without_images_need_no_line(tmp_path: Path) -> None:

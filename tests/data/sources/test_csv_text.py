@@ -8,6 +8,7 @@ from PIL import Image
 from clca.data.sources.folder_csv import read_listing
 from clca.data.sources.ultra_fgvc import Published, read_ultra_fgvc
 from clca.errors import ClcaError
+from clca.system.files import write_csv
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with a mark", "utf-16-be with a mark"]
@@ -63,6 +64,18 @@ def test_a_mistake_is_found_by_its_line_in_the_file(tmp_path: Path, first: str, 
     (tmp_path / "list.csv").write_text(f"{first}path;label\né0.png;a\né1.png;\n", "utf-8")
     with pytest.raises(ClcaError, match=f"line {line}: path or label is empty"):
         read_listing(tmp_path / "list.csv")
+
+
+def test_a_list_from_our_own_tables_is_read_back(tmp_path: Path) -> None:
+    names = ["=1.png", "-2.png", "@3.png", "'4.png", "'=5.png", "6.png"]
+    classes = ["-Rosé", "'=q"]
+    for name in names:
+        Image.new("RGB", (6, 5)).save(tmp_path / name)
+    write_csv(tmp_path / "list.csv", ["path", "label"], ([name, classes[k % 2]] for k, name in enumerate(names)))
+    listing = read_listing(tmp_path / "list.csv")
+    assert listing.classes == sorted(classes)
+    assert listing.problems == []
+    assert {path.name for samples in listing.splits.values() for path, _ in samples} == {*names}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])

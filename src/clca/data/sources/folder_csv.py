@@ -29,6 +29,7 @@ from clca.data.sources.ultra_fgvc import (
 )
 from clca.data.sources.walk import FolderId, folder_id, is_hidden, visible_files, with_parents
 from clca.errors import ClcaError, brief, reason
+from clca.system.files import original_cell
 from clca.system.numbers import is_whole_number
 from clca.system.paths import as_path, as_text, expanded, shown
 
@@ -130,8 +131,8 @@ def read_csv(root: Path) -> Listing:
 
     Paths are relative to the CSV file or absolute. Labels may be any text; classes are sorted, numerically if all
     labels are integers. Semicolons or tabs as separators, a first line `sep=;` and UTF-16, as spreadsheets write them,
-    and \ in paths, as on Windows, are accepted too. Without a split column, or without validation rows, the same rules
-    hold as for folders.
+    and \ in paths, as on Windows, are accepted too; so is the apostrophe that our own tables put before `=` and `-`.
+    Without a split column, or without validation rows, the same rules hold as for folders.
 
     Raises:
         ClcaError: It is not such a file, or exceeds a limit: 256 MiB, a million rows, 65,536 characters per line, 1,000
@@ -145,8 +146,8 @@ def read_csv(root: Path) -> Listing:
     rows, missing = [], 0
     first_missing: list[str] = []
     for line, row in _rows(file, required=("path", "label")):
-        path = _image_of(file, row["path"])
-        if not os.path.isfile(path):  # Path.is_file raises an error for names that are too long
+        path = _listed_file(file.parent, row["path"])
+        if path is None:
             missing += 1
             if len(first_missing) < 5:
                 first_missing.append(brief(shown(row["path"])))
@@ -154,7 +155,7 @@ def read_csv(root: Path) -> Listing:
         split_name = (row.get("split") or "").lower()
         if split_name and split_name not in SPLIT_NAMES:
             raise ClcaError(f"{file}, line {line}: unknown split {brief(repr(split_name), 60)}: use train, val or test")
-        rows.append((path, row["label"], SPLIT_NAMES.get(split_name, "")))
+        rows.append((path, original_cell(row["label"]), SPLIT_NAMES.get(split_name, "")))
     problems = []
     if missing:
         problems.append(f"{file}: {missing} file(s) missing, relative to the CSV file: {', '.join(first_missing)}")
@@ -186,17 +187,22 @@ def read_columns(file: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
         ClcaError: It is no such file, or exceeds a limit, as for `read_csv`.
     """
     try:
-        return [row | {"path": str(_image_of(file, row["path"]))} for _, row in _rows(file, required)]
+        return [
+            row | {"path": str(_listed_file(file.parent, row["path"]) or file.parent / as_path(row["path"]))}
+            for _, row in _rows(file, required)
+        ]
     except OSError as error:
         raise ClcaError(f"{file}: cannot be read ({reason(error)})") from None
 
 
-def _image_of(file: Path, name: str) -> Path:
-    """The file that a row of a CSV file names, relative to it; \\ separates folders where that is how it exists."""
-    path = file.parent / as_path(name)
-    if "\\" in name and not os.path.isfile(path):  # a Windows path
-        return file.parent / as_path(name.replace("\\", "/"))
-    return path
+def _listed_file(folder: Path, name: str) -> Path | None:
+    """The file that a list names, as it is, as on Windows, or as our own tables write it; None if there is none."""
+    original = original_cell(name)
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"), original, original.replace("\\", "/"))):
+        path = folder / as_path(spelling)
+        if os.path.isfile(path):  # Path.is_file raises an error for names that are too long
+            return path
+    return None
 
 
 def _rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -17,7 +17,7 @@ from clca.errors import WorkError
 from clca.report.study.gradients import gradients
 from clca.report.study.numbers import over_seeds, paired_gains
 from clca.report.study.tables import Column, ReportTable, results_table, study_tables, write_tables
-from clca.report.table import tex
+from clca.report.table import tex, write_frame
 
 DEIT3 = "deit3_base_patch16_224.fb_in1k"
 STUDY = {"total": 60, "axes": {"reduction": ["none", "evit", "tome"], "arm": ["base", "clca"]}}
@@ -193,6 +193,15 @@ class TestTable:
         many = small(rows=(("x" * 60, "1"),) * 50)
         assert r"\begin{longtable}{p{0.4\linewidth}r}" in many.latex()
         assert r"\begin{table}[htbp]" in small().latex()
+
+    def test_text_is_harmless_in_a_spreadsheet_and_numbers_stay_numbers(self, tmp_path):
+        frame = pd.DataFrame({"=name": ["-x", "@赤霞珠", None], "gain": [-0.1, float("nan"), 1e-07]})
+        frame["count"] = pd.array([-3, None, 5], dtype="Int64")
+        frame["fits"] = [True, False, True]
+        write_frame(tmp_path / "t.csv", frame)
+        assert (tmp_path / "t.csv").read_text("utf-8").splitlines() == [
+            "\ufeff'=name,gain,count,fits", "'-x,-0.1,-3,True", "'@赤霞珠,,,False", ",1e-07,5,True"
+        ]  # fmt: skip
 
     @pytest.mark.parametrize(("name", "fonts"), [("Rosé", "T1"), ("赤霞珠", "XeLaTeX"), ("Κάβα", "XeLaTeX")])
     def test_other_alphabets_stay_and_the_table_names_what_it_needs(self, tmp_path, name, fonts):

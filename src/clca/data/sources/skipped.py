@@ -100,9 +100,7 @@ def is_image(path: Path) -> bool:
 
     Formats that are not read, and placeholders of images that are in a cloud only, count too.
     """
-    extension = _extension(placeholder_for(path.name) or path.name)
-    known = extension in image_formats.EXTENSIONS or extension in image_formats.UNREAD_EXTENSIONS
-    return known or (extension not in _NO_PHOTO and _is_unnamed_photo(path))
+    return _is_named_as_image(path) or (_extension(path.name) not in _NO_PHOTO and _is_unnamed_photo(path))
 
 
 def is_read(path: Path) -> bool:
@@ -111,14 +109,14 @@ def is_read(path: Path) -> bool:
 
 
 def images_in_leftovers(folders: Iterable[Path]) -> list[Path]:
-    """The images in folders that a system or program made, sorted within each.
+    """The images in folders that a system or program made, by their names, sorted within each.
 
     Of a folder with more files than are looked at, the folder itself follows.
     """
     found: list[Path] = []
     for folder in folders:
         files = files_in_leftover(folder)
-        images = list(islice(filter(is_image, islice(files, MOST_LOOKED_AT)), MOST_COUNTED))
+        images = list(islice(filter(_is_named_as_image, islice(files, MOST_LOOKED_AT)), MOST_COUNTED))
         is_whole = not images or next(files, None) is None
         found += images if is_whole else [*images, folder]
     return found
@@ -163,6 +161,11 @@ def _extensions(paths: Sequence[Path]) -> str:
 
 def _extension(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def _is_named_as_image(path: Path) -> bool:
+    extension = _extension(placeholder_for(path.name) or path.name)
+    return extension in image_formats.EXTENSIONS or extension in image_formats.UNREAD_EXTENSIONS
 
 
 def _is_unnamed_photo(path: Path) -> bool:

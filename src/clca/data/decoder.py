@@ -24,7 +24,7 @@ from clca.data.image_formats import UnreadableImage
 from clca.data.images import Decoded, decode, read_bytes
 from clca.errors import ClcaError
 
-THUMBNAIL = 16
+THUMBNAIL = 32
 """Side of the thumbnail of an image, in pixels."""
 
 NOTES = ("profile", "profile_problem", "left_out", "dark")
@@ -119,13 +119,21 @@ def _pixels(decoded: Decoded, request: Mapping[str, Any]) -> Reply:
 
 def _inspect(decoded: Decoded, request: Mapping[str, Any]) -> Reply:
     reply, _ = _verify(decoded, request)
-    thumbnail = decoded.image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return {**reply, **{name: getattr(decoded, name) for name in NOTES}}, thumbnail.tobytes()
+    notes = {name: getattr(decoded, name) for name in NOTES}
+    return {**reply, **notes}, thumbnail_of(decoded.image).tobytes()
 
 
 def _verify(decoded: Decoded, request: Mapping[str, Any]) -> Reply:
     image = decoded.image
     return {"size": image.size, "kind": decoded.kind, "near_empty": is_near_empty(image)}, b""
+
+
+def thumbnail_of(image: Image.Image) -> Image.Image:
+    """The thumbnail by which duplicates are found.
+
+    Bilinear: its weights, unlike those of a box, do not change by leaps with the size of the image.
+    """
+    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
 
 
 def is_near_empty(image: Image.Image) -> bool:

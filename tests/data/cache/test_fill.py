@@ -1,11 +1,14 @@
 """The resized-image cache: the same bits, never a stale one, whole or not there, within its limits."""
 
 import errno
+import json
 import multiprocessing
 import os
 import pickle
 import random
+import struct
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -621,3 +624,39 @@ def test_where_it_is(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "clca" / "resized"
+
+
+def test_near_empty_images_are_known_also_once_they_are_cached(photos, cache, reads):
+    empty = [photos / "train" / f"class{label}" / "blank.png" for label in range(2)]
+    for path in empty:
+        Image.new("RGB", (60, 40), (0, 3, 0)).save(path)
+
+    first = use_cache([opened(photos)], progress=False)
+    del reads[:]
+    second = use_cache([opened(photos)], progress=False)
+    other = use_cache([opened(photos, "val")], progress=False)
+
+    assert sorted(first.near_empty) == sorted(second.near_empty) == empty
+    assert other.near_empty == []
+    assert not set(reads) & set(empty)
+
+
+def test_near_empty_images_stay_known_when_files_are_merged(photos, cache):
+    for number in range(12):  # more than are kept as files of their own
+        Image.new("RGB", (60, 40), (number, 0, 0)).save(photos / "train" / "class0" / f"blank{number}.png")
+        found = use_cache([opened(photos)], progress=False).near_empty
+        assert len(found) == number + 1
+    assert len(list(cache.glob("*.rows"))) < 12
+
+
+@pytest.mark.parametrize("value", ["x", [-1], [1.5], None, {}, [2**40]])
+def test_an_index_with_other_near_empty_rows_is_not_used(photos, cache, value):
+    use_cache([opened(photos)], progress=False)
+    (path,) = cache.glob("*.rows")
+    content = path.read_bytes()
+    start = content.index(b'{"format"')
+    index = {**json.loads(content[start:-20]), "near_empty": value}
+    text = json.dumps(index).encode()
+    path.write_bytes(content[:start] + text + struct.pack("<IQ8s", zlib.crc32(text), len(text), b"CLCAROWS"))
+
+    assert read_row_file(path) is None

@@ -2,20 +2,25 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from image_files import rgb_profile, tiff
 from PIL import Image
 from rich.console import Console
 
 from clca.cli.main import main
 from clca.data.checks.decode import Inspection, in_parallel, inspect_images
 from clca.data.checks.duplicates import _close_pairs, exact_duplicates, near_duplicates
-from clca.data.checks.report import check
+from clca.data.checks.report import CheckReport, Duplicates, check
 from clca.data.datasets import Leaves
 from clca.data.synthetic.leaves import write_leaves
 from clca.errors import ClcaError
+from clca.system.paths import shown
 
 LEAVES = Leaves(cultivars=3, images=8, size=96, split="all")
 
@@ -98,8 +103,8 @@ def test_names_are_shown_as_they_are(tmp_path):
 
     assert "\x1b" not in text
     for name in ("[bold]", ":smile:", r"red\x1b[31m"):
-        for shown in (f" {name} ", f"{name}/0{name}.png", f"{name}/bad{name}.png"):
-            assert shown in text
+        for part in (f" {name} ", f"{name}/0{name}.png", f"{name}/bad{name}.png"):
+            assert part in text
 
 
 def test_classes_are_compared(tmp_path):
@@ -232,3 +237,144 @@ def test_real_grains_are_all_readable(shared):
     assert report.unreadable == {}
     assert report.errors == []
     assert {split: sum(counts) for split, counts in report.counts.items()} == {"train": 400, "val": 80, "test": 320}
+
+
+def test_colour_profiles_are_counted_and_broken_ones_named(tmp_path):
+    leaf_set(tmp_path)
+    for number, icc in enumerate(
+        (rgb_profile("Display P3"), rgb_profile("Display P3"), rgb_profile("sRGB"), b"broken")
+    ):
+        LEAVES.image(number).save(tmp_path / "train" / "a" / f"{number}.png", icc_profile=icc)
+    LEAVES.image(9).save(
+        tmp_path / "train" / "b" / "9.png", icc_profile=rgb_profile("Display P3", "My\x1b[31m scanner")
+    )
+
+    report = check(tmp_path)
+
+    assert report.profiles == {"sRGB or none": 20, "Display P3": 2, r"My\x1b[31m scanner": 1}
+    assert report.bad_profiles == {"train/a/3.png": "cannot be read"}
+    assert report.errors == []
+    mixed, broken = report.warnings
+    assert mixed.startswith(
+        r"the images have 3 colour profiles (sRGB or none 20, Display P3 2, My\x1b[31m scanner 1): all are converted"
+    )
+    assert broken == (
+        "1 image(s) have a colour profile that cannot be used and is ignored (it cannot be read 1): train/a/3.png"
+    )
+    text = rendered(report)
+    assert "\x1b" not in text
+    assert "Display P3 2" in text
+    assert "Colour profiles that cannot be used" in text
+
+
+@pytest.mark.parametrize("icc", [rgb_profile("Display P3"), None])
+def test_one_profile_alone_is_no_warning(tmp_path, icc):
+    leaf_set(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).save(path, icc_profile=icc)
+    (tmp_path / "train" / "a" / "0.png").write_bytes((tmp_path / "train" / "a" / "0.png").read_bytes())
+
+    report = check(tmp_path)
+
+    assert report.profiles == {"Display P3" if icc else "sRGB or none": 24}
+    assert report.warnings == []
+
+
+def test_sensor_files_are_reported_with_the_right_reason(tmp_path):
+    leaf_set(tmp_path)
+    leaf = np.asarray(LEAVES.image(0).resize((48, 48)))
+    nir = np.asarray(LEAVES.image(1).convert("L").resize((48, 48)))[..., None]
+    folder = tmp_path / "train" / "a"
+    (folder / "twelve.tif").write_bytes(tiff(leaf.astype(np.uint16) << 4))
+    (folder / "fourteen.tif").write_bytes(tiff(np.flipud(leaf).astype(np.uint16) << 6))
+    (folder / "nir.tif").write_bytes(tiff(np.concatenate([np.fliplr(leaf), nir], axis=2), extra=(2,)))
+    (folder / "five.tif").write_bytes(tiff(np.concatenate([leaf, nir, nir], axis=2), photometric=1, extra=(0,) * 4))
+
+    report = check(tmp_path)
+
+    assert "has 5 bands of 8-bit integer values" in report.unreadable["train/a/five.tif"]
+    assert "no known format" not in report.unreadable["train/a/five.tif"]
+    assert report.near_empty == ["train/a/twelve.tif"]
+    assert set(report.dark) == {"train/a/twelve.tif", "train/a/fourteen.tif"}
+    assert "as if 12 bits were stored in 16" in report.dark["train/a/twelve.tif"]
+    assert set(report.left_out) == {"train/a/nir.tif"}
+    for part in (
+        "have bands that are not read: train/a/nir.tif",
+        "2 image(s) are too dark",
+        "1 image(s) are nearly empty",
+    ):
+        assert sum(part in line for line in report.warnings) == 1
+    text = rendered(report)
+    assert "train/a/twelve.tif" in text
+    assert "as if 12 bits were stored in 16: multiply the values by 16" in text
+    assert "as if 14 bits were stored in 16: multiply the values by 4" in text
+
+
+LONG = "x" * 150
+NAMES = [
+    "plain.png",
+    f"{LONG}.png",
+    "two\nlines.png",
+    "bell\x07 and \x1b[31mred.png",
+    "tab\there.png",
+    r"back\nslash.png",
+    "caf\u2028e.png",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_files_of_a_duplicate_are_named_whole_in_a_pipe(tmp_path, name):
+    """What `clca data check photos > report.txt` writes, or a pipe to another program."""
+    leaf_set(tmp_path / "photos")
+    folder = tmp_path / "photos" / "train" / "a"
+    (folder / f"copy of {name}").write_bytes((folder / "0.png").read_bytes())
+    (folder / f"empty {name}").touch()
+    program = [sys.executable, "-m", "clca", "data", "check", str(tmp_path / "photos")]
+
+    out = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}).stdout
+
+    escaped = shown(name)
+    rows = [line.strip("│ ").split("│")[0].strip() for line in out.splitlines() if line.startswith("│")]
+    assert "train/a/0.png" in rows
+    assert f"train/a/copy of {escaped}" in rows
+    assert f"train/a/empty {escaped}" in rows
+    assert f"error: 1 file(s) cannot be read: train/a/empty {escaped}" in out.splitlines()
+    assert not any(character in out for character in "\x07\x1b\t\u2028")
+    if "\n" not in name and "\\" not in name:
+        assert r"\n" not in out
+
+
+def many_copies() -> CheckReport:
+    report = check_report_of_nothing()
+    copies = [
+        Duplicates(paths=[f"a/{LONG}{i}-{j}.png" for j in range(9)], exact=True, splits=["train"], classes=["a"])
+        for i in range(30)
+    ]
+    unreadable = {f"b/{LONG}{i}.png": "the file is empty (0 bytes)" for i in range(30)}
+    return report.model_copy(update={"duplicates": copies, "unreadable": unreadable})
+
+
+def check_report_of_nothing() -> CheckReport:
+    fields = {"root": "photos", "source": "folder", "classes": ["a", "b"], "counts": {"train": [4, 4]}, "sizes": {}}
+    empty = {name: {} for name in ("kinds", "profiles", "bad_profiles", "unreadable", "left_out", "dark")}
+    return CheckReport(**fields, **empty, near_empty=[], duplicates=[], errors=[], warnings=[])
+
+
+def test_in_a_pipe_every_duplicate_and_unreadable_file_is_named():
+    report, out = many_copies(), io.StringIO()
+
+    report.render(Console(file=out, width=80))
+
+    lines = out.getvalue().splitlines()
+    for path in (*report.unreadable, *(path for group in report.duplicates for path in group.paths)):
+        assert sum(line.strip("│ ").split("│")[0].strip() == path for line in lines) == 1
+    assert "…" not in out.getvalue()
+
+
+def test_on_a_terminal_long_lists_say_how_much_is_left_out():
+    out = io.StringIO()
+    many_copies().render(Console(file=out, width=200, force_terminal=True, color_system=None))
+
+    assert "Unreadable files (the first 20 of 30)" in out.getvalue()
+    assert "Same image more than once (the first 20 of 30)" in out.getvalue()
+    assert out.getvalue().count("… and 3 more") == 20

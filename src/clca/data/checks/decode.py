@@ -44,7 +44,7 @@ class Inspection:
         size: Width and height in pixels, upright.
         kind: Format and mode, as in "JPEG RGB".
         digest: SHA-256 of the file's bytes.
-        thumbnail: Mean colours of 16 × 16 cells, [16, 16, 3] uint8.
+        thumbnail: Mean colours of 32 × 32 cells, [32, 32, 3] uint8.
         near_empty: Whether almost all pixels have the median colour of the image.
         profile: Name of the colour profile that it was converted from; None for sRGB or none.
         profile_problem: Why its colour profile was ignored, in words that follow "its colour profile".

@@ -8,24 +8,25 @@ from numpy.typing import NDArray
 
 from clca.data.checks.decode import Inspection
 
-# Two images are the same if their thumbnails of 16 × 16 colours pass two tests.
+# Two images are the same if their thumbnails pass two tests.
 #
-# The first, quick one is the root mean square difference in levels, after subtracting the mean of each. Measured on 400
-# leaves and 800 grains photographed on plain backgrounds and 240 synthetic leaves: the same image saved again at JPEG
-# quality 50, at half the size, or 5 % brighter differs by at most 4.0, and after all three by 4.3; two different images
-# differ by at least 7.8. (Difference hashes do not separate the two: on a plain background their bits are noise.)
+# The first, quick one is the root mean square difference of 16 × 16 colours in levels, after subtracting the mean of
+# each. Measured on 400 leaves and 800 grains photographed on plain backgrounds and 240 synthetic leaves: the same image
+# saved again at JPEG quality 50, at half the size, or 5 % brighter differs by at most 4.0, and by 4.2 after all three;
+# two different images differ by at least 7.5. (Difference hashes do not separate the two: on a plain background their
+# bits are noise.)
 #
-# But a small seed in two colours passes this test too. The second test first makes up for other brightness, highlights
-# that it clips, and the shift of a plain background by JPEG, and then compares what is left with the contrast of the
-# image, so that a small object counts as much as a large one. As a multiple of what is allowed below, the same images
-# differ by at most 0.48 after one change (0.88 after all three), different ones by at least 2.17. Of 620 seeds in eight
-# coat colours, drawn on plain backgrounds of 224 or 512 pixels and 6 to 67 % as wide as these, every copy at half the
-# size or 5 % brighter counts as the same, and 99 % of those at JPEG quality 50. Of 2100 pairs in two coat colours, 62
-# count as the same, 46 of them in two browns that differ by ten levels.
+# But a small seed in two colours passes this test too. The second one, of 32 × 32 colours, first makes up for other
+# brightness, highlights that it clips, and the shift of a plain background by JPEG. It then compares what is left with
+# the contrast of the image, so that a small object counts as much as a large one. As a multiple of what is allowed
+# below, the same image differs by at most 0.58 after one change (photographs 0.36; 0.50 after all three, and synthetic
+# leaves 1.11), two different ones by at least 2.5. Of seeds in eight coat colours, drawn on plain backgrounds of 224 or
+# 512 pixels and 6 to 67 % as wide as these, 1859 of 1860 copies with one change count as the same; of 2100 pairs in two
+# coat colours, 51 do, 49 of them in two browns that differ by ten levels.
 LEVELS = 5.0
-_NOISE = 0.7  # levels that may differ whatever the contrast
+_NOISE = 0.75  # levels that may differ whatever the contrast
 _OF_CONTRAST = 0.07  # part of the contrast that may differ
-_GAIN = 1.1  # largest ratio of brightness
+_GAIN = 1.06  # largest ratio of brightness
 _SHIFT = 2  # largest shift of the background in levels
 _CLIPPED = 250  # a cell above this may contain clipped pixels
 
@@ -53,7 +54,9 @@ def near_duplicates(images: Sequence[Inspection], levels: float = LEVELS) -> lis
     chosen = [position for position in sorted(first_of.values()) if not images[position].near_empty]
     if len(chosen) < 2:
         return []
-    thumbnails = np.stack([images[position].thumbnail.ravel() for position in chosen])
+    fine = np.stack([images[position].thumbnail for position in chosen])
+    thumbnails = fine.reshape(len(fine), -1, 3)
+    coarse = _halved(fine).reshape(len(fine), -1)
     leader = list(range(len(chosen)))
 
     def find(i: int) -> int:
@@ -62,7 +65,7 @@ def near_duplicates(images: Sequence[Inspection], levels: float = LEVELS) -> lis
             i = leader[i]
         return i
 
-    for one, other in _close_pairs(thumbnails, levels):
+    for one, other in _close_pairs(coarse, levels):
         same = _are_same(thumbnails, one, other)
         for i, j in zip(one[same].tolist(), other[same].tolist(), strict=True):
             leader[find(j)] = find(i)
@@ -70,6 +73,13 @@ def near_duplicates(images: Sequence[Inspection], levels: float = LEVELS) -> lis
     for i, position in enumerate(chosen):
         groups[find(i)].append(position)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _halved(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Thumbnails [images, 2 h, 2 w, 3] at half the size, as means of 2 × 2 cells."""
+    count, height, width, channels = thumbnails.shape
+    cells = thumbnails.reshape(count, height // 2, 2, width // 2, 2, channels)
+    return np.round(cells.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 def _close_pairs(thumbnails: NDArray[np.uint8], most: float) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -93,21 +103,24 @@ def _are_same(thumbnails: NDArray[np.uint8], one: NDArray[np.intp], other: NDArr
 
 
 def _compare(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether the thumbnails [pairs, cells × 3] are of the same image."""
-    swapped = one.mean(axis=1) > other.mean(axis=1)
-    dark = np.where(swapped[:, None], other, one).astype(np.float32)
-    bright = np.where(swapped[:, None], one, other).astype(np.float32)
+    """Whether the thumbnails [pairs, cells, 3] are of the same image."""
+    return _difference(one, other) <= 1
+
+
+def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The root mean square difference of thumbnails [pairs, cells, 3], as a multiple of what is allowed."""
+    swapped = (one.mean(axis=(1, 2)) > other.mean(axis=(1, 2)))[:, None, None]
+    dark = np.where(swapped, other, one).astype(np.float32)
+    bright = np.where(swapped, one, other).astype(np.float32)
     unclipped = (dark < _CLIPPED) & (bright < _CLIPPED)
-    energy = (dark**2).sum(axis=1, where=unclipped)
-    gain = np.where(energy > 0, (dark * bright).sum(axis=1, where=unclipped) / np.maximum(energy, 1), 1)
-    brightened = np.minimum(dark * np.clip(gain, 1 / _GAIN, _GAIN)[:, None], 255)
-    difference = (bright - brightened).reshape(len(one), -1, 3)
+    energy = (dark**2).sum(axis=(1, 2), where=unclipped)
+    gain = np.where(energy > 0, (dark * bright).sum(axis=(1, 2), where=unclipped) / np.maximum(energy, 1), 1)
+    difference = bright - np.minimum(dark * np.clip(gain, 1 / _GAIN, _GAIN)[:, None, None], 255)
     difference -= np.clip(np.median(difference, axis=1, keepdims=True), -_SHIFT, _SHIFT)
     allowed = _NOISE**2 + _OF_CONTRAST**2 * np.minimum(_contrast(dark), _contrast(bright))
-    return (difference**2).mean(axis=(1, 2)) <= allowed
+    return np.sqrt((difference**2).mean(axis=(1, 2)) / allowed)
 
 
 def _contrast(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean square difference of the cells from the median colour of each thumbnail."""
-    cells = thumbnails.reshape(len(thumbnails), -1, 3)
-    return ((cells - np.median(cells, axis=1, keepdims=True)) ** 2).mean(axis=(1, 2))
+    return ((thumbnails - np.median(thumbnails, axis=1, keepdims=True)) ** 2).mean(axis=(1, 2))

@@ -1,12 +1,16 @@
 """HEIC and raw photographs: upright, in sRGB, from their content alone; and one line if the extra is missing."""
 
 import io
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import converted, dng, linear_to_srgb, rgb_profile
 from PIL import Image
 
@@ -34,6 +38,12 @@ def heic(image: Image.Image, exif: Image.Exif | None = None) -> bytes:
         written[0].info["exif"] = exif.tobytes()  # from which it writes the rotation
     written.save(buffer, quality=100, chroma=444)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    with Decoders(1) as started:
+        yield started
 
 
 def levels(content: bytes) -> np.ndarray:
@@ -156,6 +166,43 @@ def test_raw_that_libraw_does_not_read_is_one_line(content):
         decode(content)
     assert "\n" not in str(caught.value)
     assert "raw photograph" in str(caught.value) or "damaged" in str(caught.value)
+
+
+@needs_raw
+def test_a_truncated_raw_photograph_is_refused():
+    content = dng()
+    for cut in (1000, 3000, 6000):
+        with pytest.raises(UnreadableImage, match="is a raw photograph that is damaged or truncated"):
+            decode(content[:-cut])
+
+
+@needs_raw
+def test_a_raw_header_cannot_claim_much():
+    content = dng()
+    for size, message in (
+        ((60000, 60000), "over the limit of 170 million pixels"),
+        ((9000, 9000), "damaged or truncated"),
+    ):
+        claimed = content
+        for tag, true, false in ((256, 64, size[0]), (257, 48, size[1])):
+            claimed = claimed.replace(struct.pack("<HHII", tag, 4, 1, true), struct.pack("<HHII", tag, 4, 1, false))
+        with Decoders(1) as decoders, pytest.raises(UnreadableImage, match=message):
+            decoders.image(claimed)
+
+
+@needs_raw
+@settings(max_examples=60, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=5))
+def test_any_damage_to_a_raw_header_gives_a_picture_or_one_line(decoders, changes):
+    damaged = bytearray(dng())
+    for place, value in changes:
+        damaged[place] = value
+    try:
+        image, _ = decoders.image(bytes(damaged))  # LibRaw is written in C
+    except UnreadableImage as error:
+        assert "\n" not in str(error)  # noqa: PT017 (either is right)
+    else:
+        assert image.mode == "RGB"
 
 
 # -- both --------------------------------------------------------------------------------------------------------------

@@ -48,4 +48,7 @@ def develop(data: bytes, check_size: Callable[[int, int], None]) -> Image.Image:
         raise UnreadableImage(
             "is a raw photograph of a kind that LibRaw does not read: convert it to JPEG", "not_an_image"
         ) from None
-    return Image.fromarray(pixels)
+    except rawpy.LibRawError:
+        raise UnreadableImage("is a raw photograph that is damaged or truncated: copy it again", "damaged") from None
+    colours = pixels if pixels.shape[2] == 3 else pixels[..., 0]  # of a monochrome sensor
+    return Image.fromarray(colours).convert("RGB")

@@ -12,6 +12,8 @@ from clca.cli.parsing import parse
 class Check(Arguments):
     """Read every image of a data set: classes, counts, sizes, and unreadable, near-empty or duplicate images.
 
+    It also reports colour profiles that differ or cannot be read, bands that are not read, and very dark images.
+
     The exit code is 1 if something has to be fixed before training.
 
     Examples:

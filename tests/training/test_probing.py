@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 
 import clca
 from clca.cli import main as cli
+from clca.data.cache import fill
 from clca.errors import ClcaError
 from clca.evaluation import evaluate
 from clca.models.config import ModelConfig
@@ -136,6 +137,19 @@ def test_a_signal_ends_a_pass_and_the_same_run_continues(
     resumed = train(quick(make_config, out=tmp_path / "run", **settings), quiet=True)
     whole = train(quick(make_config, out=tmp_path / "whole", cache=False, **settings), quiet=True)
     assert resumed.train == whole.train
+
+
+def test_features_of_images_that_were_read_differently_are_computed_anew(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(quick(make_config, out=tmp_path / "first", val_split="none"), quiet=True)
+    monkeypatch.setattr(fill, "READER_VERSION", fill.READER_VERSION + 1)
+    forward, computed = TokenReducedViT.forward_features, []
+    monkeypatch.setattr(
+        TokenReducedViT, "forward_features", lambda self, x: (computed.append(len(x)), forward(self, x))[1]
+    )
+    train(quick(make_config, out=tmp_path / "second", val_split="none"), quiet=True)
+    assert computed
 
 
 def test_features_are_listed_limited_and_cleared(

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Subset
 
+from clca.data.cache.fill import reader_versions
 from clca.data.cache.limits import FEATURES, beside_cache, free_features
 from clca.data.transforms import Normalization
 from clca.errors import WorkError
@@ -153,7 +154,8 @@ def _digest(model: TokenReducedViT, images: Any, accelerator: Accelerator, view:
     """Of all that the features follow from; changed images are noticed by their size or time of modification."""
     digest = hashlib.sha256()
     settings = model.config.model_dump(mode="json", exclude={"num_classes", "cla_head", "cla_width", "keep_rates"})
-    found = [version("clca"), version("torch"), version("timm"), accelerator.mixed_precision, accelerator.device.type]
+    versions = [version("clca"), version("torch"), version("timm"), reader_versions()]
+    found = [*versions, accelerator.mixed_precision, accelerator.device.type]
     digest.update(
         json.dumps([settings, model.preprocess, found, repr(images.transform), view], sort_keys=True).encode()
     )

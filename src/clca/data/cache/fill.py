@@ -299,17 +299,20 @@ class _Filler:
 
 def reader_settings(resize: SquareResize) -> dict[str, Any]:
     """Everything but the image itself that determines the pixels of a resized image."""
-    decoders = {name: features.version(name) for name in ("jpg", "libtiff", "webp", "avif", "littlecms2") if _has(name)}
-    decoders |= {module: version(module.replace("_", "-")) for name, module in PLUGINS.items() if has_plugin(name)}
     return {
-        "reading": READER_VERSION,
+        **reader_versions(),
         "resize": [resize.size, resize.size],
         "interpolation": resize.interpolation,
         "antialias": True,
-        "pillow": version("pillow"),
         "torchvision": version("torchvision"),
-        "decoders": decoders,
     }
+
+
+def reader_versions() -> dict[str, Any]:
+    """Versions of everything that decodes an image and converts its colours."""
+    decoders = {name: features.version(name) for name in ("jpg", "libtiff", "webp", "avif", "littlecms2") if _has(name)}
+    decoders |= {module: version(module.replace("_", "-")) for name, module in PLUGINS.items() if has_plugin(name)}
+    return {"reading": READER_VERSION, "pillow": version("pillow"), "decoders": decoders}
 
 
 def _has(feature: str) -> bool:

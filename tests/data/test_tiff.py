@@ -51,6 +51,7 @@ def test_near_infrared_marked_as_transparency_hides_nothing(kind, extra, planar)
 BANDS = {
     "dark soil around the leaf": np.where(LEAF, 180, 3).astype(np.uint8) + (ROWS[..., None] % 30).astype(np.uint8),
     "12 of 16 bits": (NIR // 16).astype(np.uint8),
+    "empty but for one pixel": np.where((ROWS == 5) & (COLUMNS == 5), 255, 0).astype(np.uint8)[..., None],
     "empty": np.zeros_like(NIR),
     "the same everywhere": np.full_like(NIR, 128),
 }
@@ -61,6 +62,17 @@ def test_what_no_mask_can_be_is_no_transparency(band):
     content = tiff(np.concatenate([RGB, band], axis=2), extra=(2,))
 
     assert np.array_equal(levels(content), RGB)
+
+
+def test_a_second_band_beside_grey_hides_nothing_either():
+    grey = GREY[..., None].astype(np.uint8)
+
+    found = decode(tiff(np.concatenate([grey, NIR], axis=2), photometric=1, extra=(2,)))
+    masked = levels(tiff(np.concatenate([grey, MASK], axis=2), photometric=1, extra=(2,)))
+
+    assert np.array_equal(np.asarray(found.image), np.repeat(grey, 3, axis=2))
+    assert str(found.left_out).startswith("has 2 bands; the second, although marked as transparency, is no mask")
+    assert np.array_equal(masked, np.where(MASK > 0, np.repeat(grey, 3, axis=2), 255))
 
 
 def soft(mask: np.ndarray) -> np.ndarray:

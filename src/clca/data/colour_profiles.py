@@ -5,8 +5,8 @@ P3, Adobe RGB, ProPhoto), for which all intents are the same and colours outside
 tables (presses, scanners).
 
 A profile counts as sRGB if the conversion would change no colour by more than two levels; the pixels are then left
-exactly as they are. Only ICC profiles count: the colour chunks of PNG (gAMA, cHRM, cICP) and the colour codes of AVIF
-and HEIF (nclx) are ignored, as is the colour space in EXIF data.
+exactly as they are. Only ICC profiles count, in all formats but BMP and GIF: the colour chunks of PNG (gAMA, cHRM,
+cICP) and the colour codes of AVIF and HEIF (nclx) are ignored, as is the colour space in EXIF data.
 """
 
 from __future__ import annotations

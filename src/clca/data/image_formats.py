@@ -43,13 +43,13 @@ _PILLOW_EXTENSIONS = frozenset(
         *(".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
     }
 )
-_RAW = "3fr arw cr2 cr3 crw dng erf iiq kdc mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+_RAW = "3fr arw cr2 cr3 crw dng erf iiq kdc mrw nef nrw orf pef raf rw2 rwl sr2 srf srw x3f"
 PLUGIN_EXTENSIONS = {
     "HEIF": frozenset({".heic", ".heics", ".heif", ".hif"}),
     RAW: frozenset(f".{extension}" for extension in _RAW.split()),
 }
 """File name extensions, in lower case, of the formats in `PLUGINS`."""
-_OTHER = "svg svgz eps psd psb xcf ico icns tga j2k jpx jxl jxr hdp wdp exr hdr pcx sgi"
+_OTHER = "raw svg svgz eps psd psb xcf ico icns tga j2k jpx jxl jxr hdp wdp exr hdr pcx sgi"
 
 
 def has_plugin(name: str) -> bool:

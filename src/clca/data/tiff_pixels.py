@@ -13,6 +13,7 @@ from clca.data.tiff import white_level, why_unsupported
 
 _PLANAR, _SEPARATE = TiffImagePlugin.PLANAR_CONFIGURATION, 2
 _EDGE = 0.02  # a pixel whose opacity is within this of 0 or 1 counts as transparent or opaque
+_LEAST_OPAQUE = 0.001  # share of opaque pixels in a mask; a sensor has fewer saturated ones
 _MOST_PARTIAL = 0.25  # share of half-transparent pixels in a mask: the soft edge of a leaf or grain
 _BITS_OF_TWO_BYTES = ";16"
 
@@ -39,15 +40,16 @@ def load_tiff(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, 
         image.load()
         pixels = image
     left_out = None
-    if pixels.mode == "RGBA" and not _is_transparency(np.asarray(pixels.getchannel("A"))):
+    if pixels.mode in ("RGBA", "LA") and not _is_transparency(np.asarray(pixels.getchannel("A"))):
         if _divided_by_libtiff(image):
             what = "of which one is marked as transparency and is none: convert it to an RGB image of the other three"
             raise UnreadableImage(f"is a TIFF that has {bands} bands, {what}", "not_an_image")
-        pixels = pixels.convert("RGB")
+        last, read = ("second", "grey is") if pixels.mode == "LA" else ("fourth", "red, green and blue are")
         left_out = (
-            f"has {bands} bands; the fourth, although marked as transparency, is no mask but an image, such as near "
-            "infrared: only red, green and blue are read"
+            f"has {bands} bands; the {last}, although marked as transparency, is no mask but an image, such as near "
+            f"infrared: only {read} read"
         )
+        pixels = pixels.convert(pixels.mode[:-1])
     elif bands > len(pixels.getbands()) and pixels.mode in ("RGB", "RGBA"):
         left_out = f"has {bands} bands, of which only red, green and blue are read"
     if premultiplied and pixels.mode == "RGBA":
@@ -114,7 +116,8 @@ def _is_transparency(alpha: NDArray[np.uint8]) -> bool:
     A mask is opaque somewhere, and elsewhere transparent or opaque but for soft edges.
     """
     low, high = 255 * _EDGE, 255 * (1 - _EDGE)
-    return bool(alpha.max() > high and np.mean((alpha > low) & (alpha < high)) <= _MOST_PARTIAL)
+    partial = (alpha > low) & (alpha < high)
+    return bool(np.mean(alpha >= high) >= _LEAST_OPAQUE and np.mean(partial) <= _MOST_PARTIAL)
 
 
 def _rawmode(tile: ImageFile._Tile) -> str:

@@ -105,7 +105,7 @@ def test_bands_beyond_the_colours_are_left_out_and_reported(kind):
 
 @pytest.mark.parametrize("kind", UNIT)
 @pytest.mark.parametrize(("bands", "photometric"), [(5, 1), (5, 2), (8, 1), (10, 2), (4, 1), (3, 1), (2, 1)])
-def test_other_numbers_of_bands_are_named(bands, photometric, kind):
+def test_other_numbers_of_bands_are_named(bands, photometric, kind, caplog):
     stack = np.concatenate([RGB, NIR, NIR, NIR, NIR, NIR, NIR, NIR], axis=2)[..., :bands].astype(kind)
     content = tiff(stack, photometric=photometric, extra=(0,) * (bands - (3 if photometric == 2 else 1)))
     if (bands, photometric, kind) == (5, 2, np.uint8):  # Pillow reads the colours of these
@@ -116,6 +116,7 @@ def test_other_numbers_of_bands_are_named(bands, photometric, kind):
 
     assert f"has {bands} bands of {np.dtype(kind).itemsize * 8}-bit integer values" in message
     assert "convert it to an RGB image" in message
+    assert caplog.messages == []  # Pillow would write to stderr
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -228,6 +229,12 @@ def test_big_and_compressed_files_are_read(options):
     Image.fromarray(RGB).save(buffer, "TIFF", **options)
 
     assert np.array_equal(levels(buffer.getvalue()), RGB)
+
+
+def test_eight_bits_stored_in_sixteen_are_reported():
+    for pixels, photometric in ((RGB, 2), (GREY, 1)):
+        found = decode(tiff(pixels.astype(np.uint16), photometric=photometric))
+        assert "as if 8 bits were stored in 16: multiply the values by 256" in str(found.dark)
 
 
 def test_a_dark_png_is_reported_too():

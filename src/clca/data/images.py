@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from clca.data.image_bounds import LimitedReader, Sanitized, orientation_of, sanitized, too_many_pixels
 from clca.data.image_formats import EXTENSIONS, HEAD, RAW, UnreadableImage, format_of, has_plugin
-from clca.data.tiff import ORIENTATION, is_raw, white_level, why_unsupported
+from clca.data.tiff import ORIENTATION, band_count, is_raw, white_level, why_unsupported
 from clca.errors import ClcaError, reason
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "decode_image", "read_image", "read_with_format"]
@@ -174,6 +174,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
         if kind == RAW:
             return _developed(data, max_pixels)
         safe = sanitized(data, kind, max_pixels)
+        if kind == "TIFF" and band_count(data) > TiffImagePlugin.MAX_SAMPLESPERPIXEL:
+            raise UnidentifiedImageError  # as Pillow does, which would also write this to stderr
         if kind == "HEIF" and has_plugin(kind):
             return _decoded_heif(safe, max_pixels)
         return _decoded(safe, data, kind, max_pixels)
@@ -367,7 +369,7 @@ def _deep_pixels(image: Image.Image, pixels: Image.Image) -> tuple[Image.Image, 
     if not pixels.mode.startswith("I"):
         extrema: Any = pixels.convert("RGB").getextrema()
         largest = max(high for _, high in extrema)
-        return pixels, _why_dark(largest << 8 | 255 if largest else 0)
+        return pixels, _why_dark(largest << 8 | 255)
     values = np.asarray(pixels)
     if values.min() < 0:
         raise UnreadableImage("negative or 32-bit pixels have no standard range: save it as 8-bit RGB", "damaged")

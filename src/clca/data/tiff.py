@@ -115,15 +115,20 @@ def is_raw(data: bytes) -> bool:
     return False
 
 
+def band_count(data: bytes) -> int:
+    """The number of bands of a TIFF."""
+    found = _first_values(data, (_SAMPLES, _BITS))
+    return (found.get(_SAMPLES) or [len(found.get(_BITS) or [1])])[0]
+
+
 def why_unsupported(data: bytes) -> str | None:
     """Say which bands and values a TIFF has that is not read; None if these are not the reason.
 
     Args:
         data: A file that Pillow does not read.
     """
-    found = _first_values(data, (_PHOTOMETRIC, _SAMPLES, _BITS, _SAMPLE_FORMAT))
-    bits = (found.get(_BITS) or [1])[0]
-    bands = (found.get(_SAMPLES) or [len(found.get(_BITS) or [1])])[0]
+    found = _first_values(data, (_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT))
+    bits, bands = (found.get(_BITS) or [1])[0], band_count(data)
     form = (found.get(_SAMPLE_FORMAT) or [1])[0]
     colours = (found.get(_PHOTOMETRIC) or [0])[0]
     values = f"{bits}-bit {'signed ' if form == _SIGNED else ''}{'floating-point' if form == _FLOATING else 'integer'}"

@@ -154,9 +154,10 @@ def steps(preprocess: dict[str, Any]) -> list[str]:
     )
     mean, std = (", ".join(f"{value:g}" for value in preprocess[name]) for name in ("mean", "std"))
     return [
-        "Decode to 8-bit RGB (sRGB values as stored; 16-bit grey becomes round(value / 257), of 16-bit colour and of "
-        "16-bit grey with transparency the higher byte is taken); turn it upright by its EXIF orientation; lay "
-        "transparency on white, rounded to 8 bits.",
+        "Decode to 8-bit RGB (16-bit grey becomes round(value / 257), of 16-bit colour and of 16-bit grey with "
+        "transparency the higher byte is taken); convert it from an embedded ICC profile to sRGB with perceptual "
+        "intent and black point compensation, otherwise leave the values as stored; turn it upright by its EXIF "
+        "orientation; lay transparency on white, rounded to 8 bits.",
         f"{resize}: {how}, antialiased as Pillow's Image.resize does when it shrinks (bicubic with a = -0.5), "
         "rounded to 8 bits.",
         f"Cut out the central {size} × {size} pixels: the first column kept is (width - {size}) / 2, the first row "

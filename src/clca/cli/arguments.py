@@ -28,12 +28,14 @@ class Spelling:
         positional: Given by its place, not by a flag.
         only_on: A switch without its `--no-` form.
         repeated: May be given several times, with one value each.
+        flag: The flag, where it is not the name of the field.
     """
 
     metavar: str | None = None
     positional: bool = False
     only_on: bool = False
     repeated: bool = False
+    flag: str | None = None
 
 
 Switch = Annotated[bool, Spelling(only_on=True)]
@@ -75,7 +77,9 @@ class Argument:
     @property
     def flag(self) -> str:
         """`--keep-rate`, or the metavar of a positional argument."""
-        return self.metavar if self.spelling.positional else f"--{self.name.replace('_', '-')}"
+        if self.spelling.positional:
+            return self.metavar
+        return self.spelling.flag or f"--{self.name.replace('_', '-')}"
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -114,7 +118,8 @@ _METAVARS = {
     "img_size": "PIXELS", "img_sizes": "PIXELS", "keep_rate": "RATE", "keep_rates": "RATE", "locations": "BLOCK",
     "model": "NAME", "models": "MODEL", "modes": "MODE", "only": "AXIS=VALUES", "out": "FOLDER",
     "precisions": "PRECISION", "ray_address": "ADDRESS", "reduction": "NAME", "reductions": "NAME", "resume": "RUN",
-    "shard": "PART/PARTS", "size": "PIXELS", "source": "NAME", "sweep": "RATE", "token_file": "FILE",
+    "shard": "PART/PARTS", "size": "PIXELS", "source": "NAME", "start_from": "RUN",
+    "sweep": "RATE", "token_file": "FILE",
     "weights": "FILE", "words": "FOLDER",
 }  # fmt: skip
 """What stands for a value of these arguments; for others it follows from the type."""

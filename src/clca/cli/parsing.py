@@ -107,15 +107,17 @@ def _parser(options: Iterable[Argument]) -> argparse.ArgumentParser:
     )
     for option in options:
         if option.spelling.only_on:
-            parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS)
+            parser.add_argument(option.flag, action="store_true", dest=option.name, default=argparse.SUPPRESS)
         elif option.is_switch:
-            parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+            parser.add_argument(
+                option.flag, action=argparse.BooleanOptionalAction, dest=option.name, default=argparse.SUPPRESS
+            )
         elif option.spelling.repeated:
-            parser.add_argument(option.flag, action="append")
+            parser.add_argument(option.flag, action="append", dest=option.name)
         elif option.takes_several:
-            parser.add_argument(option.flag, action=_Several, nargs="+")
+            parser.add_argument(option.flag, action=_Several, nargs="+", dest=option.name)
         else:
-            parser.add_argument(option.flag)
+            parser.add_argument(option.flag, dest=option.name)
     return parser
 
 

@@ -33,6 +33,7 @@ from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, warn_of_cache
 from clca.training.run_folder import RunFolder
+from clca.training.start_from import recorded_classes
 from clca.training.validation import InferenceResult, run_inference
 
 ROWS_SHOWN = 30
@@ -48,6 +49,27 @@ class ClassResult:
     precision: float
     recall: float
     f1: float
+
+
+@dataclass(frozen=True)
+class ClassGroup:
+    """The classes that a run knew from the one that it started from, or those that it added.
+
+    Attributes:
+        classes: How many classes with images.
+        images: Their images.
+        top1: Share of these classified correctly, 0 … 1; None without images.
+    """
+
+    classes: int
+    images: int
+    top1: float | None
+
+    def __str__(self) -> str:
+        if self.top1 is None:
+            return "no images"
+        images, classes = "" if self.images == 1 else "s", "" if self.classes == 1 else "es"
+        return f"top-1 {self.top1:.1%} ({self.images} image{images} of {self.classes} class{classes})"
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,7 @@ class Evaluation:
         judged: Which images are judged and which not, in one line.
         trained_on: How many of the images the model was trained on, as far as is known.
         answers: The answer for each image.
+        known, new: Of a run that started from another one (`--from`): the classes of that, and those that it added.
     """
 
     data: str
@@ -97,6 +120,12 @@ class Evaluation:
     judged: str = ""
     trained_on: int = 0
     answers: Answers | None = None
+    known: ClassGroup | None = None
+    new: ClassGroup | None = None
+
+    def known_and_new(self) -> str:
+        """One line that compares the classes that the run knew with those that it added."""
+        return f"known classes: {self.known}; new classes: {self.new}"
 
     def summary(self) -> dict[str, Any]:
         """The content of `evaluation.json`."""
@@ -104,7 +133,9 @@ class Evaluation:
         more = ("computed_gmacs", "keep_rate", "images_per_second", "device", "precision", "fingerprint")
         found = {name: getattr(self, name) for name in (*names, *more, "judged", "trained_on")}
         errors = self.answers.label_errors if self.answers is not None else None
-        return found | {"label_errors": len(errors.images) if errors is not None else None}
+        found["label_errors"] = len(errors.images) if errors is not None else None
+        groups = {"known": self.known, "new": self.new} if self.known is not None and self.new is not None else {}
+        return found | {name: dict(vars(group)) for name, group in groups.items()}
 
     def render(self, console: Console) -> None:
         """Print the numbers, the class table (the worst classes if there are many) and what the model mistakes."""
@@ -117,6 +148,8 @@ class Evaluation:
         ]
         title = shown(f"{self.split} of {self.data}: {self.images} images")
         Table([words("")] * 4, rows, title=title, headings=False).render(console)
+        if self.known is not None:
+            console.print(as_it_is(self.known_and_new()))
         self._class_table().render(console)
         pairs = most_confused(self.confusion, [result.name for result in self.classes])
         if pairs:
@@ -303,6 +336,7 @@ class Evaluator:
             judged=self.judged.text,
             trained_on=self.judged.trained_on,
             answers=self._answers(result),
+            **self._groups(labels, predictions),
         )
         if folder is not None and accelerator.is_main_process:
             _write(evaluation, folder, self._thumbnail)
@@ -327,6 +361,13 @@ class Evaluator:
             if result.probabilities is not None
             else None,
         )
+
+    def _groups(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
+        names, known = self.model.classes or [], recorded_classes(self.run)
+        if known is None:
+            return {}
+        of_known = np.isin(labels, [number for number, name in enumerate(names) if name in set(known)])
+        return {"known": _group(labels, predictions, of_known), "new": _group(labels, predictions, ~of_known)}
 
     def _thumbnail(self, index: int) -> np.ndarray:
         """An image as the model saw it, [S, S, 3], uint8."""
@@ -387,6 +428,12 @@ class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         image, label = self.images[index]
         return image, self.label[label]
+
+
+def _group(labels: np.ndarray, predictions: np.ndarray, chosen: np.ndarray) -> ClassGroup:
+    labels, predictions = labels[chosen], predictions[chosen]
+    top1 = float((labels == predictions).mean()) if len(labels) else None
+    return ClassGroup(len(np.unique(labels)), len(labels), top1)
 
 
 def _sample_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Tensor:

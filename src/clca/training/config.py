@@ -94,6 +94,12 @@ class TrainConfig(Settings):
         description="Start from this file instead (safetensors or .pth; parameter names of timm, clca or the "
         "published code).",
     )
+    start_from: Name | None = Field(
+        None,
+        description="Start from the weights of this run, with its model settings; classes that it does not know are "
+        "added. quick and best fit the head anew, to images of all classes; published keeps the rows of known "
+        "classes, also of those without images.",
+    )
     out: Path | None = Field(
         None, description="Run folder. If omitted: runs/ and a name made from data, model and settings."
     )
@@ -245,6 +251,8 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"img_size: {size[0]} {size[1]} is oblong, and training uses square images: give one number"
             )
+        if self.start_from is not None and self.weights is not None:
+            raise ValueError("weights: a run that starts from another one has its weights; leave one of the two out")
         _check_rate_in_use(self.model)
         if self.warmup + self.cooldown >= self.epochs:
             raise ValueError(
@@ -341,6 +349,7 @@ NOT_PART_OF_A_RUN = frozenset(
 # where they have it, so that a run of an earlier version is still found and continued.
 _LATER: dict[str, object] = {
     "probe": "none",
+    "start_from": None,
     "freeze_blocks": None,
     "data.group": None,
     "data.group_by": None,

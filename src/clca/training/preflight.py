@@ -32,6 +32,7 @@ from clca.system.paths import shown
 from clca.training.config import TrainConfig
 from clca.training.image_list import ImageChanges, ListedImage, changes, listed, read_images
 from clca.training.run_folder import RunFolder
+from clca.training.start_from import check_untrained, classes_of, load_origin
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Splits:
         cache: Whether resized images are cached on disk.
         cache_gb: Limit of that cache, in 10⁹ bytes; None for the default.
         rest: The images of the set that are in neither, such as those for testing; None if there are none.
+        known: Classes of the run that the run starts from; empty without one.
     """
 
     train: Images
@@ -54,6 +56,7 @@ class Splits:
     cache: bool = False
     cache_gb: float | None = None
     rest: Images | None = None
+    known: Sequence[str] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -65,12 +68,14 @@ class Splits:
         return {name: list(listed(images)) for name, images in parts if images is not None}
 
 
-def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
+def open_splits(config: TrainConfig, root: str | None = None, known: Sequence[str] | None = None) -> Splits:
     """Open both splits, with transforms for the model's image size if it is known yet.
 
     Args:
         config: The run.
         root: Location of the images, if it differs from the settings.
+        known: Classes of the run that this one starts from, if they have been read. Its classes are those of the
+            images, and then those of it that have none.
 
     Raises:
         ClcaError: A split is missing, there is only one class, or training lacks a class of the validation split.
@@ -79,29 +84,36 @@ def open_splits(config: TrainConfig, root: str | None = None) -> Splits:
     root = root or settings.root
     if settings.folds is not None and settings.fold is None:
         raise ClcaError("--folds: a single run is one of them: give --fold too, or use clca.cross_validate")
+    if known is None:
+        known = classes_of(config.start_from) if config.start_from is not None else ()
 
     def opened(split: str) -> Images:
-        return data.open(root, split, source=settings.source, grouping=settings.grouping)
+        return data.open(root, split, source=settings.source, grouping=settings.grouping, to_train=not known)
 
     train = opened(settings.train_split)
     watched = opened(name) if name != "none" else None
     rest = _without(opened(data.ALL), train, watched)
+    without_images = [each for each in known if each not in set(train.classes)]
+    for images in (train, watched, rest):
+        if images is not None:
+            images.classes = [*images.classes, *without_images]
     if len(train.classes) < 2:
         raise ClcaError(f"{root}: only one class ({train.classes[0]!r}); a classifier needs two or more")
     check_class_names(train.classes, str(root))  # the model could not be saved
-    if len(set(train.labels)) < 2:
+    if len(set(train.labels)) < 2 and not known:
         raise ClcaError(
             f"{root}: the {settings.train_split} images are all of one class; a classifier needs two or more"
         )
     if watched is not None:
         same_classes(train.classes, watched.classes, f"{root}: {name}", "the training images")
-        unseen = sorted(set(watched.labels) - set(train.labels))
+        seen = {*train.labels, *(train.classes.index(each) for each in known)}
+        unseen = sorted(set(watched.labels) - seen)
         if unseen:
             raise ClcaError(
                 f"{root}: {name} has images of {_some([train.classes[label] for label in unseen])} "
                 "and training has none"
             )
-    splits = Splits(train, watched, config.cache, config.cache_gb, rest)
+    splits = Splits(train, watched, config.cache, config.cache_gb, rest, known)
     size = _expected_size(config.model)
     if size is not None:
         _assign_transforms(splits, size, config.augmentation)
@@ -297,6 +309,21 @@ def _both(splits: Splits) -> list[Images]:
     return [images for images in (splits.train, splits.watched) if images is not None]
 
 
+def check_start(config: TrainConfig, splits: Splits) -> None:
+    """Check that a run which starts from another one can keep, or fit anew, what that one knows.
+
+    Raises:
+        ClcaError: The head is fitted anew, and there are no images of a known class; or of a new one.
+    """
+    if config.start_from is None:
+        return
+    trained = [splits.classes[label] for label in sorted(set(splits.train.labels))]
+    new = [name for name in splits.classes if name not in {*trained, *splits.known}]
+    if new:
+        raise ClcaError(f"{config.data.root}: no training images of {_some(new)}: add some, or remove the class")
+    check_untrained(splits.known, trained, config.start_from, config.data.root, probes=config.probe != "none")
+
+
 def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True) -> TokenReducedViT:
     """The model of a run, its new parameters initialised from the run's seed.
 
@@ -314,9 +341,12 @@ def build_model(config: TrainConfig, classes: Sequence[str], start: bool = True)
         extra.setdefault("drop_path_rate", config.drop_path_rate)
     settings = config.model.model_copy(update={"num_classes": len(classes), "backbone_kwargs": extra})
     weights = config.weights if start else None
-    model = build(settings, pretrained=start and config.pretrained and weights is None, weights=weights)
+    published = start and config.pretrained and weights is None and config.start_from is None
+    model = build(settings, pretrained=published, weights=weights)
     model.classes = list(classes)
     model.preprocess = preprocess_dict(image_size(model))
+    if config.start_from is not None and start:
+        load_origin(model, config.start_from)
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model

@@ -15,6 +15,7 @@ from clca.models.config import ModelConfig
 from clca.system.settings import explain
 from clca.system.yaml import read_yaml
 from clca.training.config import DataConfig, TrainConfig
+from clca.training.start_from import model_of
 
 T = TypeVar("T")
 
@@ -28,10 +29,12 @@ GROUPS = {
 
 _FILE_ONLY = {"num_classes", "backbone_kwargs"}
 _RENAMED = {"backbone": "model", "root": "data"}
+_FLAGS = {"start_from": "--from"}
+"""Flags that are not the name of their setting."""
 _FIELD_OF = {setting: name for name, setting in _RENAMED.items()}
 _RUN = ("out", "workers", "cache", "cache_gb", "precision", "device", "channels_last", "grad_checkpointing", "compile",
         "log_every", "checkpoint_minutes", "checkpoint_steps", "track")  # fmt: skip
-_GROUP_OF = {"pretrained": "model", "weights": "model", **dict.fromkeys(_RUN, "run")}
+_GROUP_OF = {"pretrained": "model", "weights": "model", "start_from": "model", **dict.fromkeys(_RUN, "run")}
 _GROUP_OF |= dict.fromkeys(("augmentation", "mixup", "cutmix", "batch_size"), "images")
 
 
@@ -118,6 +121,8 @@ def to_config(given: Mapping[str, Any], from_file: Mapping[str, Any]) -> TrainCo
         ClcaError: One line that names each wrong flag, its value and what is allowed.
     """
     flat = {name: value for name, value in from_file.items() if value is not None} | dict(given)
+    if flat.get("start_from") is not None:
+        flat = _with_model_of(str(flat["start_from"]), flat)
     fields = {name: info for members in setting_fields().values() for name, info in members.items()}
     missing = [name for name in ("data", "model") if name not in flat]
     if missing:
@@ -127,6 +132,28 @@ def to_config(given: Mapping[str, Any], from_file: Mapping[str, Any]) -> TrainCo
         raise ClcaError(f"{'; '.join(lines)}; see clca train --help")
     model, data, own = by_part(flat)
     return checked(lambda: TrainConfig.model_validate({**own, "model": model, "data": data}))
+
+
+def _with_model_of(run: str, flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of the model of a run to start from; the head is the recipe's where it is fitted anew.
+
+    Raises:
+        ClcaError: There is no such run, or a setting of the model differs from it.
+    """
+    own = model_of(run)
+    asked, _, _ = by_part(flat)
+    settings = own.model_dump(mode="json")
+    fitted = flat.get("recipe") in ("quick", "best") or flat.get("probe", "none") != "none"
+    if fitted and own.cla and own.cla_head != "linear":
+        for name in ("cla_head", "cla_average"):
+            del settings[name]
+    merged = checked(lambda: ModelConfig.model_validate(settings | asked)) if asked else own
+    for name in asked:
+        if name in settings and getattr(merged, name) != getattr(own, name):
+            raise ClcaError(
+                f"{flag_of(name)}: is {getattr(own, name)} in {run}, whose model settings --from takes: leave it out"
+            )
+    return flat | {_RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def by_part(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -165,4 +192,6 @@ def explain_flags(error: ValidationError) -> str:
 def flag_of(name: str) -> str:
     """How `clca train` spells a field of the config."""
     name = _RENAMED.get(name, name)
+    if name in _FLAGS:
+        return _FLAGS[name]
     return "DATA" if name == "data" else f"--{name.replace('_', '-')}"

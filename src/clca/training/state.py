@@ -25,6 +25,7 @@ from clca.training.metrics_log import MetricsLog
 from clca.training.optim import freeze_backbone, freeze_blocks, make_optimizer, make_schedule
 from clca.training.preflight import Splits, described_images, image_size, set_transforms
 from clca.training.run_folder import METRICS, RunFolder
+from clca.training.start_from import RECORD
 
 
 class RunState:
@@ -137,6 +138,11 @@ class RunState:
             "resolved": {
                 "started_in": os.getcwd(),
                 **described_images(self._splits),
+                **(
+                    {RECORD: {"run": self.config.start_from, "classes": list(self._splits.known)}}
+                    if self.config.start_from is not None
+                    else {}
+                ),
                 "watched_split": self.config.watched_split,
                 "batch_size": plan.batch_size,
                 "steps_per_epoch": plan.steps_per_epoch,

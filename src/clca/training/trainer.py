@@ -41,6 +41,7 @@ from clca.training.metrics_log import MetricsLog, locked_log
 from clca.training.preflight import (
     build_model,
     changes_since_finished,
+    check_start,
     open_splits,
     require_same_images,
     verify_images,
@@ -48,6 +49,7 @@ from clca.training.preflight import (
 from clca.training.probing import probe
 from clca.training.progress import Display
 from clca.training.run_folder import RunFolder
+from clca.training.start_from import known_classes
 from clca.training.state import RunState
 from clca.training.tracking import begin_tracking, end_tracking
 
@@ -130,12 +132,12 @@ def _finished_with_the_same_images(config: TrainConfig, run: RunFolder, moved_to
     Raises:
         ClcaError: Images have come, gone or changed since. Images that are no longer there are no reason.
     """
-    images = run.images
+    images, known = run.images, known_classes(config.start_from, run)
     if moved_to is not None:
-        splits = open_splits(_at(config, moved_to))
+        splits = open_splits(_at(config, moved_to), None, known)
     else:
         try:
-            splits = open_splits(config, images.root if images is not None else None)
+            splits = open_splits(config, images.root if images is not None else None, known)
         except (ClcaError, OSError):
             return
     if changed := changes_since_finished(run, splits):
@@ -168,16 +170,19 @@ def _prepare_run(
 ) -> RunState:
     """A run that is ready for its next step: from its checkpoint if there is one, else a new one."""
     resumed = run.checkpoint.is_file()
+    known = known_classes(config.start_from, run)
     if moved_to is not None:
         config = _at(config, moved_to)
-        splits = open_splits(config)
+        splits = open_splits(config, None, known)
     else:
         images = run.images if resumed else None
-        splits = open_splits(config, images.root if images is not None else None)
+        splits = open_splits(config, images.root if images is not None else None, known)
     if resumed or moved_to is not None:
         require_same_images(run, splits)
     if moved_to is not None and log is not None:
         _note_new_place(run, moved_to)
+    if not resumed:
+        check_start(config, splits)
     # Before the images are read, which takes long, so that a setting that the model rejects is reported at once.
     model = build_model(config, splits.classes, start=not resumed)
     if is_first_on_its_machine():  # each machine has its own cache, and no process group waits for it

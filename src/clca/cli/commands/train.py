@@ -1,7 +1,7 @@
 """`clca train`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from clca.cli.parsing import read
 from clca.errors import ClcaError
 from clca.system.processes import is_first_process, require_torchrun
 from clca.training import settings
+from clca.training.run_folder import RunFolder
+from clca.training.start_from import recipe_of, recorded_classes
 
 if TYPE_CHECKING:
     from clca.training import TrainConfig
@@ -26,6 +28,7 @@ Examples:
   clca train photos --model vit_small_patch14_dinov2 --img-size 224 --reduction evit --keep-rate 0.25 --recipe best
   clca train photos --model deit3_small_patch16_224.fb_in1k --recipe published --epochs 30 --out runs/first
   torchrun --nproc-per-node 4 -m clca train photos --model deit3_base_patch16_224.fb_in1k --recipe best
+  clca train more_photos --from runs/first --out runs/second
   clca train --resume runs/first
   clca train moved/photos --resume runs/first
 """
@@ -48,6 +51,7 @@ def arguments() -> list[Argument]:
     for group, members in settings.setting_fields().items():
         for name, info in members.items():
             info = spelled(info, Spelling(positional=True), required=False) if name == "data" else info
+            info = spelled(info, Spelling(flag="--from"), required=False) if name == "start_from" else info
             listed.append(Argument(name, info, f"{group} options"))
     return listed
 
@@ -74,6 +78,10 @@ def run(argv: Sequence[str]) -> int:
     if is_first_process():
         watched = f"top-1 {result.watched['top1']:.1%} on the watched images, " if result.watched else ""
         print(f"{result.folder}: {watched}weights: {result.kept} (epoch {result.kept_epoch} of {result.epochs})")
+    run_folder = RunFolder(result.folder)
+    if recorded_classes(run_folder) is not None:
+        _compare_classes(run_folder)
+    elif is_first_process():
         print(f"next: clca evaluate {result.folder}")
     return 0
 
@@ -91,8 +99,30 @@ def _cross_validate(config: "TrainConfig") -> int:
     return 0
 
 
+def _compare_classes(run: RunFolder) -> None:
+    """Evaluate a run with more classes than the one that it started from, on the test images of its set."""
+    from clca.evaluation import evaluate
+
+    config = run.config
+    settings = {"workers": config.workers, "device": config.device, "cache": config.cache, "cache_gb": config.cache_gb}
+    try:
+        found = evaluate(run, split="test", **settings)  # type: ignore[arg-type]
+    except ClcaError as error:  # there are no test images
+        if is_first_process():
+            print(f"known and new classes are not compared: {error}")
+        return
+    if is_first_process():
+        print(found.known_and_new())
+        print(f"written to {found.folder}; next: clca report {run}")
+
+
 def _default_recipe(given: Mapping[str, Any]) -> str:
-    """What serves somebody with photographs of their own: quick, unless there are no pretrained features to read."""
+    """What serves somebody with photographs of their own: quick, unless there are no pretrained features to read.
+
+    A run that starts from another one has the recipe of that.
+    """
+    if given.get("start_from") is not None:
+        return recipe_of(given["start_from"])
     return "published" if given.get("pretrained") is False and "weights" not in given else "quick"
 
 

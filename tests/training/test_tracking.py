@@ -1,6 +1,11 @@
 """`--track` with the real libraries: every number arrives, and a run that was interrupted goes on in the same place."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,3 +142,56 @@ def test_tensorboard_shows_no_step_twice(make_config: Make, tmp_path: Path, monk
     assert set(sent) == flat(lines)
     # The line of an epoch's last step and that of the epoch both name the epoch.
     assert all(count == 1 for (name, _), count in sent.items() if name != "epoch")
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def refused_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("track", "where"), [("mlflow", "silent"), ("wandb", "silent"), ("mlflow", "refused")])
+def test_a_tracker_without_an_answer_fails_within_seconds(
+    tmp_path: Path, images: Path, silent_server: str, track: str, where: str
+) -> None:
+    """As a command of its own, since such a library may also hold up the end of the program."""
+    pytest.importorskip(track)
+    address = {"silent": silent_server, "refused": refused_port()}[where]
+    variables = {"MLFLOW_TRACKING_URI": address, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+    variables |= {"WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "NO_PROXY": "*"}
+    code = (
+        "import sys, time, importlib; importlib.import_module(sys.argv[1]); import clca.training.trainer\n"
+        "begin = time.monotonic(); from clca.cli.main import main\n"
+        "code = main(sys.argv[2:]); print(time.monotonic() - begin); sys.exit(code)"
+    )
+    model = ["--model", "vit_tiny_patch16_224", "--no-pretrained", "--img-size", "32", "--epochs", "1"]
+    argv = ["train", str(images), *model, "--workers", "0", "--device", "cpu", "--track", track]
+    done = subprocess.run(
+        [sys.executable, "-c", code, track, *argv, "--out", str(tmp_path / "run")],
+        env=os.environ | variables, capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"--track {track}: could not be started" in done.stderr
+    assert float(done.stdout.split()[-1]) < 15
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_tracker_that_stops_answering_ends_nothing(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard")
+    gate = threading.Event()
+    monkeypatch.setattr("clca.training.state._SEND_SECONDS", 0.2)
+    monkeypatch.setattr("accelerate.Accelerator.log", lambda *_, **__: gate.wait(60))
+    caplog.set_level("INFO", "clca")
+    assert train(make_config(track="tensorboard")).steps == 6
+    assert [line for line in caplog.messages if "--track" in line] == [
+        "--track tensorboard: no answer within 0.2 seconds; nothing more is sent there; metrics.jsonl has all metrics"
+    ]
+    gate.set()

@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from clca.errors import ClcaError, WorkError, reason
 from clca.models.saving import save_pretrained
 from clca.models.token_reduced_vit import TokenReducedViT
+from clca.system.deadline import DeadlineThread
 from clca.system.files import need_space, write_json
 from clca.training.batch_norm import normalise_over_processes
 from clca.training.checkpoints import Progress, check_position, load_checkpoint, load_optimizer, save_checkpoint
@@ -26,6 +27,8 @@ from clca.training.optim import freeze_backbone, freeze_blocks, make_optimizer, 
 from clca.training.preflight import Splits, described_images, image_size, set_transforms
 from clca.training.run_folder import METRICS, RunFolder
 from clca.training.start_from import RECORD
+
+_SEND_SECONDS = 15.0  # in which a tracker must accept a line of metrics
 
 
 class RunState:
@@ -44,6 +47,7 @@ class RunState:
         ema: timm's moving average of it, or None.
         parameters: Trainable parameters.
         progress: Progress of the run.
+        tracker_calls: Makes all calls of the tracker.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class RunState:
     ) -> None:
         self.config, self.run, self.accelerator, self.log = config, run, accelerator, log
         self.first: bool = accelerator.is_main_process
+        self.tracker_calls = DeadlineThread()
         self.plan = BatchPlan.create(
             len(splits.train), config.batch_size, config.grad_accum, accelerator.num_processes, config.seed,
             mixes=bool(config.mixup or config.cutmix), shares=_shares(splits.train.labels, config),
@@ -218,7 +223,7 @@ class RunState:
         if not self.accelerator.trackers:
             return None
         try:
-            self.accelerator.log(_flat(line), step=self.progress.step)
+            self.tracker_calls.call(lambda: self.accelerator.log(_flat(line), step=self.progress.step), _SEND_SECONDS)
         except Exception as error:
             self.accelerator.trackers = []
             return (

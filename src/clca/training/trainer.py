@@ -206,7 +206,7 @@ def _run(state: RunState, display: Callable[[int, int, int, bool], Display], sho
             result = trainer.run()
     finally:
         progress_display.close()
-        end_tracking(state.accelerator, config, progress_display)
+        end_tracking(state, progress_display)
     return result
 
 

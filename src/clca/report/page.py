@@ -93,6 +93,6 @@ def _linked(text: str) -> set[str]:
     """The files in figures/ and tables/ that a page written by this module links to."""
     if '<meta name="generator" content="clca report">' not in text:
         return set()
-    links = re.findall(r'<a href="((?:figures|tables)/[^"/]+\.(?:png|pdf|csv|tex))">', text)
+    links = re.findall(r'<a href="((?:figures|tables)/[^"/]+\.(?:png|jpg|pdf|csv|tex))">', text)
     names = {unquote(unescape(link)) for link in links}
     return {name for name in names if name.count("/") == 1}

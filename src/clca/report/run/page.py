@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from clca.errors import ClcaError
 from clca.report.page import shown, write_page
 from clca.report.run import figures as run_figures
 from clca.study.results.folder import Failure, read_failure
-from clca.system.files import file_objects, make_writable, part, read_csv, read_json
+from clca.system.files import file_objects, make_writable, part, read_bounded, read_csv, read_json, replacing
 from clca.system.numbers import decimal_number, integer, is_whole_number, number, whole_number
 from clca.training.run_folder import RunFolder
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from clca.plots.figure import Picture
     from clca.report.table import ReportTable
 
-HARDEST, CONFUSED = 20, 15
+HARDEST, CONFUSED, SUSPECTED = 20, 15, 50
+_LARGEST_PICTURE = 16 << 20
+_MISTAKES = "mistakes.jpg"
 _MOST_LINES = 500_000  # of metrics.jsonl
 _LONGEST_NAME = 200  # of a class, as it is shown
 _LONGEST_VALUE = 2000  # of a setting
@@ -41,6 +44,8 @@ class _Run:
     classes: list[dict[str, str]]
     names: list[str]
     confusion: list[list[int]]
+    label_errors: list[list[str]]
+    mistakes: bytes
     failure: Failure | None
 
     @property
@@ -111,8 +116,19 @@ def read_run(folder: Path) -> _Run:
         classes=[dict(zip(classes[0], row, strict=False)) for row in classes[1:]] if classes else [],
         names=[row[0][:_LONGEST_NAME] for row in known[1:]] if counts and square else [],
         confusion=counts if square else [],
+        label_errors=read_csv(chosen.parent / "label_errors.csv") if chosen is not None else [],
+        mistakes=_picture(chosen.parent / "mistakes.jpg") if chosen is not None else b"",
         failure=failed,
     )
+
+
+def _picture(path: Path) -> bytes:
+    """The content of a JPEG file as an evaluation leaves it; nothing if it is another file."""
+    try:
+        content = read_bounded(path, _LARGEST_PICTURE)
+    except (OSError, ClcaError):
+        return b""
+    return content if content.startswith(b"\xff\xd8\xff") else b""
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -152,9 +168,11 @@ def _are_counts(table: Sequence[Sequence[str]]) -> bool:
 
 def _evaluation(content: dict[str, Any]) -> dict[str, Any]:
     """The values of evaluation.json that the page shows."""
-    measured = ("top1", "top5", "macro", "loss", "gmacs", "params", "images_per_second", "images")
+    measured = ("top1", "top5", "macro", "loss", "gmacs", "params", "images_per_second", "images", "trained_on")
     found: dict[str, Any] = _numbers_of(content, measured)
-    for name in ("split", "data", "device", "precision"):
+    for name in ("known", "new"):
+        found[name] = _numbers_of(part(content, name), ("top1", "images", "classes"))
+    for name in ("split", "data", "device", "precision", "judged"):
         if isinstance(text := content.get(name), str):
             found[name] = text[:_LONGEST_VALUE]
     tokens = content.get("tokens_per_block")
@@ -178,6 +196,10 @@ def _write(run: _Run, page: Path, tables: dict[str, ReportTable], folder: Path |
         ("", run_figures.gradient(run.steps)),
         ("Confusion matrix", run_figures.confusion(run.confusion, run.names)),
     )
+    sheet = bool(run.mistakes) and folder is not None
+    if folder is not None and sheet:
+        with replacing(folder / _MISTAKES) as temporary:
+            temporary.write_bytes(run.mistakes)
     figures = [shown(picture, folder) for _, picture in pictures if picture is not None]
     reasons = {"Curves and gradients": "no step was logged", "Confusion matrix": "the run has no confusion.csv"}
     write_page(
@@ -193,8 +215,9 @@ def _write(run: _Run, page: Path, tables: dict[str, ReportTable], folder: Path |
                 if picture is None and title],
         tables=tables,
         links=folder is not None,
+        mistakes=base64.b64encode(run.mistakes).decode() if sheet else "",
     )  # fmt: skip
-    return len(figures)
+    return len(figures) + sheet
 
 
 def _answer(run: _Run) -> list[str]:
@@ -228,6 +251,7 @@ def _tables(run: _Run) -> dict[str, ReportTable]:
         "numbers": _pairs("Numbers", "", _numbers(run)),
         "hardest": _hardest(run),
         "confused": _confused(run),
+        "label_errors": _label_errors(run),
         "settings": _pairs("Settings", "", _flat(part(run.config, "train") or part(run.config, "model"))),
         "versions": _pairs("Versions", "", _flat(part(run.config, "versions"))),
     }
@@ -253,6 +277,14 @@ def _numbers(run: _Run) -> list[tuple[str, str]]:
     found, summary = run.evaluation, run.summary
     pairs: list[tuple[str, str]] = [("state", run.state)]
     where = f" on {found.get('split', 'test')}"
+    if found.get("judged"):
+        pairs.append(("evaluation", str(found["judged"])))
+    for key in ("known", "new"):
+        group = found.get(key) or {}
+        if "top1" in group:
+            pairs.append(
+                (f"top-1 on {key} classes", f"{100 * group['top1']:.2f} % ({group.get('images', 0):.0f} images)")
+            )
     for key, name in (("top1", "top-1"), ("top5", "top-5"), ("macro", "macro accuracy")):
         if _is_number(found.get(key)):
             pairs.append((name + where, f"{100 * found[key]:.2f} %"))
@@ -319,6 +351,32 @@ def _confused(run: _Run) -> ReportTable | None:
     pairs = most_confused(np.array(run.confusion), run.names, CONFUSED)
     columns = (Column("true class", align="left"), Column("taken for", align="left"), Column("images"))
     return _table("Most confused", "", columns, [(true, taken, str(count)) for true, taken, count in pairs])
+
+
+def _label_errors(run: _Run) -> ReportTable | None:
+    """Images whose label is probably wrong, if the table is one that an evaluation leaves."""
+    from clca.system.tables import Column
+
+    heads, rows = (run.label_errors[0] if run.label_errors else []), run.label_errors[1:]
+    wanted = ("path", "given_class", "suggested_class", "margin")
+    if not set(wanted) <= set(heads) or any(len(row) != len(heads) for row in rows):
+        return None
+    places = [heads.index(name) for name in wanted]
+    cells = [[row[place][:_LONGEST_NAME] for place in places] for row in rows[:SUSPECTED]]
+    columns = (Column("image", align="left"), Column("label", align="left"), Column("probably", align="left"),
+               Column("margin"))  # fmt: skip
+    caption = (
+        f"By confident learning (Northcutt et al., 2021), {len(rows)} in all, the most probable first: an image that the "
+        "model finds at least as typical of another class as the images labelled with that class are on average. Margin: "
+        "probability of the label minus that of the most likely other class."
+    )
+    if run.evaluation.get("trained_on"):
+        caption += (
+            " The model was trained on some of these images and has learned their labels: do not rely on the list."
+        )
+    if len(rows) > SUSPECTED:
+        caption += f" The first {SUSPECTED} are shown; label_errors.csv of the evaluation has all."
+    return _table("Probable label errors", caption, columns, cells)
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

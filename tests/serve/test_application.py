@@ -15,6 +15,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from small_endpoint import CLASSES, TOLERANCE, alone, by_class, make_app, photo, tiny_model
+from starlette.applications import Starlette
 
 import clca
 from clca.data.transforms import preprocess_dict
@@ -406,3 +407,44 @@ def test_openapi_describes_bodies_refusals_and_examples(client: TestClient) -> N
     assert {parameter["name"] for parameter in predict["parameters"]} == {"top_k", "keep_rate", "model"}
     assert "leaf.jpg" in json.dumps(found["components"]["schemas"]["ImageAnswer"])
     assert "curl" in predict["description"]
+
+
+ROUTES = [
+    ("/v1/predict", {"POST"}),
+    ("/v1/models", {"GET", "HEAD"}),
+    ("/health", {"GET", "HEAD"}),
+    ("/health/ready", {"GET", "HEAD"}),
+    ("/health/live", {"GET", "HEAD"}),
+    ("/metrics", {"GET", "HEAD"}),
+    ("/docs", {"GET", "HEAD"}),
+    ("/openapi.json", {"GET", "HEAD"}),
+]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "with a page"])
+def routed(request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    app = make_app(MODEL)
+    if request.param:
+        app.mount("/", Starlette(), name="page")  # it knows no path, as the page knows none of the endpoint's
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.mark.parametrize(("path", "allowed"), ROUTES)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
+def test_a_method_that_a_path_has_not_is_answered_with_those_that_it_has(
+    routed: TestClient, path: str, allowed: set[str], method: str
+) -> None:
+    answer = routed.request(method, path)
+    if method in allowed:
+        assert answer.status_code in (200, 415, 422)
+    else:
+        assert answer.status_code == 405
+        assert set(answer.headers["allow"].split(", ")) == allowed
+        if method != "HEAD":
+            assert reason(answer) == (405, "refused")
+
+
+def test_an_unknown_path_is_not_found(routed: TestClient) -> None:
+    for path in ("/v1/nothing", "/v1/predict/more", "/v2/predict"):
+        assert routed.get(path).status_code == routed.post(path).status_code == 404

@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -421,4 +422,17 @@ def test_runs_and_images_that_do_not_belong_together_are_refused(
     with pytest.raises(ClcaError, match="no run or saved model at"):
         tune([str(tmp_path / "missing")], budget)
     with pytest.raises(ClcaError, match=r"classes that .* lack"):
-        tune([make_run(classes=["alder", "birch"])], budget, data=photos, workers=0, device="cpu")
+        tune([make_run(classes=["lime", "elm"])], budget, data=photos, workers=0, device="cpu")
+
+
+@pytest.mark.usefixtures("quick")
+def test_images_without_splits_are_all_judged_also_of_one_class(
+    run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos / "val" / "birch", tmp_path / "field" / "birch")
+    argv = ["tune", run, "--data", str(tmp_path / "field"), "--keep-rates", "0.5", "--workers", "0", "--device", "cpu"]
+    assert main([*argv, "--gmacs", "1000", "--out", str(tmp_path / "out")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"Judging all 4 images of {tmp_path / 'field'}, which has no splits")
+    assert "of 1 of the run's 3 classes (none of 'alder', 'cedar')" in first
+    assert json.loads((tmp_path / "out" / "tune.json").read_text())["images"] == 4

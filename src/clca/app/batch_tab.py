@@ -20,6 +20,7 @@ from clca.app.context import PageContext, error_text, new_file, translator
 from clca.app.i18n import Translator
 from clca.app.identify_tab import move_slider
 from clca.app.zip_reader import ArchiveLimits
+from clca.system.forecast import seconds_left
 
 _SHOWN = 200
 
@@ -121,9 +122,10 @@ async def _until(stopping: asyncio.Event, answers: AsyncGenerator[Progress, None
 
 
 def progress(tr: Translator, done: int, total: int, seconds: float) -> str:
-    """A bar with the count, the rate and the time left."""
-    left = seconds / done * (total - done) if done else 0.0
-    text = f"{tr('batch_progress', done=done, total=total)} · {done / max(seconds, 1e-6):.1f}/s · {_clock(left)}"
+    """A bar with the count, the rate and, once it can be foreseen, the time left."""
+    left = seconds_left(done, total, seconds, equal_units=True)
+    text = f"{tr('batch_progress', done=done, total=total)} · {done / max(seconds, 1e-6):.1f}/s"
+    text += "" if left is None else f" · {_clock(left)}"
     bar = f'<progress value="{done}" max="{max(total, 1)}" aria-label="{escape(text, quote=True)}"></progress>'
     return f"<div class=clca-progress>{bar}<span>{escape(text)}</span></div>"
 

@@ -56,7 +56,7 @@ def benchmark(config: BenchmarkConfig) -> Benchmark:
     groups = [_Group(candidates, config) for candidates in wanted]
     rates, copying, interrupted = dict[str, float](), math.nan, False
     deadline = monotonic() + 60 * config.minutes
-    with using_threads(config.threads), _compiling(config), Meter() as meter:
+    with using_threads(config.threads), _compiling(config), Meter(None if config.rounds else deadline) as meter:
         host = machine()
         for line in left_out:
             _log.info("%s", line)
@@ -121,8 +121,7 @@ class _Group:
     def weight(self) -> float:
         """Estimated duration, in arbitrary units."""
         # Making a model and counting its MACs takes about as long as three images of 224 px.
-        kept = {c: 0.3 + 0.7 * by_rate(c.keep_rate)[0] for c in self.candidates}
-        return sum(c.batch_size * c.img_size**2 * share + 3 * 224**2 for c, share in kept.items())
+        return sum(_call_cost(c) + 3 * 224**2 for c in self.candidates)
 
     def run(self, until: float, meter: Meter, done: float, share: float) -> None:
         """Measure until about `until`; this group is `share` of all the work, of which `done` was done before."""
@@ -130,13 +129,14 @@ class _Group:
         first = self.candidates[0]
         what = f"{first.title}, batch {first.batch_size}"
 
-        asked, worked = self.config.rounds, 0
+        asked, worked = self.config.rounds, 0.0
         # A candidate is called once to warm up and once a round; its memory takes about as long as two calls.
-        work = len(self.candidates) * (1 + (asked or 0) + 2 * self.config.memory)
+        costs = {candidate.name: _call_cost(candidate) for candidate in self.candidates}
+        work = sum(costs.values()) * (1 + (asked or 0) + 2 * self.config.memory)
 
-        def show(text: str, calls: int = 0) -> None:
+        def show(text: str, name: str = "", calls: int = 0) -> None:
             nonlocal worked
-            worked += calls
+            worked += calls * costs.get(name, 0.0)
             passed = worked / work if asked else (monotonic() - begin) / max(1e-9, until - begin)
             meter.show(done + share * min(1.0, passed), f"{what}: {text}")
 
@@ -155,7 +155,9 @@ class _Group:
             seed=self.config.seed,
             device=first.device,
             failed=self._failed,
-            progress=lambda _: show(f"round {len(self.times) + 1}" if self.times else "warming up, round 1", 1),
+            progress=lambda name: show(
+                f"round {len(self.times) + 1}" if self.times else "warming up, round 1", name, 1
+            ),
         ):
             now, number = monotonic(), number + 1
             self.times.append(seconds)
@@ -178,7 +180,7 @@ class _Group:
         for candidate in self.candidates:
             if candidate.name in self.errors or candidate.mode != "eager":
                 continue
-            show(f"memory of {candidate.setting}", 2)
+            show(f"memory of {candidate.setting}", candidate.name, 2)
             try:
                 peak = peak_memory(run_alone, candidate, self.config.seed, device=candidate.device)
             except WorkError as error:
@@ -242,6 +244,11 @@ class _Group:
                 f"{what}: only {count} rounds fitted into --minutes {self.config.minutes:g}, so p10–p90 is not reliable"
             ]
         return []
+
+
+def _call_cost(candidate: Candidate) -> float:
+    """Estimated duration of a call, in arbitrary units."""
+    return candidate.batch_size * candidate.img_size**2 * (0.3 + 0.7 * by_rate(candidate.keep_rate)[0])
 
 
 def _short_message(error: Exception) -> str:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeft
 
 from clca.errors import WorkError
+from clca.system.forecast import TimeLeftColumn
 from clca.system.processes import forkserver_context
 from clca.system.signals import first_signal
 from clca.system.worker_pool import Event, Send, WorkerPool
@@ -154,7 +154,7 @@ class _Bars:
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeLeft(elapsed_when_finished=False),
+            TimeElapsedColumn(), TextColumn("left"), TimeLeftColumn(),
         )  # fmt: skip
         self._progress = Progress(*columns, console=console) if console.is_terminal else None
         self._ids: dict[str, TaskID] = {}

@@ -132,7 +132,9 @@ def run(out: str | Path = Path("clca-demo"), seed: int = 0, *, settings: DemoSet
         Stopped: By SIGINT or SIGTERM, once all runs are saved.
     """
     out, settings = expanded(out), settings or DemoSettings()
-    method_config(METHODS[0], out, out / LEAVES, seed, settings)  # rejects an invalid seed before the folder is made
+    for method in METHODS:  # rejects what is invalid before the folder is made, which would then refuse anything else
+        method_config(method, out, out / LEAVES, seed, settings)
+    Leaves(settings.cultivars, settings.images, settings.leaf_size, seed, settings.difficulty, split="all")
     _prepare_folder(out, seed, settings)
     result = _stored_result(out, settings)
     if result is not None:

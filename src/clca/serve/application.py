@@ -12,6 +12,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 import clca
 from clca.errors import ClcaError
@@ -114,6 +116,7 @@ def create_app(
     app.state.service = service
     _add_error_handlers(app)
     _add_routes(app, service, metrics)
+    _refuse_other_methods(app)
     # The last one added comes first: requests without the token are counted as well.
     app.add_middleware(Guard, token=settings.token, local=settings.local)
     app.add_middleware(CountRequests, metrics=metrics)
@@ -200,6 +203,25 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def read_metrics() -> Response:
         """For Prometheus: requests by code, latency, queue length, batch sizes, images."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+class _OtherMethods:
+    """Refuses the methods that a path does not have; a page mounted at the root would answer that it does not exist."""
+
+    def __init__(self, methods: set[str]) -> None:
+        self._allowed = ", ".join(sorted(methods))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(405, f"{scope['path']} takes {self._allowed}", {"Allow": self._allowed})
+
+
+def _refuse_other_methods(app: FastAPI) -> None:
+    """Answer 405 with all methods of a path, whatever is mounted later; called once all routes are there."""
+    allowed: dict[str, set[str]] = {}
+    for route in app.router.routes:
+        if isinstance(route, Route) and route.methods:
+            allowed.setdefault(route.path, set()).update(route.methods)
+    app.router.routes.extend(Route(path, _OtherMethods(methods)) for path, methods in allowed.items())
 
 
 async def _in_time(

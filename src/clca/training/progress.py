@@ -5,11 +5,12 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from clca.system.forecast import Forecast, TimeLeftColumn
+
 SECONDS_BETWEEN_LINES = 30.0
-_FORECAST_STEPS = 4
 _SHORT = 60.0  # seconds; a shorter run needs no forecast
 
 _log = logging.getLogger(__name__)
@@ -30,11 +31,13 @@ class Display:
         self.epochs, self.steps_per_epoch, self.show = epochs, steps_per_epoch, show
         console = Console(stderr=True)
         self.total = epochs * steps_per_epoch
-        self._begin = self._last_line = monotonic()
-        self._first = done
+        self._last_line = monotonic()
+        # The first step, which may compile, only starts the clock.
+        self._steps = Forecast(self.total, equal_units=True, clock=lambda: monotonic())
+        self._forecast_logged = False
         self._bar: Bar | None = None
         self._feature_bar: Bar | None = None
-        self._feature_start: int | None = None
+        self._features: Forecast | None = None
         if show and bar and console.is_terminal:
             # With the width of the terminal from which each is shown: rich would truncate all of them.
             shown = [
@@ -45,7 +48,7 @@ class Display:
                 (80, TextColumn("{task.fields[rate]}")),
                 (80, TimeElapsedColumn()),
                 (50, TextColumn("left")),
-                (50, TimeRemainingColumn(elapsed_when_finished=False)),
+                (50, TimeLeftColumn()),
             ]
             columns = [column for least, column in shown if console.width >= least]
             self._bar = Bar(*columns, console=console)
@@ -72,7 +75,7 @@ class Display:
             if self._feature_bar is None:
                 columns = (
                     TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+                    TimeElapsedColumn(), TextColumn("left"), TimeLeftColumn(),
                 )  # fmt: skip
                 self._feature_bar = Bar(*columns, console=self._bar.console, transient=True)
                 self._feature_bar.add_task("features of the frozen model", total=total, completed=done)
@@ -82,38 +85,37 @@ class Display:
                 self._feature_bar.stop()
 
     def _feature_line(self, done: int, total: int) -> None:
-        if self._feature_start is None:
-            self._feature_start = done
-            self._begin = self._last_line = monotonic()
-        elif monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        if self._features is None:
+            self._features = Forecast(total, equal_units=True, clock=lambda: monotonic())
             self._last_line = monotonic()
-            left = (total - done) * (monotonic() - self._begin) / max(1, done - self._feature_start)
-            self.log(f"features of the frozen model: image {done}/{total}  {duration(left)} left")
+        self._features.update(done)
+        if monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = monotonic()
+            self.log(f"features of the frozen model: image {done}/{total}{left_text(self._features.left)}")
 
     def step(self, step: int, loss: float, rate: float) -> None:
         """Show update number `step` (from 1), with its loss and the images per second."""
         if not self.show:
             return
-        self._forecast(step)
+        self._steps.update(step)
+        self._log_forecast(step)
         epoch = (step - 1) // self.steps_per_epoch + 1
         self.start()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, epoch=epoch, loss=f"{loss:.3f}", rate=f"{rate:.1f} images/s")
         elif monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = monotonic()
-            left = (self.total - step) * (monotonic() - self._begin) / max(1, step - self._first)
             self.log(
-                f"epoch {epoch}/{self.epochs}  step {step}/{self.total}  loss {loss:.3f}  {rate:.1f} images/s  "
-                f"{duration(left)} left"
+                f"epoch {epoch}/{self.epochs}  step {step}/{self.total}  loss {loss:.3f}  {rate:.1f} images/s"
+                f"{left_text(self._steps.left)}"
             )
 
-    def _forecast(self, step: int) -> None:
-        """After a few steps, log how long a long run will take; the first step is left out, as it may compile."""
-        if step == self._first + 1:
-            self._begin = monotonic()
-        elif step == self._first + 1 + _FORECAST_STEPS:
-            seconds = (monotonic() - self._begin) / _FORECAST_STEPS
-            end, epoch = (self.total - step) * seconds, -step % self.steps_per_epoch * seconds
+    def _log_forecast(self, step: int) -> None:
+        """As soon as it can be foreseen, log how long a long run will take."""
+        end = self._steps.left
+        if end is not None and not self._forecast_logged and step < self.total:
+            self._forecast_logged = True
+            epoch = -step % self.steps_per_epoch * end / (self.total - step)
             if end > _SHORT:
                 self.log(
                     f"about {duration(end)} of training left, {duration(epoch)} to the end of this epoch, after which "
@@ -135,6 +137,11 @@ class Display:
             if bar is not None:
                 bar.stop()
         self._bar = self._feature_bar = None
+
+
+def left_text(seconds: float | None) -> str:
+    """The end of a line of progress; nothing while the time left is not known."""
+    return "" if seconds is None else f"  {duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:

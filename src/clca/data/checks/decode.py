@@ -12,12 +12,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from clca.data.decoder import NOTES, THUMBNAIL
 from clca.data.decoding import Decoders
 from clca.data.images import open_regular
 from clca.errors import ClcaError, reason
+from clca.system.forecast import TimeLeftColumn
 
 __all__ = ["THUMBNAIL", "BadImage", "Inspection", "in_parallel", "inspect_images", "track", "verify_images"]
 
@@ -161,7 +162,13 @@ def track(items: Iterable[T], total: int, description: str | None) -> Iterator[T
     if description is None or not console.is_terminal:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeLeftColumn(),
+    )
     progress = Progress(*columns, console=console, transient=True)
     task = progress.add_task(description, total=total)
     start = time.monotonic()

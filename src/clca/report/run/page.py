@@ -366,9 +366,9 @@ def _label_errors(run: _Run) -> ReportTable | None:
     columns = (Column("image", align="left"), Column("label", align="left"), Column("probably", align="left"),
                Column("margin"))  # fmt: skip
     caption = (
-        f"By confident learning (Northcutt et al., 2021), {len(rows)} in all, the most probable first: an image that the "
-        "model finds at least as typical of another class as the images labelled with that class are on average. Margin: "
-        "probability of the label minus that of the most likely other class."
+        f"By confident learning (Northcutt et al., 2021), {len(rows)} in all, the most probable first: an image that "
+        "the model finds at least as typical of another class as the images labelled with that class are on average. "
+        "Margin: probability of the label minus that of the most likely other class."
     )
     if run.evaluation.get("trained_on"):
         caption += (

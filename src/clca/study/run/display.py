@@ -18,6 +18,7 @@ from rich.text import Text
 from clca.study.results.folder import PRETRAINING, TRAINED, run_folder
 from clca.study.run.result import StudyResult
 from clca.system.files import objects
+from clca.system.forecast import seconds_left
 from clca.system.numbers import integer
 from clca.training.progress import duration
 from clca.training.run_folder import METRICS
@@ -109,9 +110,11 @@ class StudyDisplay:
         return len(self._ends) / max(1e-9, monotonic() - since)
 
     def _left(self, result: StudyResult) -> str:
-        rate = self._rate()
+        rate, ended = self._rate(), len(self._ends)
         left = self.total - result.finished - result.failed
-        return f", {duration(left / rate)} left" if rate and left else ""
+        # Runs differ in cost: one or two say little about the others.
+        seconds = seconds_left(ended, ended + left, ended / rate) if rate and ended >= min(3, self.total) else None
+        return f", {duration(seconds)} left" if seconds is not None and left else ""
 
     def _line(self, result: StudyResult, running: int, elsewhere: int) -> str:
         failed = f", {result.failed} failed" if result.failed else ""

@@ -110,8 +110,8 @@ def main() -> None:
             "held out": held,
             "top1": float((logits.argmax(1) == labels).float().mean()),
             "temperature": float(temperature),
-            "ece before": calibration_error(logits.softmax(1), labels),
-            "ece": calibration_error((logits / temperature).softmax(1), labels),
+            "ece before": calibration_error(logits.softmax(1).amax(1), logits.argmax(1) == labels),
+            "ece": calibration_error((logits / temperature).softmax(1).amax(1), logits.argmax(1) == labels),
             "known turned away": float((known["unfamiliarity"] > 1).mean()),
         }
         strangers = {str(other.name): photographs(other) for other in given.strangers}

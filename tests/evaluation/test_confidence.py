@@ -5,7 +5,9 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ from clca.app.batch import Row
 from clca.app.batch_table import cells, summary
 from clca.app.i18n import Words
 from clca.data.transforms import from_preprocess
-from clca.evaluation import predict
+from clca.evaluation import evaluate, predict
 from clca.evaluation.prediction_files import write_predictions
 from clca.models.confidence import AnsweringModel, Confidences
 from clca.serve import ServeSettings, create_app
 from clca.serve.service import Ranked
+from clca.training import train
 from clca.training.confidence import fit_confidence
 
 STRANGE = (255, 0, 255)
@@ -165,3 +168,32 @@ def test_it_can_be_compiled() -> None:
     assert plain[1] is not None
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
     assert len(CLASSES) == plain[0].shape[1]
+
+
+@pytest.mark.slow
+def test_evaluate_says_what_it_would_turn_away(
+    draw_images: Callable[..., Path], make_config: Any, tmp_path: Path
+) -> None:
+    root = draw_images(tmp_path / "photographs", classes=3, images=8)
+    run = train(make_config(data={"root": str(root)}), quiet=True).folder
+    found = evaluate(run, workers=0, device="cpu", precision="no")
+    assert found.trust is not None
+    assert found.answers is not None
+    assert found.answers.unfamiliarity is not None
+    assert found.trust.turned_away == pytest.approx((found.answers.unfamiliarity > 1).mean())
+    rows = list(csv.DictReader(io.StringIO((run / "evaluation/test/predictions.csv").read_text(encoding="utf-8-sig"))))
+    assert [float(row["unfamiliarity"]) for row in rows] == pytest.approx(
+        found.answers.unfamiliarity.tolist(), abs=1e-4
+    )
+    single = {one.path: one for one in predict(run, root / "test", device="cpu", precision="no")}
+    for row in rows:
+        one = single[Path(row["path"])]
+        assert float(row["probability"]) == pytest.approx(one.probabilities[0], rel=1e-3)
+        assert float(row["unfamiliarity"]) == pytest.approx(one.unfamiliarity, rel=1e-3)
+    numbers = json.loads((run / "evaluation/test/evaluation.json").read_text())
+    assert numbers["trust"]["ece"] == found.trust.ece
+    assert sum(line["images"] for line in numbers["trust"]["bins"]) == 24
+    other = evaluate(run, keep_rate=0.8, workers=0, device="cpu", precision="no")
+    assert other.trust is not None
+    assert other.trust.turned_away is None
+    assert "not calibrated at this keep rate" in str(other.trust)

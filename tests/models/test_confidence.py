@@ -132,16 +132,16 @@ def test_temperature_undoes_a_factor_of_the_logits(factor: float) -> None:
     logits = torch.randn(4000, 5, generator=generator) * 2
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
     assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.1)
-    assert calibration_error(logits.softmax(1), labels) < 0.03
-    assert calibration_error((4 * logits).softmax(1), labels) > 0.1
+    right = logits.argmax(1) == labels
+    assert calibration_error(logits.softmax(1).amax(1), right) < 0.03
+    assert calibration_error((4 * logits).softmax(1).amax(1), right) > 0.1
 
 
 def test_calibration_error_is_the_weighted_gap_of_its_bins() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.92, 0.08], [0.45, 0.55], [1.0, 0.0]])
-    labels = torch.tensor([0, 1, 1, 0])
-    lines = reliability(probabilities, labels)
-    assert [line["images"] for line in lines] == [1, 2, 1]
-    assert calibration_error(probabilities, labels) == pytest.approx((0.45 + 2 * (0.91 - 0.5) + 0) / 4)
+    probabilities, right = torch.tensor([0.9, 0.92, 0.55, 1.0]), torch.tensor([True, False, True, True])
+    lines = reliability(probabilities, right)
+    assert [line.images for line in lines] == [1, 2, 1]
+    assert calibration_error(probabilities, right) == pytest.approx((0.45 + 2 * (0.91 - 0.5) + 0) / 4)
 
 
 def test_it_is_saved_and_loaded_with_the_model(tmp_path: Path) -> None:

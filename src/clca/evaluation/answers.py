@@ -22,6 +22,7 @@ class Answers:
         labels: True classes, [N].
         predicted, second: The most likely class and the one after it, [N].
         probability, second_probability: Their probabilities, 0 … 1, [N].
+        unfamiliarity: How far each is from the known classes, beyond 1 for one of none, [N]; None if that is not known.
         label_errors: Images whose label is probably wrong; None if there are too many probabilities to keep.
     """
 
@@ -32,6 +33,7 @@ class Answers:
     second: np.ndarray
     second_probability: np.ndarray
     label_errors: LabelErrors | None = None
+    unfamiliarity: np.ndarray | None = None
 
     def mistakes(self, most: int = MOST_MISTAKES) -> np.ndarray:
         """Positions of the images that are classified wrongly, by descending probability of the wrong class."""
@@ -51,9 +53,11 @@ class Answers:
         """
         heads = ["path", "true_class", "predicted_class", "probability", "second_class", "second_probability"]
         columns = (self.paths, self.labels, self.predicted, self.probability, self.second, self.second_probability)
+        known = self.unfamiliarity
+        distances = [""] * len(self.labels) if known is None else [f"{one:.4f}" for one in known]
         rows = (
-            [as_utf8(str(path)), names[label], names[first], f"{p:.6f}", names[second], f"{q:.6f}", ""]
-            for path, label, first, p, second, q in zip(*columns, strict=True)
+            [as_utf8(str(path)), names[label], names[first], f"{p:.6f}", names[second], f"{q:.6f}", distance]
+            for path, label, first, p, second, q, distance in zip(*columns, distances, strict=True)
         )
         write_csv(folder / TABLE, [*heads, "unfamiliarity"], rows)
         heads = ["rank", "path", "given_class", "suggested_class", "margin", "predicted_class", "probability"]

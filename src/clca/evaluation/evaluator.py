@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from clca.evaluation.answers import LABEL_ERRORS, MISTAKES, Answers
 from clca.evaluation.judged import choose_images
 from clca.evaluation.label_errors import find_label_errors
 from clca.evaluation.stored import FOLDER, NUMBERS
+from clca.models.confidence import Confidence
 from clca.models.cost import cost
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.plots.confusion import most_confused, write_confusion_picture
 from clca.plots.contact_sheet import draw_contact_sheet
+from clca.plots.reliability import draw_reliability
 from clca.system.files import replacing, write_csv, write_json
 from clca.system.paths import as_it_is, shown
 from clca.system.processes import is_first_process
 from clca.system.tables import Column, Table, words
+from clca.training.confidence import ReliabilityBin, calibration_error, reliability
 from clca.training.device import make_accelerator, versions
 from clca.training.loaders import end_workers, eval_loader, reading_processes
 from clca.training.preflight import refuse_unreadable, warn_of_cache
@@ -73,6 +76,34 @@ class ClassGroup:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """How far the answers can be trusted; shares are in 0 … 1.
+
+    Attributes:
+        ece: Expected calibration error of the probabilities.
+        uncalibrated_ece: The same before they were calibrated; None if they were not.
+        bins: Mean probability and share of right answers by probability.
+        turned_away: Share of the images that are taken for none of the classes; None if that is not known.
+        false_alarms: The share that should be at most.
+    """
+
+    ece: float
+    uncalibrated_ece: float | None
+    bins: tuple[ReliabilityBin, ...]
+    turned_away: float | None
+    false_alarms: float | None
+
+    def __str__(self) -> str:
+        if self.uncalibrated_ece is None or self.turned_away is None or self.false_alarms is None:
+            return f"expected calibration error {self.ece:.3f} (the run is not calibrated at this keep rate)"
+        return (
+            f"expected calibration error {self.ece:.3f} ({self.uncalibrated_ece:.3f} before calibration); "
+            f"{self.turned_away:.1%} of the images would be turned away as none of the classes (set to "
+            f"{self.false_alarms:.0%} on val)"
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The result of `evaluate`; shares are in 0 … 1.
 
@@ -91,10 +122,11 @@ class Evaluation:
         images_per_second: Measured throughput of the forward pass alone, on `device` in `precision`.
         fingerprint: Hash of everything that the result depends on except the keep rate (`Evaluator.fingerprint`).
         folder: Folder of `evaluation.json`, `classes.csv`, `confusion.csv`, `confusion.png`, `predictions.csv`,
-            `label_errors.csv` and, if there are mistakes, `mistakes.jpg`; None if not written.
+            `label_errors.csv`, `reliability.png` and, if there are mistakes, `mistakes.jpg`; None if not written.
         judged: Which images are judged and which not, in one line.
         trained_on: How many of the images the model was trained on, as far as is known.
         answers: The answer for each image.
+        trust: How far the answers can be trusted.
         known, new: Of a run that started from another one (`--from`): the classes of that, and those that it added.
     """
 
@@ -120,6 +152,7 @@ class Evaluation:
     judged: str = ""
     trained_on: int = 0
     answers: Answers | None = None
+    trust: Trust | None = None
     known: ClassGroup | None = None
     new: ClassGroup | None = None
 
@@ -134,6 +167,7 @@ class Evaluation:
         found = {name: getattr(self, name) for name in (*names, *more, "judged", "trained_on")}
         errors = self.answers.label_errors if self.answers is not None else None
         found["label_errors"] = len(errors.images) if errors is not None else None
+        found["trust"] = asdict(self.trust) if self.trust is not None else None
         groups = {"known": self.known, "new": self.new} if self.known is not None and self.new is not None else {}
         return found | {name: dict(vars(group)) for name, group in groups.items()}
 
@@ -148,6 +182,8 @@ class Evaluation:
         ]
         title = shown(f"{self.split} of {self.data}: {self.images} images")
         Table([words("")] * 4, rows, title=title, headings=False).render(console)
+        if self.trust is not None:
+            console.print(as_it_is(str(self.trust)))
         if self.known is not None:
             console.print(as_it_is(self.known_and_new()))
         self._class_table().render(console)
@@ -311,7 +347,8 @@ class Evaluator:
         model.keep_rate = keep_rate
         model_cost = cost(model, images=self._sample)
         few = len(self._images) * len(model.classes) <= _MOST_PROBABILITIES
-        result = run_inference(model, self._loader, accelerator, measure=True, probabilities=few)
+        confidence = None if model.confidence is None else model.confidence.at(model.keep_rate)
+        result = run_inference(model, self._loader, accelerator, measure=True, probabilities=few, confidence=confidence)
         labels, predictions = result.labels.numpy(), result.ranked[:, 0].numpy()
         evaluation = Evaluation(
             data=self.root,
@@ -336,6 +373,7 @@ class Evaluator:
             judged=self.judged.text,
             trained_on=self.judged.trained_on,
             answers=self._answers(result),
+            trust=_trust(result, confidence),
             **self._groups(labels, predictions),
         )
         if folder is not None and accelerator.is_main_process:
@@ -360,6 +398,7 @@ class Evaluator:
             label_errors=find_label_errors(result.probabilities.numpy()[order], labels)
             if result.probabilities is not None
             else None,
+            unfamiliarity=result.unfamiliarity.numpy()[order] if result.unfamiliarity is not None else None,
         )
 
     def _groups(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
@@ -443,6 +482,19 @@ def _sample_images(images: _Relabelled, preprocess: dict[str, Any]) -> torch.Ten
     return Normalization(preprocess)(stacked, torch.device("cpu"))
 
 
+def _trust(result: InferenceResult, confidence: Confidence | None) -> Trust:
+    assert result.ranked_probabilities is not None
+    assert result.uncalibrated is not None
+    right, surest = result.ranked[:, 0] == result.labels, result.ranked_probabilities[:, 0]
+    return Trust(
+        calibration_error(surest, right),
+        calibration_error(result.uncalibrated, right) if confidence is not None else None,
+        tuple(reliability(surest, right)),
+        (result.unfamiliarity > 1).double().mean().item() if result.unfamiliarity is not None else None,
+        confidence.facts.false_alarms if confidence is not None else None,
+    )
+
+
 def _by_class(labels: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[ClassResult]:
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -463,6 +515,9 @@ def _write(evaluation: Evaluation, folder: Path, thumbnail: Callable[[int], np.n
     write_csv(folder / "confusion.csv", ["true \\ predicted", *names], counts)
     with replacing(folder / "confusion.png") as temporary:
         write_confusion_picture(temporary, evaluation.confusion, names)
+    if evaluation.trust is not None:
+        with replacing(folder / "reliability.png") as temporary:
+            draw_reliability(temporary, evaluation.trust.bins, evaluation.trust.ece)
     if evaluation.answers is not None:
         evaluation.answers.write(folder, names)
         _write_mistakes(evaluation.answers, folder / MISTAKES, names, thumbnail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,8 @@ def fit_confidence(
     scaled = logits / temperature
     facts = CalibrationFacts(
         len(truth), false_alarms,
-        F.cross_entropy(logits, truth).item(), calibration_error(logits.softmax(1), truth),
-        F.cross_entropy(scaled, truth).item(), calibration_error(scaled.softmax(1), truth),
+        F.cross_entropy(logits, truth).item(), _error_of(logits, truth),
+        F.cross_entropy(scaled, truth).item(), _error_of(scaled, truth),
     )  # fmt: skip
     found = Confidence(keep_rate, rows, x.shape[2], len(classes), facts)
     found.temperature.fill_(temperature)
@@ -147,31 +148,40 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(minimize_scalar(loss, bounds=(-_LARGEST_LOG, _LARGEST_LOG), method="bounded").x)
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """The expected calibration error of probabilities [N, K] for classes [N], in 15 bins of equal width."""
-    bins = reliability(probabilities, labels)
-    return sum(abs(each["images"] * (each["accuracy"] - each["confidence"])) for each in bins) / len(labels)
+def _error_of(logits: Tensor, truth: Tensor) -> float:
+    surest, answers = logits.softmax(1).max(dim=1)
+    return calibration_error(surest, answers == truth)
 
 
-def reliability(probabilities: Tensor, labels: Tensor) -> list[dict[str, float]]:
-    """Images, mean probability of the answer and share of right answers, by bins of that probability.
+def calibration_error(probabilities: Tensor, right: Tensor) -> float:
+    """The expected calibration error of the probabilities of answers, [N], and whether these are right, [N]."""
+    bins = reliability(probabilities, right)
+    return sum(abs(each.images * (each.accuracy - each.confidence)) for each in bins) / len(right)
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The answers with a probability within one bin: how many, its mean, and the share that is right."""
+
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(probabilities: Tensor, right: Tensor) -> list[ReliabilityBin]:
+    """Answers by their probability, in 15 bins of equal width, without empty ones, from low to high.
 
     Args:
-        probabilities: [N, K].
-        labels: Classes, [N].
-
-    Returns:
-        A line for each bin that has images, from low to high: images, confidence, accuracy.
+        probabilities: Of the answers, [N], 0 … 1.
+        right: Whether they are right, [N].
     """
-    surest, answers = probabilities.double().max(dim=1)
-    right = (answers == labels).double()
+    surest, right = probabilities.double(), right.double()
     place = (surest * _BINS).ceil().clamp(1, _BINS) - 1
     lines = []
     for number in range(_BINS):
         inside = place == number
         if count := int(inside.sum()):
-            confidence, accuracy = surest[inside].mean().item(), right[inside].mean().item()
-            lines.append({"images": count, "confidence": confidence, "accuracy": accuracy})
+            lines.append(ReliabilityBin(count, surest[inside].mean().item(), right[inside].mean().item()))
     return lines
 
 

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,7 +54,7 @@ class RunImages:
     root: str
     source: str | None
     train_split: str
-    grouping: Grouping
+    grouping: Grouping = field(default_factory=Grouping)
 
 
 class RunFolder:

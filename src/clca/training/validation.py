@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from clca.data.transforms import Normalization
 from clca.kernels.prepack import prepacked
+from clca.models.confidence import Confidence, read_by_head
 from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 
@@ -30,6 +31,8 @@ class InferenceResult:
         images_per_second: Throughput of the forward pass alone, summed over processes; valid only with `measure`.
         ranked_probabilities: Those of the classes in `ranked`, [N, k].
         probabilities: Those of all classes, [N, K]; only if they were asked for.
+        uncalibrated: Probability of the most likely class before calibration, [N].
+        unfamiliarity: [N]; only with a confidence.
     """
 
     labels: Tensor
@@ -38,6 +41,8 @@ class InferenceResult:
     images_per_second: float
     ranked_probabilities: Tensor | None = None
     probabilities: Tensor | None = None
+    uncalibrated: Tensor | None = None
+    unfamiliarity: Tensor | None = None
 
     def top(self, k: int) -> float:
         """Top-k accuracy, 0 … 1."""
@@ -68,6 +73,7 @@ def run_inference(
     measure: bool = False,
     *,
     probabilities: bool = False,
+    confidence: Confidence | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> InferenceResult:
     """Run an unwrapped model in evaluation mode on this process's share of a split, and gather all shares.
@@ -78,6 +84,7 @@ def run_inference(
         accelerator: Device, precision and processes.
         measure: Time the first batch again after warming up, so that `images_per_second` is valid.
         probabilities: Return those of all classes.
+        confidence: That of the model's keep rate: probabilities are calibrated by it, and unfamiliarity is returned.
         progress: Called with the number of images of this process that are done, after each batch.
     """
     was_training = model.training
@@ -85,6 +92,9 @@ def run_inference(
     device, normalize = accelerator.device, Normalization(model.preprocess or {})
     labels, ranked, losses = [], [], torch.zeros((), dtype=torch.float64)
     likely: list[Tensor] = []
+    uncalibrated: list[Tensor] = []
+    distances: list[Tensor] = []
+    confidence = confidence.to(device) if confidence is not None else None
     all_classes: list[Tensor] = []
     done = 0
     timed_images, timed_seconds = 0, 0.0
@@ -94,7 +104,11 @@ def run_inference(
             _synchronize(device)
             begin = perf_counter()
             with accelerator.autocast():
-                logits = model(images)
+                if confidence is None:
+                    logits = model(images)
+                else:
+                    features = model.forward_features(images)
+                    logits = model.forward_head(features)
             _synchronize(device)
             if measure and not number:  # the first batch is a warm-up, and timed again in case it is the only one
                 _synchronize(device)
@@ -109,6 +123,10 @@ def run_inference(
             best = most_likely(logits, 5)[1]
             ranked.append(best.cpu())
             shares_of_all = logits.softmax(1)
+            uncalibrated.append(shares_of_all.amax(1).cpu())
+            if confidence is not None:
+                shares_of_all = confidence.probabilities(logits)
+                distances.append(confidence(read_by_head(model, features)).cpu())
             likely.append(shares_of_all.gather(1, best).cpu())
             if probabilities:
                 all_classes.append(shares_of_all.cpu())
@@ -120,7 +138,8 @@ def run_inference(
     if labels:
         of_all = torch.cat(all_classes) if all_classes else None
         own = (
-            torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds, torch.cat(likely), of_all
+            torch.cat(labels), torch.cat(ranked), losses, timed_images, timed_seconds, torch.cat(likely), of_all,
+            torch.cat(uncalibrated), torch.cat(distances) if distances else None,
         )  # fmt: skip
     shares = [share for share in gather_object([own]) if share is not None]
     all_labels = torch.cat([share[0] for share in shares])
@@ -132,6 +151,8 @@ def run_inference(
         images_per_second=rate,
         ranked_probabilities=torch.cat([share[5] for share in shares]),
         probabilities=torch.cat([share[6] for share in shares]) if probabilities else None,
+        uncalibrated=torch.cat([share[7] for share in shares]),
+        unfamiliarity=torch.cat([share[8] for share in shares]) if confidence is not None else None,
     )
 
 

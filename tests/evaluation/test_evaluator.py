@@ -52,7 +52,8 @@ def test_evaluation_counts_every_image_and_writes_its_files(run: Path) -> None:
     assert result.gmacs == pytest.approx(clca.cost(clca.from_pretrained(run)).gmacs)
     assert result.folder == run / "evaluation" / "test"
     assert {path.name for path in result.folder.iterdir()} == {
-        "evaluation.json", "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "reliability.png", "label_errors.csv",
+        "evaluation.json", "classes.csv", "confusion.csv", "confusion.png", "predictions.csv", "label_errors.csv",
+        "reliability.png",
         *(["mistakes.jpg"] if result.top1 < 1 else []),
     }  # fmt: skip
     assert json.loads((result.folder / "evaluation.json").read_text())["top1"] == result.top1

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from clca.data.image_bounds import LimitedReader, Sanitized, orientation_of, sanitized, too_many_pixels
 from clca.data.image_formats import EXTENSIONS, HEAD, RAW, UnreadableImage, format_of, has_plugin
-from clca.data.tiff import ORIENTATION, band_count, is_raw, white_level, why_unsupported
+from clca.data.tiff import ORIENTATION, band_count, eight_bit_levels, is_raw, white_level, why_unsupported
 from clca.errors import ClcaError, reason
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "decode_image", "read_image", "read_with_format"]
@@ -379,7 +379,7 @@ def _deep_pixels(image: Image.Image, pixels: Image.Image) -> tuple[Image.Image, 
         white = 65535
     if largest > white:
         raise UnreadableImage("32-bit pixels out of the 16-bit range: save it as 8-bit RGB", "damaged")
-    scaled = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)  # rounded
+    scaled = eight_bit_levels(white)[values]
     white_is_zero = _is_white_zero(image, pixels)
     if white_is_zero:
         scaled = 255 - scaled

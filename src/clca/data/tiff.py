@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
 ORIENTATION = 0x0112
@@ -157,6 +159,11 @@ def white_level(tags: Mapping[int, Any]) -> int:
         if (value := _first(tags.get(tag, 0))) in _DEPTHS:
             return value
     return 32767 if bits == 16 and _first(tags.get(_SAMPLE_FORMAT, 1)) == _SIGNED else 65535
+
+
+def eight_bit_levels(white: int) -> NDArray[np.uint8]:
+    """The level of 8 bits of each value of 16 bits, rounded; [65536], of which those above `white` mean nothing."""
+    return ((np.arange(65536, dtype=np.uint32) * 255 + white // 2) // white).astype(np.uint8)
 
 
 def _first(value: Any) -> int:

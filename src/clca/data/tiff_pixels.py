@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from clca.data.image_formats import UnreadableImage
-from clca.data.tiff import white_level, why_unsupported
+from clca.data.tiff import eight_bit_levels, white_level, why_unsupported
 
 _PLANAR, _SEPARATE = TiffImagePlugin.PLANAR_CONFIGURATION, 2
 _EDGE = 0.02  # a pixel whose opacity is within this of 0 or 1 counts as transparent or opaque
@@ -98,10 +98,11 @@ def _scaled(image: ImageFile.ImageFile, content: bytes, white: int) -> Image.Ima
         other.use_load_libtiff = image.use_load_libtiff  # type: ignore[attr-defined]
         other.load()
         image.load()
-        values = np.asarray(image).astype(np.uint32) << 8 | np.asarray(other)
+        values = np.asarray(image).astype(np.uint16) << 8
+        values |= np.asarray(other)
     if values.max() > white:  # so the tag is wrong
         return image
-    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8), image.mode)
+    return Image.fromarray(eight_bit_levels(white)[values], image.mode)
 
 
 def _swapped(rawmode: str) -> str:

@@ -208,6 +208,7 @@ def test_any_damage_to_a_raw_header_gives_a_picture_or_one_line(decoders, change
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_heif
 @needs_raw
 def test_folders_uploads_and_checks_take_them(tmp_path):

@@ -12,6 +12,8 @@ from PIL import Image
 from clca.training import TrainConfig
 from clca.training.preflight import open_splits, verify_images
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., TrainConfig]
 
 

@@ -448,3 +448,29 @@ def test_a_method_that_a_path_has_not_is_answered_with_those_that_it_has(
 def test_an_unknown_path_is_not_found(routed: TestClient) -> None:
     for path in ("/v1/nothing", "/v1/predict/more", "/v2/predict"):
         assert routed.get(path).status_code == routed.post(path).status_code == 404
+
+
+def test_the_cost_of_ats_is_that_of_the_evaluation_or_says_that_it_is_of_noise(tmp_path: Path) -> None:
+    """How many tokens it keeps depends on the image, and noise is none that anyone photographs."""
+    model = tiny_model("ats")
+    model.save_pretrained(tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    content["train"] = {"model": content["model"], "data": {"root": "photos"}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+
+    def told(folder: Path) -> dict[str, Any]:
+        with TestClient(create_app([folder], ServeSettings(device="cpu"))) as client:
+            return client.get("/v1/models").json()["models"][0]
+
+    assert told(tmp_path / "run")["gmacs_of"].startswith("noise")
+    stored = {"split": "test", "data": "photos", "keep_rate": model.keep_rate, "images": 4, "top1": 0.5, "top5": 1.0,
+              "macro": 0.5, "gmacs": 1.25, "computed_gmacs": 1.0, "images_per_second": 9.0}  # fmt: skip
+    (tmp_path / "run" / "evaluation" / "test").mkdir(parents=True)
+    (tmp_path / "run" / "evaluation" / "test" / "evaluation.json").write_text(json.dumps(stored))
+    found = told(tmp_path / "run")
+    assert (found["gmacs"], found["computed_gmacs"]) == (1.25, 1.0)
+    assert found["gmacs_of"] == "mean of up to 16 test images"
+
+
+def test_the_cost_of_others_is_that_of_every_image(client: TestClient) -> None:
+    assert client.get("/v1/models").json()["models"][0]["gmacs_of"] == "every image"

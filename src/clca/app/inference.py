@@ -129,9 +129,12 @@ class PhotoInference:
             raise Refusal(500, "not_finite", "the model gave no finite probabilities for this image")
         ranked = Ranked.of(served, answer, TOP)
         view, found = stages(served.model, image)
-        return Look(image, ranked, 1000 * median(times), self._price(served, rates), view, found)
+        return Look(image, ranked, 1000 * median(times), self._price(served, rates, pixels), view, found)
 
-    def _price(self, served: ServedModel, rates: Rates) -> Price:
+    def _price(self, served: ServedModel, rates: Rates, pixels: torch.Tensor) -> Price:
+        if served.model.pads:  # the cost depends on the image: it is that of this photograph
+            gmacs = _count_of(served, rates, pixels)
+            return Price(gmacs, gmacs / (_count_of(served, 1.0, pixels) if served.keep_rate_is_free else gmacs))
         gmacs = self._gmacs(served, rates)
         return Price(gmacs, gmacs / (self._gmacs(served, 1.0) if served.keep_rate_is_free else gmacs))
 
@@ -139,3 +142,11 @@ class PhotoInference:
 def _count(served: ServedModel, rates: Rates) -> float:
     served.model.keep_rate = rates
     return served.cost.gmacs if rates == served.keep_rate else cost(served.model).gmacs
+
+
+def _count_of(served: ServedModel, rates: Rates, pixels: torch.Tensor) -> float:
+    served.model.keep_rate = rates
+    try:
+        return cost(served.model, images=served.normalized([pixels])).gmacs
+    finally:
+        served.model.keep_rate = served.keep_rate

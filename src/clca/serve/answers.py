@@ -62,6 +62,7 @@ class ModelAnswer(BaseModel):
     )
     gmacs: float = Field(description="10⁹ multiply-accumulate operations an image, of the method, at its keep rate")
     computed_gmacs: float = Field(description="what is computed of it")
+    gmacs_of: str = Field(description="which images it is the cost of: every image, or of ATS a mean, or noise")
     params: int
 
 

@@ -272,6 +272,7 @@ def _describe(model: ServedModel) -> ModelAnswer:
         keep_rate_range=(0.0, 1.0) if model.keep_rate_is_free else None,
         gmacs=model.cost.gmacs,
         computed_gmacs=model.cost.computed_gmacs,
+        gmacs_of=model.cost_of,
         params=model.cost.params,
     )
 

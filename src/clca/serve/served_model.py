@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor
 
 from clca.data.transforms import Normalization, from_preprocess
 from clca.errors import ClcaError
+from clca.evaluation.stored import NUMBERS, evaluations
 from clca.kernels.prepack import prepacked
 from clca.models.confidence import AnsweringModel
 from clca.models.cost import Cost, cost
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.reductions import reduction_class
-from clca.system.files import as_utf8
+from clca.system.files import as_utf8, read_json
+from clca.system.numbers import number
 from clca.training.run_folder import RunFolder
 
 Rates = float | tuple[float, ...]
+EVERY_IMAGE = "every image"
 
 
 class ServedModel:
@@ -30,6 +34,10 @@ class ServedModel:
         model: With `classes` and `preprocess`.
         accelerator: Device and precision.
         run: The folder it was loaded from, or None.
+
+    Attributes:
+        cost: Of one image.
+        cost_of: Which images it is the cost of, where it depends on them.
 
     Raises:
         ClcaError: The model lacks classes or preprocessing, or they are invalid.
@@ -45,6 +53,9 @@ class ServedModel:
         self.backbone, self.reduction = model.config.backbone, model.config.reduction
         self.keep_rate: Rates = model.keep_rate
         self.cost: Cost = cost(model)
+        self.cost_of = EVERY_IMAGE
+        if model.pads:
+            self.cost, self.cost_of = _evaluated_cost(self.cost, self.keep_rate, run)
         self.transform = from_preprocess(model.preprocess, normalize=False)
         self.image_size: int = model.preprocess["img_size"]
         self._normalize = Normalization(model.preprocess)
@@ -95,6 +106,21 @@ class ServedModel:
         probabilities, unfamiliarity = found
         last = probabilities.new_full((len(probabilities),), torch.nan) if unfamiliarity is None else unfamiliarity
         return torch.cat([probabilities, last[:, None]], dim=1).cpu()
+
+    def normalized(self, images: Sequence[Tensor]) -> Tensor:
+        """What the model reads of images as `transform` gives them, [B, 3, H, W]."""
+        return self._normalize(torch.stack(list(images)), self._accelerator.device).clone()
+
+
+def _evaluated_cost(measured: Cost, rate: Rates, run: RunFolder | None) -> tuple[Cost, str]:
+    """The mean cost over the images of an evaluation at this keep rate, or what was measured on noise."""
+    for stored in evaluations(run) if run is not None else ():
+        numbers = read_json(stored.folder / NUMBERS) if stored.keep_rate == rate else None
+        computed = number((numbers or {}).get("computed_gmacs"), low=0)
+        if computed is not None:
+            found = replace(measured, gmacs=stored.gmacs, computed_gmacs=computed)
+            return found, f"mean of up to 16 {stored.split} images"
+    return measured, "noise; evaluate the run, and it is the mean of its images"
 
 
 def load(models: Mapping[str, TokenReducedViT] | Sequence[str | Path], accelerator: Accelerator) -> list[ServedModel]:

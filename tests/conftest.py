@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from shared_data import shared_folder
@@ -18,13 +19,19 @@ import clca
 # Loaded libraries are a million objects that stay: going through them again and again is a tenth of all tests' time.
 gc.set_threshold(50_000, 20, 20)
 
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("clca", deadline=None)
+hypothesis.settings.load_profile("clca")
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import only the files of the tier that runs: whole files are marked slow, and importing all takes 15 seconds."""
+    """Import only files with tests of the tier that runs: importing all takes 15 seconds."""
     tier = config.getoption("-m")
     if tier not in ("slow", "not slow") or not collection_path.name.startswith("test_") or collection_path.is_dir():
         return None
-    return ("\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8")) != (tier == "slow") or None
+    text = collection_path.read_text("utf-8")
+    left_out = "pytest.mark.slow" not in text if tier == "slow" else "\npytestmark = pytest.mark.slow\n" in text
+    return left_out or None
 
 
 def pytest_collection_finish() -> None:

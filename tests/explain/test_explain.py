@@ -408,7 +408,8 @@ def test_predict_writes_an_explanation_of_every_readable_image(
     said = capsys.readouterr()
     assert "text.png: is text, not an image" in said.err
     answers = [json.loads(line) for line in said.out.splitlines()]
-    assert [answer["path"] for answer in answers] == photos[:-1]
+    assert [answer["path"] for answer in answers] == photos
+    assert answers.pop()["error"]
     files = sorted(path.name for path in out.iterdir())
     assert len(files) == 2 * len(names)
     assert not any(name.startswith(".") for name in files)

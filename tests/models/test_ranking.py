@@ -24,6 +24,7 @@ def test_an_endpoint_answers_equal_classes_in_that_order() -> None:
 
     probabilities = torch.full((80,), 1 / 128)
     probabilities[[70, 20]] = 0.2
-    found = Ranked.of(Served(), probabilities, 4)  # type: ignore[arg-type]
+    answer = torch.cat([probabilities, torch.tensor([torch.nan])])  # the last: unfamiliarity, which is not known
+    found = Ranked.of(Served(), answer, 4)  # type: ignore[arg-type]
     assert found.classes == ("class 20", "class 70", "class 00", "class 01")
-    assert len(Ranked.of(Served(), probabilities, 100).classes) == 80  # type: ignore[arg-type]
+    assert len(Ranked.of(Served(), answer, 100).classes) == 80  # type: ignore[arg-type]

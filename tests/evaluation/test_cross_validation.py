@@ -20,6 +20,7 @@ from clca.cli.main import main
 from clca.data.sources.listing import Grouping
 from clca.errors import ClcaError
 from clca.evaluation import cross_validate, evaluate
+from clca.report.study.report import report
 from clca.training import TrainConfig, train
 
 Make = Callable[..., TrainConfig]
@@ -73,6 +74,13 @@ def test_every_image_is_tested_once(make_config: Make, plants: Path) -> None:
     assert 0 <= low <= result.mean("top1") <= high <= 1
     assert result.deviation("loss") == pytest.approx(statistics.stdev(one.loss for one in result.folds))
     assert [row["fold"] for row in rows_of(result.folder / "folds.csv")] == ["1", "2", "3"]
+    made = report(result.folder, result.folder.parent / "report")
+    assert made.answer == [
+        f"Top-1 {100 * result.mean('top1'):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %) over 3 parts of 36 "
+        "images, each tested once."
+    ]
+    assert (made.figures, made.tables) == (1, 1)
+    assert "standard deviation" in made.page.read_text()
     again = cross_validate(quick(make_config, 3, root=str(plants), group_by=r"(plant\d+)_"), quiet=True)
     assert again.folds == result.folds
 

@@ -30,7 +30,7 @@ from clca.training.run_folder import RunFolder
 _log = logging.getLogger(__name__)
 
 RESULT, PREDICTIONS, CONFUSION = "cross-validation.json", TABLE, "confusion.csv"
-_MEASURES = ("top1", "macro", "loss")
+MEASURES = ("top1", "macro", "loss")
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class CrossValidation:
 
     def render(self, console: Console) -> None:
         """Print one row per part, then mean, standard deviation and interval."""
-        rows = [[str(one.fold), str(one.images), *map(_shown, _MEASURES, _values(one))] for one in self.folds]
-        mean = [_shown(measure, self.mean(measure)) for measure in _MEASURES]
-        spread = [_shown(measure, self.deviation(measure)) for measure in _MEASURES]
-        intervals = [" to ".join(_shown(measure, end) for end in self.interval(measure)) for measure in _MEASURES]
+        rows = [[str(one.fold), str(one.images), *map(_shown, MEASURES, _values(one))] for one in self.folds]
+        mean = [_shown(measure, self.mean(measure)) for measure in MEASURES]
+        spread = [_shown(measure, self.deviation(measure)) for measure in MEASURES]
+        intervals = [" to ".join(_shown(measure, end) for end in self.interval(measure)) for measure in MEASURES]
         rows += [["mean", str(self.images), *mean], ["standard deviation", "", *spread]]
         rows += [["95 % interval", "", *intervals]]
         columns = [words("part"), *map(Column, ("images", "top-1", "macro", "loss"))]
@@ -155,7 +155,7 @@ def _read(fold: int, run: Path, tested: Path) -> tuple[Fold, tuple[str, ...], np
         ClcaError: A file is missing or damaged.
     """
     numbers, table = read_json(tested / NUMBERS) or {}, read_csv(tested / CONFUSION)
-    found = {name: number(numbers.get(name)) for name in ("images", *_MEASURES)}
+    found = {name: number(numbers.get(name)) for name in ("images", *MEASURES)}
     if None in found.values() or len(table) < 2 or any(len(row) != len(table[0]) for row in table):
         raise ClcaError(f"{tested}: its files are damaged: remove this folder, and the same command evaluates again")
     values: dict[str, Any] = found
@@ -165,7 +165,7 @@ def _read(fold: int, run: Path, tested: Path) -> tuple[Fold, tuple[str, ...], np
 
 
 def _values(fold: Fold) -> list[float]:
-    return [getattr(fold, measure) for measure in _MEASURES]
+    return [getattr(fold, measure) for measure in MEASURES]
 
 
 def _shown(measure: str, value: float) -> str:
@@ -175,7 +175,7 @@ def _shown(measure: str, value: float) -> str:
 def _write(result: CrossValidation, answers: Sequence[list[list[str]]]) -> None:
     folder = result.folder
     rows = [[one.fold, one.images, *(round(value, 6) for value in _values(one))] for one in result.folds]
-    write_csv(folder / "folds.csv", ["fold", "images", *_MEASURES], rows)
+    write_csv(folder / "folds.csv", ["fold", "images", *MEASURES], rows)
     counts = [[name, *row] for name, row in zip(result.classes, result.confusion.tolist(), strict=True)]
     write_csv(folder / CONFUSION, ["true \\ predicted", *result.classes], counts)
     with replacing(folder / "confusion.png") as temporary:
@@ -192,7 +192,7 @@ def _write(result: CrossValidation, answers: Sequence[list[list[str]]]) -> None:
                 "deviation": result.deviation(measure),
                 "interval": list(result.interval(measure)),
             }
-            for measure in _MEASURES
+            for measure in MEASURES
         },
     }
     write_json(folder / RESULT, content)

@@ -23,7 +23,7 @@ class Report(Arguments):
     """
 
     folder: Annotated[str, Spelling("STUDY", positional=True)] = Field(
-        description="Folder of a study (clca study run) or of one run (clca train)."
+        description="Folder of a study (clca study run), of one run (clca train) or of a cross-validation (--folds)."
     )
     out: str = Field(
         "clca-report",

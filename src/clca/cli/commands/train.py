@@ -96,6 +96,7 @@ def _cross_validate(config: "TrainConfig") -> int:
     if is_first_process():
         result.render(Console())
         print(f"{result.folder}: one run in each fold-N; folds.csv, predictions.csv and confusion.png of all together")
+        print(f"next: clca report {result.folder}")
     return 0
 
 

@@ -65,8 +65,14 @@ def report(folder: Path, out: Path, *, runs: bool = False) -> Report:
 
     if (folder / STUDY).is_file():
         return study_report(folder, out, runs=runs)
+    from clca.report.run.folds import folds_report, is_cross_validation
     from clca.report.run.page import is_run, run_report
 
+    if is_cross_validation(folder):
+        if runs:
+            raise ClcaError(f"--runs: name one of the runs in {folder}, such as {folder / 'fold-1'}")
+        page, answer, figures, tables = folds_report(folder, out)
+        return Report(page, answer, figures, tables, 1)
     if not is_run(folder):
         raise ClcaError(
             f"{folder}: neither a study nor a run (no {STUDY} and no config.json there); name a folder that"

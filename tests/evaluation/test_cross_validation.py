@@ -76,8 +76,8 @@ def test_every_image_is_tested_once(make_config: Make, plants: Path) -> None:
     assert [row["fold"] for row in rows_of(result.folder / "folds.csv")] == ["1", "2", "3"]
     made = report(result.folder, result.folder.parent / "report")
     assert made.answer == [
-        f"Top-1 {100 * result.mean('top1'):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %) over 3 parts of 36 "
-        "images, each tested once."
+        f"Top-1 {100 * result.mean('top1'):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %) over 3 parts of "
+        "36 images, each tested once."
     ]
     assert (made.figures, made.tables) == (1, 1)
     assert "standard deviation" in made.page.read_text()

@@ -80,7 +80,8 @@ def run(argv: Sequence[str]) -> int:
     if is_first_process():
         result.render(Console())
         if result.folder is not None:
-            names = ["evaluation.json", "classes.csv", "confusion.csv", "confusion.png", TABLE, LABEL_ERRORS]
+            names = ["evaluation.json", "classes.csv", "confusion.csv", "confusion.png", "reliability.png", TABLE]
+            names += [LABEL_ERRORS]
             names += [MISTAKES] if (result.folder / MISTAKES).is_file() else []
             print(f"written to {result.folder}: {', '.join(names)}")
     return 0

@@ -152,7 +152,7 @@ LISTS = st.dictionaries(
 @given(lists=LISTS)
 def test_what_is_listed_is_read_again(lists: dict[str, list[ListedImage]], tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("list") / "images.csv"
-    write_images(path, lists)  # type: ignore[arg-type]
+    write_images(path, lists)
     found = read_images(path)
     assert found is not None
     last = {image.path: 0 for images in lists.values() for image in images}

@@ -1,7 +1,7 @@
 """The time left: nothing before it means something, and then about what it is."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 
@@ -22,6 +22,7 @@ def test_the_rule(done: float, total: float, seconds: float, equal: bool, left: 
     assert seconds_left(done, total, seconds, equal_units=equal) == left
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(0, 1e12), st.floats(0, 1e12), st.floats(0, 1e9), st.booleans())
 def test_it_is_never_negative_nor_infinite(done: float, total: float, seconds: float, equal: bool) -> None:
     left = seconds_left(done, total, seconds, equal_units=equal)

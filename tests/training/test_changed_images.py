@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import draw
 
@@ -149,6 +149,7 @@ LISTS = st.dictionaries(
 )
 
 
+@settings(deadline=None, max_examples=30)  # it writes files
 @given(lists=LISTS)
 def test_what_is_listed_is_read_again(lists: dict[str, list[ListedImage]], tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("list") / "images.csv"

@@ -48,8 +48,8 @@ def open(
     Args:
         root: A folder, a CSV file, or "leaves" for synthetic leaves drawn in memory, with parameters as in
             "leaves:cultivars=8,images=30,size=96,seed=0,difficulty=0.3".
-        split: "train", "val", "train_val" (everything but test), "test", or "all" of them. If a set has no validation
-            images, a fixed rule takes them from training (`clca.data.sources.splits`), so train and val never overlap.
+        split: "train", "val", "train_val" (everything but test) or "test". If a set has no validation images, a fixed
+            rule takes them from training (`clca.data.sources.splits`), so train and val never overlap.
         source: "folder", "csv", "leaves", "cotton80", "soylocal", "soyglobal", "soygene", "soyageing" or
             "soyageing-R1" (R3, R4, R5, R6); None detects the source from the layout.
         transform: Called with each RGB PIL image; None returns the image unchanged.
@@ -67,8 +67,8 @@ def open(
     Raises:
         ClcaError: If there is nothing to read, or the files do not form a data set.
     """
-    if split not in (*SPLITS, ALL):
-        raise ClcaError(f"unknown split {split!r}: choose from {', '.join((*SPLITS, ALL))}")
+    if split not in SPLITS:
+        raise ClcaError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     from clca.data.datasets import Leaves
 
     if is_leaves(root, source):
@@ -96,7 +96,7 @@ def list_images(
 def open_listing(
     listing: Listing, split: str, *, transform: Callable[[Image.Image], Any] | None = None, strict: bool = True
 ) -> ImageDataset:
-    """Open one split of a data set that has been listed, as `open`; a set is walked once for all its splits."""
+    """Open one split, or "all" images, of a data set that has been listed: as `open`, but walked only once."""
     from clca.data.datasets import ImageDataset
     from clca.data.sources.skipped import describe_unused
 

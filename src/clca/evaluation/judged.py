@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clca import data as datasets
-from clca.data.datasets import ImageDataset
+from clca.data.datasets import ImageDataset, Leaves
 from clca.data.sources.listing import Grouping, Listing, first_few
 from clca.errors import ClcaError
 from clca.system.paths import shown
@@ -87,9 +87,9 @@ def choose_images(
 
 
 def _leaves(run: RunFolder, known: Sequence[str], root: str, split: str, *, is_own: bool) -> Judged:
-    images = datasets.open(root, split, source="leaves")
+    images = Leaves.from_text(root, split=split)
     same_classes(known, images.classes, f"{root}: {split}", "the run's training images")
-    others = len(datasets.open(root, datasets.ALL, source="leaves")) - len(images)
+    others = len(Leaves.from_text(root, split=datasets.ALL)) - len(images)
     count = len(images)
     trained_on = count if is_own and _trained_splits(run, split) else 0
     parts = [f"judging {_named(count, split)} of {shown(root)}", _classes(images, known)]

@@ -86,13 +86,15 @@ def open_splits(config: TrainConfig, root: str | None = None, known: Sequence[st
         raise ClcaError("--folds: a single run is one of them: give --fold too, or use clca.cross_validate")
     if known is None:
         known = classes_of(config.start_from) if config.start_from is not None else ()
-
-    def opened(split: str) -> Images:
-        return data.open(root, split, source=settings.source, grouping=settings.grouping, to_train=not known)
-
-    train = opened(settings.train_split)
-    watched = opened(name) if name != "none" else None
-    rest = _without(opened(data.ALL), train, watched)
+    if data.is_leaves(root, settings.source):
+        train = data.open(root, settings.train_split, source=settings.source, grouping=settings.grouping)
+        watched = data.open(root, name, source=settings.source) if name != "none" else None
+        rest = None
+    else:
+        listing = data.list_images(root, settings.source, to_train=not known, grouping=settings.grouping)
+        train = data.open_listing(listing, settings.train_split)
+        watched = data.open_listing(listing, name) if name != "none" else None
+        rest = _without(data.open_listing(listing, data.ALL, strict=False), train, watched)
     without_images = [each for each in known if each not in set(train.classes)]
     for images in (train, watched, rest):
         if images is not None:
@@ -121,9 +123,7 @@ def open_splits(config: TrainConfig, root: str | None = None, known: Sequence[st
 
 
 def _without(images: Images, *others: Images | None) -> Images | None:
-    """The files of a set that are in none of the others; None if there are none, or no files."""
-    if isinstance(images, data.Leaves):
-        return None
+    """The files of a set that are in none of the others; None if there are none."""
     used = {path for other in others if other is not None for path in other.paths}
     samples = [each for each in zip(images.paths, images.labels, strict=True) if each[0] not in used]
     return data.ImageDataset(images.classes, samples, None, images.root) if samples else None

@@ -75,9 +75,9 @@ def test_every_image_is_tested_once(make_config: Make, plants: Path) -> None:
     assert result.deviation("loss") == pytest.approx(statistics.stdev(one.loss for one in result.folds))
     assert [row["fold"] for row in rows_of(result.folder / "folds.csv")] == ["1", "2", "3"]
     made = report(result.folder, result.folder.parent / "report")
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
     assert made.answer == [
-        f"Top-1 {100 * result.mean('top1'):.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %) over 3 parts of "
-        "36 images, each tested once."
+        f"Top-1 {100 * result.mean('top1'):.1f} % ({interval}) over 3 parts of 36 images, each tested once."
     ]
     assert (made.figures, made.tables) == (1, 1)
     assert "standard deviation" in made.page.read_text()

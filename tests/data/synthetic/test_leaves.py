@@ -276,4 +276,4 @@ def test_leaves_open_like_any_other_source():
     assert len(clca.data.open("leaves:cultivars=2,images=5", "val", source="leaves")) == 2
     assert len(clca.data.open("leaves", "train").classes) == 20
     with pytest.raises(ClcaError, match="unknown split"):
-        clca.data.open("leaves", "everything")
+        clca.data.open("leaves", "all")

@@ -19,6 +19,7 @@ import onnxruntime
 import pytest
 import torch
 from every_export import uneven
+from image_files import rgb_profile
 from PIL import ExifTags, Image
 from shared_data import shared_folder
 from torch import Tensor, nn
@@ -180,6 +181,7 @@ def _all_kinds() -> dict[str, bytes]:
         "RGBA": _as_png(rgba),
         "LA": _as_png(rgba[..., [0, 3]]),
         "palette": content.getvalue(),
+        "Display P3": _as_png(rgba[..., :3], icc_profile=rgb_profile("Display P3")),
         "16-bit grey": _as_png(deep[..., 0] + 77),
         "16-bit LA": _deep_colour(deep[..., [0, 3]] + 77),
         "16-bit RGB": _deep_colour(deep[..., :3] + 77),

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from clca.data.image_bounds import LimitedReader, Sanitized, orientation_of, sanitized, too_many_pixels
 from clca.data.image_formats import EXTENSIONS, HEAD, RAW, UnreadableImage, format_of, has_plugin
 from clca.data.tiff import ORIENTATION, band_count, eight_bit_levels, is_raw, white_level, why_unsupported
+from clca.data.tiff_pixels import load_tiff
 from clca.errors import ClcaError, reason
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "decode_image", "read_image", "read_with_format"]
@@ -279,8 +280,6 @@ def _check_pixels(image: ImageFile.ImageFile) -> None:
 def _load(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, str | None]:
     """Decode the pixels; also say which bands were left out."""
     if image.format == "TIFF":
-        from clca.data.tiff_pixels import load_tiff
-
         return load_tiff(image, content)
     if image.tile and image.tile[0][0] == "ppm":
         return _pnm_pixels(image, content), None

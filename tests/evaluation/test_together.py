@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from small_endpoint import photo, tiny_model
@@ -14,8 +16,10 @@ from small_endpoint import photo, tiny_model
 import clca
 from clca.cli.main import main
 from clca.errors import ClcaError
-from clca.evaluation import predict, predict_together
+from clca.evaluation import evaluate, predict, predict_together
 from clca.evaluation.together import combined
+from clca.serve import ServeSettings, create_app
+from clca.training import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,43 @@ def test_the_command_writes_groups_in_every_form(
     ]
     assert main([*argv, "--explain", str(tmp_path / "seen")]) == 2
     assert "omit --together" in capsys.readouterr().err
+
+
+def test_the_endpoint_gives_one_answer_for_all(model: clca.TokenReducedViT) -> None:
+    with TestClient(create_app({"m": model}, ServeSettings(device="cpu", precision="no"))) as client:
+        files = [("files", (f"{seed}.png", photo(seed))) for seed in range(3)]
+        files.append(("files", ("bad.png", b"\x89PNG\r\n\x1a\n")))
+        found = client.post("/v1/predict?together=true&top_k=2", files=files).json()
+        whole = client.post("/v1/predict?top_k=5", files=files).json()
+    assert whole["together"] is None
+    assert [len(one["classes"]) for one in found["results"]] == [2, 2, 2, 0]
+    names = sorted(whole["results"][0]["classes"])
+    shares = [
+        torch.tensor([dict(zip(one["classes"], one["probabilities"], strict=True))[name] for name in names])
+        for one in whole["results"][:3]
+    ]
+    expected = combined(shares)
+    best = names[int(expected.argmax())]
+    assert found["together"]["classes"][0] == best
+    assert found["together"]["probabilities"][0] == pytest.approx(expected.max().item(), rel=1e-3)
+    assert found["together"]["name"] == "3 photographs"
+
+
+@pytest.mark.slow
+def test_evaluate_says_what_it_brings(
+    make_config: Callable[..., TrainConfig], draw_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = draw_images(tmp_path / "photographs", classes=3, images=6)
+    run = train(make_config(data={"root": str(root)}), quiet=True).folder
+    with pytest.raises(ClcaError, match="is not found in"):
+        evaluate(run, workers=0, device="cpu", precision="no", together=r"(class\d)/[0-2]\.")
+    by_class = evaluate(run, workers=0, device="cpu", precision="no", together="folder").together
+    assert by_class is not None
+    assert (by_class.groups, by_class.images, by_class.mixed) == (3, 18, 0)
+    groups = predict_together(run, root / "test", "folder", device="cpu", precision="no")
+    right = [Path(one.name).name == one.classes[0] for one in groups]
+    assert by_class.top1 == pytest.approx(sum(right) / 3)
+    mixed = evaluate(run, workers=0, device="cpu", precision="no", together=r"/(\d)\.png").together
+    assert mixed is not None
+    assert (mixed.groups, mixed.top1, mixed.mixed) == (0, None, 6)
+    assert "6 groups of several classes are left out" in str(mixed)

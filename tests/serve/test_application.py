@@ -404,7 +404,7 @@ def test_openapi_describes_bodies_refusals_and_examples(client: TestClient) -> N
     assert set(found["paths"]["/v1/models"]["get"]["responses"]) == {"200", "401", "421", "503"}
     assert set(found["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
     assert set(found["paths"]["/health"]["get"]["responses"]) == {"200", "421", "503"}
-    assert {parameter["name"] for parameter in predict["parameters"]} == {"top_k", "keep_rate", "model"}
+    assert {parameter["name"] for parameter in predict["parameters"]} == {"top_k", "keep_rate", "model", "together"}
     assert "leaf.jpg" in json.dumps(found["components"]["schemas"]["ImageAnswer"])
     assert "curl" in predict["description"]
 

@@ -21,6 +21,7 @@ from clca.evaluation.answers import LABEL_ERRORS, MISTAKES, Answers
 from clca.evaluation.judged import choose_images
 from clca.evaluation.label_errors import find_label_errors
 from clca.evaluation.stored import FOLDER, NUMBERS
+from clca.evaluation.together import combined, group_of
 from clca.models.confidence import Confidence
 from clca.models.cost import cost
 from clca.models.token_reduced_vit import TokenReducedViT
@@ -76,6 +77,30 @@ class ClassGroup:
 
 
 @dataclass(frozen=True)
+class GroupAccuracy:
+    """What one answer for all photographs of a plant brings.
+
+    Attributes:
+        by: How they were grouped.
+        groups: Number of groups of one class.
+        images: Their images.
+        top1: Share of the groups classified correctly, 0 … 1; None without groups.
+        mixed: Groups of several classes, which are left out.
+    """
+
+    by: str
+    groups: int
+    images: int
+    top1: float | None
+    mixed: int
+
+    def __str__(self) -> str:
+        share = "no group" if self.top1 is None else f"top-1 {self.top1:.1%} of {self.groups} groups"
+        left_out = f"; {self.mixed} groups of several classes are left out" if self.mixed else ""
+        return f"together by {shown(self.by)}: {share} of {self.images} images{left_out}"
+
+
+@dataclass(frozen=True)
 class Trust:
     """How far the answers can be trusted; shares are in 0 … 1.
 
@@ -127,6 +152,7 @@ class Evaluation:
         trained_on: How many of the images the model was trained on, as far as is known.
         answers: The answer for each image.
         trust: How far the answers can be trusted.
+        together: What one answer for all photographs of a plant brings, where groups were asked for.
         known, new: Of a run that started from another one (`--from`): the classes of that, and those that it added.
     """
 
@@ -153,6 +179,7 @@ class Evaluation:
     trained_on: int = 0
     answers: Answers | None = None
     trust: Trust | None = None
+    together: GroupAccuracy | None = None
     known: ClassGroup | None = None
     new: ClassGroup | None = None
 
@@ -167,6 +194,7 @@ class Evaluation:
         found = {name: getattr(self, name) for name in (*names, *more, "judged", "trained_on")}
         errors = self.answers.label_errors if self.answers is not None else None
         found["label_errors"] = len(errors.images) if errors is not None else None
+        found["together"] = asdict(self.together) if self.together is not None else None
         found["trust"] = asdict(self.trust) if self.trust is not None else None
         groups = {"known": self.known, "new": self.new} if self.known is not None and self.new is not None else {}
         return found | {name: dict(vars(group)) for name, group in groups.items()}
@@ -184,6 +212,8 @@ class Evaluation:
         Table([words("")] * 4, rows, title=title, headings=False).render(console)
         if self.trust is not None:
             console.print(as_it_is(str(self.trust)))
+        if self.together is not None:
+            console.print(as_it_is(f"{self.together} (single photographs {self.top1:.1%})"))
         if self.known is not None:
             console.print(as_it_is(self.known_and_new()))
         self._class_table().render(console)
@@ -231,6 +261,7 @@ def evaluate(
     cache: bool = True,
     cache_gb: float | None = None,
     out: str | Path | None = None,
+    together: str | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate a run or a saved model on all launched processes.
@@ -250,6 +281,8 @@ def evaluate(
         cache_gb: Limit of that cache in gigabytes; None: `$CLCA_CACHE_GB`, else 20.
         out: Folder for the files; None: `RUN/evaluation/SPLIT` (with the data's name and the keep rate if they are
             not the run's), or no files if `run` is not a folder.
+        together: Groups of photographs that also get one answer, as for `predict_together`: "folder", or a regular
+            expression.
         report: Called with one line on which images are judged and which not, before they are read.
 
     Raises:
@@ -267,7 +300,8 @@ def evaluate(
     )  # fmt: skip
     with closing(evaluator):
         rate = evaluator.own_rate if keep_rate is None else keep_rate
-        return evaluator.evaluate(rate, Path(out) if out is not None else evaluator.folder(rate))
+        place = Path(out) if out is not None else evaluator.folder(rate)
+        return evaluator.evaluate(rate, place, together)
 
 
 class Evaluator:
@@ -333,7 +367,9 @@ class Evaluator:
         self.root, self.split = name, judged.split
         self._data, self._batch_size = data, batch_size
 
-    def evaluate(self, keep_rate: float | tuple[float, ...], folder: Path | None) -> Evaluation:
+    def evaluate(
+        self, keep_rate: float | tuple[float, ...], folder: Path | None, together: str | None = None
+    ) -> Evaluation:
         """Run the model on every image at a keep rate, and write the files if a folder is given.
 
         Raises:
@@ -346,7 +382,7 @@ class Evaluator:
         assert model.classes is not None
         model.keep_rate = keep_rate
         model_cost = cost(model, images=self._sample)
-        few = len(self._images) * len(model.classes) <= _MOST_PROBABILITIES
+        few = together is not None or len(self._images) * len(model.classes) <= _MOST_PROBABILITIES
         confidence = None if model.confidence is None else model.confidence.at(model.keep_rate)
         result = run_inference(model, self._loader, accelerator, measure=True, probabilities=few, confidence=confidence)
         labels, predictions = result.labels.numpy(), result.ranked[:, 0].numpy()
@@ -374,6 +410,7 @@ class Evaluator:
             trained_on=self.judged.trained_on,
             answers=self._answers(result),
             trust=_trust(result, confidence),
+            together=self._together(result, together) if together is not None else None,
             **self._groups(labels, predictions),
         )
         if folder is not None and accelerator.is_main_process:
@@ -400,6 +437,25 @@ class Evaluator:
             else None,
             unfamiliarity=result.unfamiliarity.numpy()[order] if result.unfamiliarity is not None else None,
         )
+
+    def _together(self, result: InferenceResult, by: str) -> GroupAccuracy:
+        """What one answer for each group brings; groups of several classes are left out."""
+        assert result.probabilities is not None
+        processes, count = self.accelerator.num_processes, len(self._images)
+        place = np.concatenate([np.arange(rank, count, processes) for rank in range(processes)]).tolist()
+        members: dict[str, list[int]] = {}
+        for position, index in enumerate(place):
+            members.setdefault(group_of(self._images.images.paths[index], by), []).append(position)
+        right = mixed = images = 0
+        for positions in members.values():
+            labels = result.labels[positions]
+            if len(labels.unique()) > 1:
+                mixed += 1
+                continue
+            images += len(positions)
+            right += int(combined(result.probabilities[positions]).argmax() == labels[0])
+        groups = len(members) - mixed
+        return GroupAccuracy(by, groups, images, right / groups if groups else None, mixed)
 
     def _groups(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
         names, known = self.model.classes or [], recorded_classes(self.run)

@@ -101,7 +101,7 @@ def grouped_photographs(
         return found_photographs(list(groups)), groups.__getitem__
     found = found_photographs(names if isinstance(names, Photographs) else find_photographs(tables))
     if by == FOLDER:
-        return found, lambda path: str(path.parent)
+        return found, lambda path: group_of(path, by)
     chosen = {path: group_of_path(path.as_posix(), by, "--together") for path in found.files}
     without = [path for path, name in chosen.items() if not name]
     if without:
@@ -110,6 +110,20 @@ def grouped_photographs(
             f'give a regular expression, "{FOLDER}", or a CSV file with the columns path and {by}'
         )
     return found, chosen.__getitem__
+
+
+def group_of(path: Path, by: str) -> str:
+    """The group of a photograph, by its folder or by a regular expression.
+
+    Raises:
+        ClcaError: The expression is none, or is not found in the path.
+    """
+    if by == FOLDER:
+        return str(path.parent)
+    found = group_of_path(path.as_posix(), by, "--together")
+    if not found:
+        raise ClcaError(f"--together {by!r}: is not found in {path}")
+    return found
 
 
 def _together(name: str, each: list[ImageAnswer], classes: list[str], top_k: int) -> GroupPrediction:

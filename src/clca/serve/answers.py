@@ -44,6 +44,9 @@ class Answer(BaseModel):
     model: str = Field(examples=["leaves"])
     keep_rate: Rate = Field(description="share of tokens kept at each location", examples=[0.5])
     results: list[ImageAnswer]
+    together: ImageAnswer | None = Field(
+        default=None, description="one answer for all images that could be read, where the request asks for it"
+    )
 
 
 class ModelAnswer(BaseModel):

@@ -1,11 +1,13 @@
 """`create_app`: the endpoint as one FastAPI application, into which a page can be mounted."""
 
 import asyncio
+import statistics
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -17,6 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 import clca
 from clca.errors import ClcaError
+from clca.evaluation.together import combined
+from clca.models.ranking import most_likely
 from clca.models.token_reduced_vit import TokenReducedViT
 from clca.serve.answers import Answer, Health, ImageAnswer, Limits, ModelAnswer, Models, Reason, Refused
 from clca.serve.docs_page import POLICY, docs_page
@@ -148,6 +152,9 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
             Query(gt=0, le=1, description="share of tokens to keep at each location, where the model can change it"),
         ] = None,
         model: Annotated[str | None, Query(description="name, as listed by /v1/models; if omitted, the first")] = None,
+        together: Annotated[
+            bool, Query(description="the photographs are of one plant: also give one answer for all of them")
+        ] = False,
     ) -> Answer:
         """Classify photographs.
 
@@ -165,11 +172,13 @@ def _add_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
                 raise Refusal(422, "keep_rate_is_fixed", str(error)) from None
             uploads = await read_uploads(request, settings, place.more_bytes)
             place.more_images(len(uploads) - 1)
-            answers = await _in_time(request, service, uploads, served, rates, top_k)
+            most = len(served.classes) if together else top_k
+            answers = await _in_time(request, service, uploads, served, rates, most)
         if len(answers) == 1 and isinstance(answers[0], Refusal):
             raise answers[0]
-        results = [_as_result(upload, answer) for upload, answer in zip(uploads, answers, strict=True)]
-        return Answer(model=served.name, keep_rate=rates, results=results)
+        results = [_as_result(upload, answer, top_k) for upload, answer in zip(uploads, answers, strict=True)]
+        whole = _one_answer(served, answers, top_k) if together else None
+        return Answer(model=served.name, keep_rate=rates, results=results, together=whole)
 
     # Health checkers and load balancers ask with HEAD; the server leaves the body of the answer out.
     @app.head("/v1/models", include_in_schema=False)
@@ -248,14 +257,34 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _as_result(upload: Upload, answer: Ranked | Refusal) -> ImageAnswer:
+def _one_answer(served: ServedModel, answers: Sequence[Ranked | Refusal], top_k: int) -> ImageAnswer | None:
+    """The answer of all images that were read, which name every class; None if there are none."""
+    read = [answer for answer in answers if isinstance(answer, Ranked)]
+    if not read:
+        return None
+    each = [dict(zip(answer.classes, answer.probabilities, strict=True)) for answer in read]
+    shares, indices = most_likely(
+        combined([torch.tensor([one[name] for name in served.classes]) for one in each]), top_k
+    )
+    distances = [answer.unfamiliarity for answer in read if answer.unfamiliarity is not None]
+    median = statistics.median(distances) if distances else None
+    return ImageAnswer(
+        name=f"{len(read)} photographs",
+        classes=[served.classes[k] for k in indices.tolist()],
+        probabilities=shares.tolist(),
+        unfamiliarity=median,
+        none_of_these=None if median is None else median > 1,
+    )
+
+
+def _as_result(upload: Upload, answer: Ranked | Refusal, top_k: int) -> ImageAnswer:
     if isinstance(answer, Refusal):
         reason = Reason(status=answer.status, code=answer.code, message=answer.message)
         return ImageAnswer(name=upload.name, error=reason)
     return ImageAnswer(
         name=upload.name,
-        classes=list(answer.classes),
-        probabilities=list(answer.probabilities),
+        classes=list(answer.classes[:top_k]),
+        probabilities=list(answer.probabilities[:top_k]),
         unfamiliarity=answer.unfamiliarity,
         none_of_these=answer.is_unfamiliar,
     )

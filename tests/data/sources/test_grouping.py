@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_runs import draw
 
+from clca.data.checks.report import check
 from clca.data.sources.grouping import (
     group_names,
     hold_out_groups,
@@ -128,3 +130,15 @@ def test_names_that_look_like_plants_across_splits_are_found(names: list[str], s
     paths = [(Path(f"x/{name}.jpg"), 0) for name in names]
     assert suspected_groups({"train": paths[::2], "test": paths[1::2]}) == suspected
     assert suspected_groups({"train": paths, "test": []}) == []
+
+
+def test_data_check_points_to_plants_on_both_sides(tmp_path: Path) -> None:
+    root = draw(tmp_path / "set", classes=2, images=8, splits=("all",)) / "all"
+    assert not any("file names" in line for line in check(root, progress=False).warnings)
+    for path in root.rglob("*.png"):
+        number = int(path.stem)
+        path.rename(path.with_name(f"plant{number // 4}_{number % 4}.png"))
+    lines = [line for line in check(root, progress=False).warnings if "file names" in line]
+    assert len(lines) == 1
+    assert "photographs of 4 plants" in lines[0] or "photographs of 3 plants" in lines[0]
+    assert "--group-by" in lines[0]

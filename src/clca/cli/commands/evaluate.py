@@ -48,6 +48,11 @@ class Evaluate(Arguments):
         "stored for "
         "the same images are reused, so an interrupted sweep continues.",
     )
+    together: Annotated[str | None, Spelling("GROUPS")] = Field(
+        None,
+        description="Also judge one answer for all photographs of a plant, as clca predict --together gives it: "
+        "folder, or a regular expression.",
+    )
     batch_size: int = Field(64, description="Images per batch.")
     workers: Workers = None
     device: Device = "auto"
@@ -62,13 +67,15 @@ class Evaluate(Arguments):
 def run(argv: Sequence[str]) -> int:
     chosen = dict(parse(Evaluate, "clca evaluate", argv))
     run_name, data, split = (chosen.pop(name) for name in ("run", "data", "split"))
-    rates = chosen.pop("sweep")
+    rates, together = chosen.pop("sweep"), chosen.pop("together")
     from clca.training.run_folder import RunFolder
 
     run_folder = RunFolder.of(run_name)
     if rates is None and chosen["keep_rate"] is None:
         rates = run_folder.keep_rates
     if rates is not None:
+        if together is not None:
+            raise ClcaError("--together judges one keep rate: choose it with --keep-rate, and omit --sweep")
         return _sweep(run_folder, rates, data, split, chosen)
     from rich.console import Console
 
@@ -76,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     from clca.evaluation.answers import LABEL_ERRORS, MISTAKES, TABLE
 
     with refusing_useless_rate(run_name, chosen["keep_rate"]):
-        result = run_evaluation(run_folder, data, split, **chosen, report=print_at_once)
+        result = run_evaluation(run_folder, data, split, **chosen, together=together, report=print_at_once)
     if is_first_process():
         result.render(Console())
         if result.folder is not None:

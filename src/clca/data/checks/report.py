@@ -12,6 +12,7 @@ from rich.console import Console
 from clca.data.checks.decode import BadImage, Inspection, inspect_images, verify_images
 from clca.data.checks.duplicates import exact_duplicates, near_duplicates
 from clca.data.sources.folder_csv import read_listing
+from clca.data.sources.grouping import suspected_groups
 from clca.data.sources.listing import Listing, first_few
 from clca.data.sources.skipped import describe_unused
 from clca.system.paths import shown
@@ -186,6 +187,7 @@ def check(
             *describe_unused(listing.root, listing.unused),
             *listing.warnings,
             *_class_warnings(listing, counts),
+            *_group_warnings(listing),
             *_reading_warnings(profiles, bad_profiles, left_out, dark),
             *_image_warnings(near_empty, duplicates),
         ],
@@ -251,6 +253,19 @@ def _reading_warnings(
 
 def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{what} {number}" for what, number in numbers.items())
+
+
+def _group_warnings(listing: Listing) -> list[str]:
+    """Names such as plant12_1 and plant12_2 in two splits: the model would be tested on plants that it has seen."""
+    found = suspected_groups(listing.splits)
+    if not found:
+        return []
+    plants = f"{len(found)} plants (or pots, or sessions)" if len(found) > 1 else "a plant (or a pot, or a session)"
+    return [
+        f"by their file names, photographs of {plants} are in more than one split: "
+        f"{first_few(list(map(shown, found)))}; if so, keep them together with clca train --group-by, such as "
+        "--group-by '(.*)_[0-9]+'"
+    ]
 
 
 def _image_warnings(near_empty: Sequence[str], duplicates: Sequence[Duplicates]) -> list[str]:

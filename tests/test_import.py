@@ -95,7 +95,7 @@ def test_every_public_name_is_there_and_described() -> None:
 
 def test_a_public_name_is_what_its_module_has() -> None:
     from clca import data, reductions
-    from clca.evaluation import evaluator, predictor
+    from clca.evaluation import cross_validation, evaluator, predictor
     from clca.kernels import dispatch, prepack
     from clca.models import backbones, config, factory, pretrained, token_reduced_vit, trace, weights
     from clca.training import trainer
@@ -104,6 +104,7 @@ def test_a_public_name_is_what_its_module_has() -> None:
         clca.models.cost: ("Cost", "cost"),
         backbones: ("list_backbones",),
         config: ("ModelConfig",),
+        cross_validation: ("cross_validate",),
         dispatch: ("fast_kernels",),
         evaluator: ("evaluate",),
         factory: ("create_model", "reduce_tokens"),

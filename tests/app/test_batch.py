@@ -324,7 +324,7 @@ def test_a_model_that_fails_spoils_only_what_it_failed_on(tmp_path: Path) -> Non
 
     async def work(service: Any) -> list[Row]:
         served = service.find(None)
-        whole, calls = served.probabilities, []
+        whole, calls = served.answers, []
 
         def failing(rates: Any, images: Any) -> Any:
             calls.append(len(images))
@@ -332,7 +332,7 @@ def test_a_model_that_fails_spoils_only_what_it_failed_on(tmp_path: Path) -> Non
                 raise RuntimeError("out of memory at /home/me")
             return whole(rates, images)
 
-        served.probabilities = failing
+        served.answers = failing
         return [row async for progress in start(service, files) for row in progress.rows]
 
     rows = with_service(work, max_batch=2, wait_ms=5000)  # full batches wait for nobody
@@ -348,7 +348,7 @@ def test_cancelled_while_the_model_computes_it_ends_and_gives_back_its_room(tmp_
 
     async def work(service: Any) -> None:
         served = service.find(None)
-        whole, go, begun, calls = served.probabilities, threading.Event(), threading.Event(), []
+        whole, go, begun, calls = served.answers, threading.Event(), threading.Event(), []
 
         def slow(rates: Any, images: Any) -> Any:
             calls.append(len(images))
@@ -356,7 +356,7 @@ def test_cancelled_while_the_model_computes_it_ends_and_gives_back_its_room(tmp_
             assert go.wait(20)
             return whole(rates, images)
 
-        served.probabilities = slow
+        served.answers = slow
         task = asyncio.create_task(_last(start(service, files)))
         await asyncio.to_thread(begun.wait, 20)
         assert service.under_way == 16
@@ -499,6 +499,7 @@ def test_the_summary_counts_classes_and_reasons() -> None:
         "images": 4,
         "answered": 3,
         "refused": 1,
+        "none_of_these": 0,
         "classes": {"alder": 2, "-1": 1},
         "reasons": {"damaged": 1},
     }

@@ -267,7 +267,7 @@ def test_a_batch_that_is_stopped_keeps_what_it_has_answered(browser: Browser, vi
     photos = [draw(tmp_path / f"{number}.png", number % 3, number) for number in range(8)]
     with page_of([vines], max_batch=2) as address, pytest.MonkeyPatch.context() as patch:
         go, answered = threading.Event(), 0
-        quick = ServedModel.probabilities
+        quick = ServedModel.answers
 
         def slow(self: ServedModel, rates: Any, images: Any) -> Any:
             nonlocal answered
@@ -276,7 +276,7 @@ def test_a_batch_that_is_stopped_keeps_what_it_has_answered(browser: Browser, vi
             answered += len(images)
             return quick(self, rates, images)
 
-        patch.setattr(ServedModel, "probabilities", slow)
+        patch.setattr(ServedModel, "answers", slow)
         page = browser.new_page()
         page.goto(address)
         page.get_by_role("tab", name="Many").click()

@@ -29,27 +29,27 @@ CLIENTS = 32
 def slowed(app: Any, seconds: float) -> None:
     """Make the model of an application slow."""
     served = app.state.service.models["tiny"]
-    quick = served.probabilities
+    quick = served.answers
 
     def slow(*args: Any) -> Any:
         time.sleep(seconds)
         return quick(*args)
 
-    served.probabilities = slow
+    served.answers = slow
 
 
 @contextmanager
 def held(app: Any) -> Iterator[tuple[threading.Event, threading.Event]]:
     """The model of an application sets the first event once it has begun to compute, and then waits for the second."""
     served = app.state.service.models["tiny"]
-    quick, begun, go = served.probabilities, threading.Event(), threading.Event()
+    quick, begun, go = served.answers, threading.Event(), threading.Event()
 
     def waits(*args: Any) -> Any:
         begun.set()
         assert go.wait(60)
         return quick(*args)
 
-    served.probabilities = waits
+    served.answers = waits
     try:
         yield begun, go
     finally:
@@ -187,13 +187,13 @@ def test_a_client_that_goes_gives_its_place_back() -> None:
 def test_an_error_in_the_model_says_nothing_of_the_machine_and_the_next_is_answered() -> None:
     app = make_app(MODEL)
     served = app.state.service.models["tiny"]
-    right = served.probabilities
+    right = served.answers
 
     def wrong(*args: Any) -> Any:
-        served.probabilities = right
+        served.answers = right
         raise RuntimeError("a secret in /root/place")
 
-    served.probabilities = wrong
+    served.answers = wrong
     with running(app) as (address, _):
         answer = httpx.post(f"{address}/v1/predict", content=photo(1), trust_env=False)
         assert answer.status_code == 500

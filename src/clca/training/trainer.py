@@ -530,6 +530,8 @@ class _Trainer:
         """Calibrate the kept weights and write `confidence.safetensors`, or log why there is none."""
         state, split = self.state, self.config.watched_split
         count = len(state.watched_images) if state.watched_images is not None and split == "val" else 0
+        if self.config.data.val_split == "none":
+            return  # as was asked for
         if count < FEWEST_IMAGES:
             why = f"fewer than {FEWEST_IMAGES} val images ({count})" if count else "no val split is watched"
             self.display.log(f"probabilities are not calibrated, and no image is called unfamiliar: {why}")
